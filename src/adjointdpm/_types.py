@@ -1,0 +1,152 @@
+"""The words every other module speaks: a time, a conditioning, a policy, an error.
+
+Time     one instant: the network's t, the solver's tau, and alpha, sigma with x = alpha x0 + sigma eps
+Cond     what the denoiser is told besides (x, t): named tensors, each of which can want a gradient
+Run      how one denoiser call is executed: kept, recomputed or without a graph (the adjoint decides)
+State    what a solver advances: a tuple of tensors, so that the same solvers do the augmented ODE
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Float64
+from torch import Tensor
+
+__all__ = [
+    "AdjointDPMError",
+    "Cond",
+    "Derivative",
+    "InputError",
+    "NonFiniteError",
+    "Run",
+    "Scalar",
+    "State",
+    "Stats",
+    "Time",
+    "direct",
+]
+
+Scalar = Float64[Tensor, ""]
+"""A 0-dimensional float64 tensor on the CPU: it multiplies tensors of any dtype and device exactly
+as a Python float would, and carries a gradient where the time grid wants one."""
+
+State = tuple[Tensor, ...]
+
+Run = Callable[..., Tensor]
+"""`run(fn, *tensors) -> fn(*tensors)`; every tensor that `fn` differentiates is among `tensors`."""
+
+
+class AdjointDPMError(Exception):
+    """Base of the errors that this library raises on purpose."""
+
+
+class InputError(AdjointDPMError, ValueError):
+    """What was given cannot be used; the message says what was needed and what to do."""
+
+
+class NonFiniteError(AdjointDPMError, ArithmeticError):
+    """NaN or infinity came out of a denoiser or a metric; the message says where."""
+
+
+def direct(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Call `fn` and let autograd do what it does: the policy of plain backpropagation."""
+    return fn(*tensors)
+
+
+@dataclass(frozen=True)
+class Time:
+    """One instant of the flow, in the three clocks the equations use.
+
+    t      what the network is told (its own unit: a training step, a noise level, a fraction)
+    tau    what the solver integrates over (rho = sigma / alpha, or s = sigma / (alpha + sigma))
+    alpha, sigma   the noise schedule there: x = alpha x0 + sigma eps
+    scale  x = scale z, with z the solver's state (alpha, or alpha + sigma)
+    """
+
+    t: Scalar
+    tau: Scalar
+    alpha: Scalar
+    sigma: Scalar
+    scale: Scalar
+
+    @property
+    def log_snr_half(self) -> Scalar:
+        """lambda = log(alpha / sigma), the variable of the DPM-Solver papers."""
+        return self.alpha.log() - self.sigma.log()
+
+
+Derivative = Callable[[Time, State], State]
+"""d state / d tau."""
+
+
+@dataclass(frozen=True)
+class Cond(Mapping[str, Tensor]):
+    """What the denoiser is told besides x and t, as named tensors (batch first, or 0-dimensional).
+
+    For a pipeline the names are those of its own arguments: `prompt_embeds` (batch, tokens, width),
+    `negative_prompt_embeds`, `guidance_scale` (a number, as a 0-dimensional tensor). A Cond is a
+    read-only mapping; `cond["prompt_embeds"].grad` holds the gradient after a backward pass.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            known = ", ".join(self.tensors) or "no tensors at all"
+            raise KeyError(f"this Cond has no {name!r}; it holds {known}")
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def replace(self, **tensors: Tensor) -> "Cond":
+        """A copy with some tensors exchanged or added."""
+        return Cond({**self.tensors, **tensors})
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "Cond":
+        """A copy with `fn` applied to every tensor."""
+        return Cond({name: fn(tensor) for name, tensor in self.tensors.items()})
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Cond":
+        """Ask for the gradient of every tensor, in place; returns itself."""
+        for tensor in self.tensors.values():
+            tensor.requires_grad_(requires_grad)
+        return self
+
+
+@dataclass
+class Stats:
+    """What a sampling, and the backward pass through it, did and held.
+
+    nfe_forward    denoiser calls so far, recomputations included (a guided call counts once when
+                   both halves travel in one batch, twice when they are two calls)
+    nfe_backward   denoiser calls differentiated so far; zero until `backward()` has run
+    states         bytes of states held from the forward to the backward pass
+    kept           bytes of denoiser graphs held as long
+    recomputed     bytes of the largest denoiser graph made anew in the backward pass
+    decoder        bytes that the decoder's backward pass needs, its largest recomputed block included
+
+    Weights and conditioning are not counted: they are there anyway.
+    """
+
+    nfe_forward: int = 0
+    nfe_backward: int = 0
+    states: int = 0
+    kept: int = 0
+    recomputed: int = 0
+    decoder: int = 0
+    measured: bool = True
+
+    @property
+    def bytes_saved(self) -> int | None:
+        """Bytes saved for the backward pass at its peak; None where torch cannot tell (before 2.8).
+
+        The decoder is differentiated first, then the graphs that were kept, and only then is the
+        first graph made anew: states + max(kept + decoder, recomputed).
+        """
+        if not self.measured:
+            return None
+        return self.states + max(self.kept + self.decoder, self.recomputed)

@@ -1,0 +1,92 @@
+"""Adjoints: how the gradient of a sampling is made, as a value.
+
+An adjoint is chosen apart from the solver: `sampler.replace(adjoint=Checkpointed())`. All of them
+return the same sample; they differ in what the backward pass costs and in how true it is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .._types import Run, Stats, direct
+from ..ivp import IVP
+from .meter import SavedBytes
+
+__all__ = ["Adjoint", "differentiable_inputs", "recomputed", "wants_gradient", "without_graph"]
+
+
+def recomputed(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Call `fn` now for its value, and again for its graph when the backward pass arrives."""
+    return checkpoint(fn, *tensors, use_reentrant=False)
+
+
+def without_graph(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Call `fn` for its value alone."""
+    with torch.no_grad():
+        return fn(*tensors)
+
+
+class Adjoint(ABC):
+    """A way to differentiate a sampling."""
+
+    keeps_decoder: bool = False
+    """Whether the decoder's graph is kept, too, instead of recomputed block by block."""
+
+    @abstractmethod
+    def solve(self, ivp: IVP, stats: Stats) -> Tensor:
+        """z at the clean end, with whatever graph this adjoint gives it; fills `stats` as it goes.
+
+        Raises:
+            InputError: a gradient is asked for that this adjoint cannot give.
+            NonFiniteError: the denoiser returned NaN or infinity; the message names the step.
+        """
+
+    def decode(
+        self,
+        decode: Callable[[Tensor, Run], Tensor],
+        latents: Tensor,
+        weights: list[Tensor],
+        stats: Stats,
+    ) -> Tensor:
+        """The picture of latents; `decode` hands its blocks to the policy it is given.
+
+        Recomputing block by block, not as a whole: a decoder's peak is far above a denoiser's, and
+        only its blocks' inputs need to outlive it.
+        """
+        largest = 0
+
+        def block(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+            def metered(*tensors: Tensor) -> Tensor:
+                nonlocal largest
+                with SavedBytes(weights) as inside:
+                    out = fn(*tensors)
+                largest = max(largest, inside.bytes or 0)
+                return out
+
+            return recomputed(metered, *tensors)
+
+        wanted = torch.is_grad_enabled() and (
+            latents.requires_grad or any(weight.requires_grad for weight in weights)
+        )
+        if not wanted:
+            return decode(latents, direct)
+        with SavedBytes(weights) as outside:
+            image = decode(latents, direct if self.keeps_decoder else block)
+        stats.measured &= outside.bytes is not None
+        stats.decoder = (outside.bytes or 0) + largest
+        return image
+
+
+def differentiable_inputs(ivp: IVP) -> Iterator[Tensor]:
+    """Every tensor of the problem that wants a gradient: noise, conditioning, weights, times."""
+    for tensor in (ivp.initial, *ivp.cond.values(), *ivp.flow.denoiser.parameters(), ivp.grid.times):
+        if tensor.requires_grad:
+            yield tensor
+
+
+def wants_gradient(ivp: IVP) -> bool:
+    """Whether this sampling will be differentiated at all."""
+    return torch.is_grad_enabled() and next(differentiable_inputs(ivp), None) is not None

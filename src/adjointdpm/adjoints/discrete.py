@@ -1,0 +1,198 @@
+"""Discretise, then optimise: the exact gradient of the sampler that ran.
+
+One mechanism, a policy per denoiser call: its graph is kept, or recomputed when the backward pass
+reaches it (`torch.utils.checkpoint`, non-reentrant, which is right under DDP, FSDP2, autocast and
+dropout), or never made. Everything between the calls is linear and saves next to nothing.
+"""
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .._types import InputError, Run, State, Stats, Time, direct
+from ..ivp import IVP, integrate
+from .base import Adjoint, recomputed, wants_gradient, without_graph
+from .meter import SavedBytes
+
+__all__ = ["Backprop", "Checkpointed", "Truncated"]
+
+
+class Discrete(Adjoint):
+    """The step loop under autograd; subclasses say what happens to each denoiser call."""
+
+    @abstractmethod
+    def policy(self, i: int, calls: int, graph: int | None) -> Run:
+        """How call `i` of `calls` is run; `graph` is the size of one graph in bytes, once known."""
+
+    def refuse(self, ivp: IVP) -> None:
+        """Raise if this adjoint cannot give a gradient that is asked for."""
+
+    def solve(self, ivp: IVP, stats: Stats) -> Tensor:
+        wanted = wants_gradient(ivp)
+        if wanted:
+            self.refuse(ivp)
+        ledger = _Ledger(ivp, stats)
+
+        def f(time: Time, state: State) -> State:
+            run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
+            return (ivp.velocity(time, *state, ledger.enter(run)),)
+
+        return integrate(f, (ivp.initial,), ivp.grid, ivp.solver)[0]
+
+
+class _Ledger:
+    """Counts the calls of one sampling and adds up what the backward pass will hold.
+
+    The first call's graph is measured in passing; the others are of the same size.
+    """
+
+    def __init__(self, ivp: IVP, stats: Stats) -> None:
+        self.stats = stats
+        self.call = 0
+        self._runs = 0
+        self._graph: int | None = None
+        self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
+
+    @property
+    def graph(self) -> int | None:
+        """Bytes of one call's graph: two evaluations' where guidance is split."""
+        return None if self._graph is None else self._graph * self._runs
+
+    def enter(self, policy: Run) -> Run:
+        """The next call's policy, with the accounts kept."""
+        self.call += 1
+        return partial(self._run, policy)
+
+    def _run(self, policy: Run, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        self._runs += self.call == 1
+        out = policy(partial(self._evaluate, fn), *tensors)
+        if out.requires_grad:
+            out.register_hook(self._differentiated)
+            if policy is recomputed:
+                self.stats.states += tensors[0].nbytes
+                self.stats.recomputed = self._graph or 0
+            else:
+                self.stats.kept += self._graph or 0
+        return out
+
+    def _evaluate(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        self.stats.nfe_forward += 1
+        if self._graph is not None or not torch.is_grad_enabled():
+            return fn(*tensors)
+        with SavedBytes(self._shared) as saved:
+            out = fn(*tensors)
+        self.stats.measured &= saved.bytes is not None
+        self._graph = saved.bytes
+        return out
+
+    def _differentiated(self, cotangent: Tensor) -> None:
+        self.stats.nfe_backward += 1
+
+
+@dataclass(frozen=True)
+class Backprop(Discrete):
+    """Plain backpropagation: every call's graph is kept. Exact; N graphs of memory, N f + N b of time.
+
+    Use it when it fits; `Checkpointed` gives the same bits in the memory of one graph.
+    """
+
+    keeps_decoder = True
+
+    def policy(self, i: int, calls: int, graph: int | None) -> Run:
+        return direct
+
+
+@dataclass(frozen=True)
+class Checkpointed(Discrete):
+    """Every call's graph is recomputed when its turn comes: the default, exact, in one graph of memory.
+
+        N states + 1 graph of memory,   (2N - k) f + N b of time for k graphs kept
+
+    The gradient is that of `Backprop`, bit for bit where the denoiser is deterministic. The last calls
+    are the ones kept, since the backward pass frees them before it makes the first new graph; so the
+    peak is max(k, 1) graphs. The decoder is recomputed by blocks.
+
+    Args:
+        keep: number of calls, counted from the last, whose graph is kept; more than there are keeps all.
+        budget: memory for graphs instead, in bytes or as "8GiB", "500MB"; k follows from the measured
+            size of the first call's graph (torch >= 2.8). Graphs only: the decoder comes on top.
+    Raises:
+        InputError: keep is negative, both are given, or the budget cannot be read.
+    Reference: Griewank and Walther, 2000 (revolve); Chen et al., 2016, arXiv 1604.06174.
+    """
+
+    keep: int = 0
+    budget: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep < 0:
+            raise InputError(f"keep is a number of denoiser calls, at least 0, but is {self.keep}")
+        if self.budget is not None:
+            if self.keep:
+                raise InputError("give keep or budget, not both: the budget decides how many to keep")
+            _bytes(self.budget)
+
+    def policy(self, i: int, calls: int, graph: int | None) -> Run:
+        return direct if i >= calls - self._kept(i, graph) else recomputed
+
+    def _kept(self, i: int, graph: int | None) -> int:
+        if self.budget is None:
+            return self.keep
+        if i == 0:  # the first call is measured, and is the last one worth keeping
+            return 0
+        if graph is None:
+            raise InputError("Checkpointed(budget=) needs torch >= 2.8; use Checkpointed(keep=)")
+        return _bytes(self.budget) // max(graph, 1)
+
+
+@dataclass(frozen=True)
+class Truncated(Discrete):
+    """DRaFT-K: no gradient before the last K denoiser calls (Clark et al., 2023, arXiv 2309.17400).
+
+    Cheap, and biased: what the early calls, which lay out the picture, contribute to the gradient is
+    left out. Use it for weights when steps are many and the metric is about detail; not for noise
+    (refused, as that gradient passes through every call), and not where `compare` shows it is far off.
+
+    Args:
+        last: K >= 1, how many calls are differentiated, each recomputed when its turn comes.
+    Raises:
+        InputError: last < 1, or a gradient is asked of the noise or the grid.
+    """
+
+    last: int = 1
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise InputError(f"last is a number of denoiser calls, at least 1, but is {self.last}")
+
+    def refuse(self, ivp: IVP) -> None:
+        if self.last >= ivp.calls:
+            return
+        for name, tensor in (("the noise", ivp.initial), ("the time grid", ivp.grid.times)):
+            if tensor.requires_grad:
+                raise InputError(
+                    f"Truncated(last={self.last}) makes no gradient before the last {self.last} of "
+                    f"{ivp.calls} denoiser calls, so it has none for {name}; use Checkpointed(), or "
+                    f"pass {name} without requires_grad"
+                )
+
+    def policy(self, i: int, calls: int, graph: int | None) -> Run:
+        return recomputed if i >= calls - self.last else without_graph
+
+
+def _bytes(size: int | str) -> int:
+    """Bytes of a size such as 1000, "500MB" or "8GiB"."""
+    if isinstance(size, int) and size > 0:
+        return size
+    units = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|B)\s*", str(size).upper())
+    if not match:
+        raise InputError(
+            f'a budget is a positive number of bytes or a text such as "8GiB", but is {size!r}'
+        )
+    return int(float(match[1]) * units[match[2]])

@@ -1,0 +1,63 @@
+"""Counting the bytes that autograd saves for the backward pass: deterministic, on any device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+__all__ = ["SavedBytes"]
+
+# Reads the hooks that are already in force (torch >= 2.8). Without it ours would replace those of
+# torch.utils.checkpoint or of the user's save_on_cpu instead of counting in front of them.
+_hooks_in_force = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
+
+
+class SavedBytes(saved_tensors_hooks):
+    """A context that counts the distinct storages saved for backward inside it, in bytes.
+
+    It passes every tensor on to the hooks already in force, so a checkpoint stays a checkpoint; the
+    figure is then what the graph *would* hold.
+
+    Args:
+        shared: tensors (weights, conditioning) whose storages are there anyway and are not counted.
+    `bytes` is None on a torch that cannot compose hooks.
+    """
+
+    def __init__(self, shared: list[Tensor]) -> None:
+        self._seen = {_storage(tensor) for tensor in shared}
+        self.bytes: int | None = None
+        if _hooks_in_force is None:
+            return
+        outer = _hooks_in_force(False)
+        self.bytes = 0
+
+        def pack(tensor: Tensor) -> Any:
+            self._count(tensor)
+            return outer[0](tensor) if outer else tensor
+
+        def unpack(packed: Any) -> Tensor:
+            return outer[1](packed) if outer else packed
+
+        super().__init__(pack, unpack)
+
+    def __enter__(self) -> "SavedBytes":  # type: ignore[override]
+        if self.bytes is not None:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bytes is not None:
+            super().__exit__(*error)
+
+    def _count(self, tensor: Tensor) -> None:
+        # Zero-dimensional coefficients live on the CPU and weigh nothing; their storages come and go.
+        if tensor.ndim == 0 or _storage(tensor) in self._seen:
+            return
+        self._seen.add(_storage(tensor))
+        assert self.bytes is not None
+        self.bytes += tensor.untyped_storage().nbytes()
+
+
+def _storage(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()

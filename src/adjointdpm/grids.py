@@ -1,0 +1,136 @@
+"""Time grids: which instants a sampler visits, as a decreasing vector of steps + 1 times.
+
+    uniform   t evenly spaced
+    karras    rho^(1/7) evenly spaced (Karras et al., 2022, arXiv 2206.00364, equation 5)
+    log_snr   lambda = -log rho evenly spaced (Lu et al., 2022, arXiv 2206.00927)
+
+with rho = sigma / alpha. All take the schedule's own ends unless told otherwise. Any decreasing
+float64 vector of times will do as a grid; one that requires a gradient gets it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ._types import InputError, Time
+from .schedules import Schedule
+
+__all__ = ["Grid", "TimeGrid", "karras", "log_snr", "uniform"]
+
+Times = Float64[Tensor, "nodes"]
+Grid = Callable[[Schedule, int], Times]
+
+
+def uniform(schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> Times:
+    """Times evenly spaced in the network's own unit; the plain choice, and diffusers' default."""
+    start, end = _ends(schedule, steps, start, end)
+    return torch.linspace(start, end, steps + 1, dtype=torch.float64)
+
+
+def karras(schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> Times:
+    """More steps at low noise; good for second-order solvers and few steps."""
+    first, last = _rho_ends(schedule, steps, start, end, "karras")
+    root = torch.linspace(first ** (1 / 7), last ** (1 / 7), steps + 1, dtype=torch.float64)
+    return _pinned(schedule, root**7, start, end)
+
+
+def log_snr(schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> Times:
+    """Even steps of the log signal-to-noise ratio; what DPM-Solver's error analysis assumes."""
+    first, last = _rho_ends(schedule, steps, start, end, "log_snr")
+    log_rho = torch.linspace(first.log(), last.log(), steps + 1, dtype=torch.float64)  # type: ignore[call-overload]
+    return _pinned(schedule, log_rho.exp(), start, end)
+
+
+def _ends(schedule: Schedule, steps: int, start: float | None, end: float | None) -> tuple[float, float]:
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, but is {steps}")
+    start = schedule.start if start is None else start
+    end = schedule.end if end is None else end
+    if not schedule.limit <= end < start:
+        raise InputError(
+            f"a grid runs from its noisy start down to its clean end >= {schedule.limit}, "
+            f"but start = {start} and end = {end}"
+        )
+    return start, end
+
+
+def _rho_ends(schedule: Schedule, steps: int, start: float | None, end: float | None, name: str) -> Tensor:
+    t = torch.tensor(_ends(schedule, steps, start, end), dtype=torch.float64)
+    rho = schedule.sigma(t) / schedule.alpha(t)
+    if not bool(torch.isfinite(rho).all() and (rho > 0).all()):
+        raise InputError(
+            f"{name} needs 0 < sigma / alpha < infinity at both ends, but it is {rho.tolist()} at "
+            f"t = {t.tolist()}; move the end (start=, end=) or use the grid `uniform`"
+        )
+    return rho
+
+
+def _pinned(schedule: Schedule, rho: Tensor, start: float | None, end: float | None) -> Times:
+    times = schedule.time(rho / (1 + rho))
+    # The two ends exactly, not to the rounding of the inverse.
+    times[0] = schedule.start if start is None else start
+    times[-1] = schedule.end if end is None else end
+    return times
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """A grid seen through a schedule: its instants, and the instants between them.
+
+    Args:
+        schedule: the clock's meaning.
+        times: decreasing when sampling, increasing when a continuous adjoint runs backwards.
+    """
+
+    schedule: Schedule
+    times: Times
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_nodes", tuple(self.schedule.at(self.times)))
+
+    @classmethod
+    def checked(cls, schedule: Schedule, times: Tensor) -> "TimeGrid":
+        """A grid for sampling, or an error that says what is wrong with these times."""
+        times = torch.as_tensor(times).to("cpu", torch.float64)
+        if times.ndim != 1 or len(times) < 2:
+            raise InputError(
+                f"a grid is a vector of at least two times, but has shape {tuple(times.shape)}"
+            )
+        if not bool((times[1:] < times[:-1]).all()):
+            worst = int((times[1:] >= times[:-1]).nonzero()[0])
+            raise InputError(
+                "a grid's times must decrease strictly, from noise to data, but time "
+                f"{worst + 1} ({float(times[worst + 1]):g}) follows time {worst} ({float(times[worst]):g})"
+            )
+        if float(times[-1]) < schedule.limit or float(times[0]) > schedule.start:
+            raise InputError(
+                f"this schedule is defined from {schedule.limit:g} to {schedule.start:g}, but the grid "
+                f"runs from {float(times[0]):g} to {float(times[-1]):g}"
+            )
+        return cls(schedule, times)
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.times) - 1
+
+    def __getitem__(self, i: int) -> Time:
+        return self._nodes[i]  # type: ignore[attr-defined]
+
+    def between(self, i: int, c: float) -> Time:
+        """The instant at tau_i + c (tau_{i+1} - tau_i): exact at c = 0 and c = 1."""
+        if c in (0.0, 1.0):
+            return self[i + int(c)]
+        return self.schedule.at_tau(self[i].tau + c * (self[i + 1].tau - self[i].tau))
+
+    def resampled(self, steps: int) -> "TimeGrid":
+        """The same span in another number of steps, the nodes at equal fractions of the index."""
+        place = torch.linspace(0, len(self), steps + 1, dtype=torch.float64)
+        i = place.floor().long().clamp(max=len(self) - 1)
+        return TimeGrid(self.schedule, self.times[i].lerp(self.times[i + 1], place - i))
+
+    def reversed(self) -> "TimeGrid":
+        """The same instants from the last to the first."""
+        return TimeGrid(self.schedule, self.times.flip(0))

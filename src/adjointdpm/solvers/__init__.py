@@ -1,0 +1,7 @@
+"""Solvers: Runge-Kutta and multistep, each a tableau or a formula, an order and a docstring."""
+
+from .base import Solver
+from .multistep import AdamsBashforth, DPMSolverPP
+from .runge_kutta import RK4, Euler, Heun, Midpoint
+
+__all__ = ["RK4", "AdamsBashforth", "DPMSolverPP", "Euler", "Heun", "Midpoint", "Solver"]

@@ -1,0 +1,162 @@
+"""The bundled models: a small text-to-image model of emoji-like pictures, and a classifier for it.
+
+Both are ordinary folders of diffusers and transformers, trained by the scripts under `training/`.
+Every file is checked against the hash in its folder's MANIFEST.json before it is read.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import InputError
+from ..fields import PipelineField
+from ..sampler import FlowSampler
+
+__all__ = ["Classifier", "folder", "load", "load_classifier"]
+
+
+def folder(name: str) -> Path:
+    """Where a bundled model lies, its files checked.
+
+    Raises:
+        InputError: there is no such model, or a file is missing or is not the one that was shipped.
+    """
+    here = Path(__file__).parent
+    path = here / name.replace("/", "-")
+    known = sorted(each.parent.name.replace("-", "/") for each in here.glob("*/MANIFEST.json"))
+    if name not in known:
+        raise InputError(f"no bundled model is called {name!r}; there are {', '.join(known) or 'none'}")
+    return verified(path)
+
+
+def verified(path: Path) -> Path:
+    """The folder, if each file that its MANIFEST.json lists is there and has the hash it says."""
+    manifest: dict[str, str] = json.loads((path / "MANIFEST.json").read_text())
+    for file, expected in manifest.items():
+        if not (path / file).is_file():
+            raise InputError(f"{path / file} is missing; install adjointdpm again")
+        if hashlib.sha256((path / file).read_bytes()).hexdigest() != expected:
+            raise InputError(f"{path / file} is damaged (its hash is wrong); install adjointdpm again")
+    return path
+
+
+def load(
+    name: str = "emoji",
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    split_guidance: bool = False,
+    **settings: Any,
+) -> FlowSampler:
+    """A bundled text-to-image model as a sampler, its weights frozen.
+
+    For gradients of the weights call `sampler.field.denoiser.requires_grad_()`. The same folder is a
+    stock pipeline: `StableDiffusionPipeline.from_pretrained(adjointdpm.zoo.folder("emoji"))`.
+
+    Args:
+        name: "emoji": 64 x 64 pictures; prompts such as "a red apple on a blue background".
+        dtype, device: of the network.
+        split_guidance: two network calls a step instead of one batch of both.
+        settings: those of `FlowSampler`: solver, steps, grid, guidance_scale, adjoint.
+    Raises:
+        InputError: an unknown name, a damaged file, or a bad setting.
+    """
+    from diffusers import StableDiffusionPipeline  # takes seconds to import
+
+    path = folder(name)
+    with _quiet("diffusers"):
+        pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.requires_grad_(False).eval()
+    about = json.loads((path / "emoji.json").read_text())
+    words = frozenset(" ".join([*about["concepts"], *about["colours"], "a an on background"]).split())
+    field = PipelineField(pipe.to(device), split_guidance, direct=True, vocabulary=words)
+    return FlowSampler(field, **settings)
+
+
+class Classifier(nn.Module):
+    """An image classifier as a function of pictures in [0, 1]: normalisation and resizing included.
+
+    Args:
+        model: a transformers image classifier.
+        mean, std: of its normalisation, per channel.
+        size: side of the square it wants; None takes pictures as they come.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, mean: list[float], std: list[float], size: int | None) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+        self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch classes"]:
+        """Logits of pictures, differentiable; pictures are not clamped."""
+        if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            images = nn.functional.interpolate(
+                images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
+            )
+        return self.model((images - self.mean) / self.std).logits
+
+    def index(self, label: str) -> int:
+        """The number of a label.
+
+        Raises:
+            InputError: the classifier has no such label.
+        """
+        if label not in self.labels:
+            near = [each for each in self.labels if label in each or each in label]
+            hint = f"; did you mean {', '.join(near[:5])}?" if near else ""
+            raise InputError(f"the classifier has no label {label!r} among its {len(self.labels)}{hint}")
+        return self.labels.index(label)
+
+
+def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = "cpu") -> Classifier:
+    """A bundled image classifier, frozen, or any transformers classifier by folder or name.
+
+    Args:
+        name: "emoji/resnet", a folder, or a model's name.
+        device: where it runs.
+    Raises:
+        InputError: a bundled file is missing or damaged.
+    """
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    bundled = (Path(__file__).parent / name.replace("/", "-") / "MANIFEST.json").is_file()
+    path = str(folder(name)) if bundled else name
+    model = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32)
+    model.requires_grad_(False).eval()
+    settings = _preprocessing(Path(path)) if Path(path).is_dir() else None
+    if settings is None:
+        settings = AutoImageProcessor.from_pretrained(path).to_dict()
+    size = settings.get("size") or {}
+    side = size.get("height", size.get("shortest_edge"))
+    return Classifier(model, settings["image_mean"], settings["image_std"], side).to(device)
+
+
+def _preprocessing(path: Path) -> dict[str, Any] | None:
+    file = path / "preprocessor_config.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without a library's chatter about parts that the bundled model has no need of."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

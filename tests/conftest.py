@@ -1,0 +1,135 @@
+"""Small real models: a conditional UNet, and a whole Stable Diffusion pipeline, built on the spot."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import adjointdpm as adp
+from adjointdpm.denoisers import Denoiser, Prediction
+from adjointdpm.fields import Field, UNetDenoiser
+from adjointdpm.schedules import Schedule
+
+torch.set_num_threads(1)
+
+
+def scaled_linear(first: float = 0.00085, last: float = 0.012, steps: int = 1000) -> Tensor:
+    """Stable Diffusion's alphas_cumprod."""
+    betas = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+def tiny_unet(dtype: torch.dtype = torch.float64, **config: object) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        **{
+            "sample_size": 4,
+            "in_channels": 2,
+            "out_channels": 2,
+            "block_out_channels": (4, 8),
+            "layers_per_block": 1,
+            "cross_attention_dim": 6,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": 4,
+            "norm_num_groups": 2,
+            **config,
+        }
+    )
+    return unet.to(dtype).eval()
+
+
+class BareField(Field):
+    """A denoiser without an encoder or decoder: latents are shown as they are."""
+
+    def __init__(self, schedule: Schedule, denoiser: Denoiser, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.schedule, self.denoiser = schedule, denoiser
+        self.latent_shape = self.image_shape = shape
+
+    def encode(self, prompts, negative, guidance_scale):
+        generator = torch.Generator().manual_seed(len(prompts))
+        draw = lambda: torch.randn(len(prompts), 3, 6, generator=generator, dtype=torch.float64)  # noqa: E731
+        scale = torch.tensor(guidance_scale, dtype=torch.float64)
+        return adp.Cond(
+            {"prompt_embeds": draw(), "negative_prompt_embeds": draw(), "guidance_scale": scale}
+        )
+
+    def decode(self, latents, run=adp._types.direct):
+        return latents
+
+    def decoder_weights(self):
+        return []
+
+
+class Mixture(BareField):
+    """A closed-form denoiser, whose conditioning is a shift of its means."""
+
+    def encode(self, prompts, negative, guidance_scale):
+        return adp.Cond({"shift": torch.zeros(len(prompts), *self.latent_shape, dtype=torch.float64)})
+
+
+def unet_sampler(
+    prediction: Prediction = Prediction.EPS, split: bool = False, **settings: object
+) -> adp.FlowSampler:
+    """A two-channel 4 x 4 UNet in float64 as a sampler."""
+    bounded = prediction is Prediction.VELOCITY
+    schedule = adp.RectifiedFlow() if bounded else adp.VPDiscrete(scaled_linear())
+    field = BareField(schedule, UNetDenoiser(tiny_unet(), prediction, split), (2, 4, 4))
+    return adp.FlowSampler(field, **settings)
+
+
+def tiny_pipeline(scheduler: object | None = None, dtype: torch.dtype = torch.float32):
+    """A stock StableDiffusionPipeline of a few thousand weights; it needs embeddings, not strings."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=2,
+        norm_num_groups=2,
+        sample_size=8,
+        scaling_factor=0.5,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=20,
+            hidden_size=6,
+            intermediate_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=5,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    )
+    scheduler = scheduler or DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae.to(dtype).eval(),
+        text_encoder=text.to(dtype).eval(),
+        tokenizer=None,
+        unet=tiny_unet(dtype),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def emoji() -> adp.FlowSampler:
+    """The bundled model."""
+    return adp.load("emoji", steps=10, guidance_scale=4.0)

@@ -1,0 +1,179 @@
+"""Samples against the exact flow: order of convergence, true coefficients, known identities."""
+
+import itertools
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from adjointdpm.denoisers import GaussianMixture, Prediction, standard_mixture
+from adjointdpm.grids import TimeGrid
+from tests.conftest import Mixture, scaled_linear
+
+SOLVERS = [
+    adp.Euler(),
+    adp.Midpoint(),
+    adp.Heun(),
+    adp.RK4(),
+    *(adp.AdamsBashforth(order) for order in (1, 2, 3, 4)),
+    adp.DPMSolverPP(1),
+    adp.DPMSolverPP(2),
+]
+SCHEDULES = {
+    "vp-discrete": adp.VPDiscrete(scaled_linear()),
+    "vp-linear": adp.VPLinear(),
+    "vp-cosine": adp.VPCosine(),
+    "edm": adp.EDM(sigma_max=10.0),
+    "rectified-flow": adp.RectifiedFlow(),
+}
+
+
+def karras_like(schedule, steps):
+    """An uneven grid for every schedule: karras, or one that steps over a noise of rho = infinity."""
+    if schedule.bounded:
+        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        return 0.98 * (1 - u) * (1 + 0.4 * u)
+    return adp.karras(schedule, steps)
+
+
+def steps_for(solver):
+    """Where each solver has settled into its order and is not yet at rounding."""
+    if isinstance(solver, adp.RK4):
+        return [40, 80, 160]
+    return [80, 160, 320] if solver.order < 3 else [160, 320, 640]
+
+
+def slope(errors, steps):
+    """Of log error against log step, through the last points."""
+    n, e = torch.tensor(steps).double().log(), torch.tensor(errors).log()
+    return -float(((n - n.mean()) * (e - e.mean())).sum() / ((n - n.mean()) ** 2).sum())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_samples_converge_to_the_exact_gaussian_flow(solver, schedule):
+    mean = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+    # At pure noise (alpha = 0) eps says nothing about x0; a velocity does.
+    prediction = Prediction.VELOCITY if schedule.bounded else Prediction.EPS
+    field = Mixture(schedule, GaussianMixture(schedule, mean, 0.5, prediction), (2,))
+    steps = steps_for(solver)
+    noise = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for n in steps:
+        sampler = adp.FlowSampler(field, solver=solver, steps=n, grid=karras_like)
+        grid = TimeGrid(schedule, karras_like(schedule, n))
+        start = noise * schedule.prior_std(grid.times[0])
+        truth = field.denoiser.exact_flow(start, grid[0], grid[n])
+        errors.append(float((sampler.latents(noise, sampler.encode([""] * 4)) - truth).detach().norm()))
+    assert errors[-1] < 0.02
+    # y^2 is quadratic in rho on this flow, which gives the midpoint rule one order more than it has.
+    order = 3 if isinstance(solver, adp.Midpoint) else solver.order
+    assert slope(errors, steps) == pytest.approx(order, abs=0.2)
+
+
+@torch.no_grad()
+def on_a_mixture(solver, steps):
+    schedule = adp.VPLinear()
+    field = Mixture(schedule, standard_mixture(schedule), (2,))
+    noise = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sampler = adp.FlowSampler(field, solver=solver, steps=steps, grid=adp.log_snr)
+    return sampler.latents(noise, adp.Cond())
+
+
+@pytest.fixture(scope="module")
+def mixture_truth():
+    return on_a_mixture(adp.RK4(), 1500)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_samples_converge_on_a_mixture(solver, mixture_truth):
+    steps = steps_for(solver)
+    errors = [float((on_a_mixture(solver, n) - mixture_truth).norm()) for n in steps]
+    assert slope(errors, steps) == pytest.approx(solver.order, abs=0.2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction", list(Prediction), ids=lambda p: p.name)
+def test_every_prediction_describes_the_same_flow(prediction):
+    schedule = adp.VPDiscrete(scaled_linear())
+    noise = torch.randn(3, 2, dtype=torch.float64)
+    images = [
+        adp.FlowSampler(Mixture(schedule, standard_mixture(schedule, kind), (2,)), steps=12).latents(
+            noise, adp.Cond()
+        )
+        for kind in (Prediction.EPS, prediction)
+    ]
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [adp.Euler(), adp.DPMSolverPP(1), adp.DPMSolverPP(2)], ids=repr)
+def test_both_coordinates_make_the_same_sample_where_theory_says_so(solver):
+    noise = torch.randn(3, 2, dtype=torch.float64)
+    images = []
+    for bounded in (False, True):
+        schedule = adp.VPDiscrete(scaled_linear(), bounded=bounded)
+        field = Mixture(schedule, standard_mixture(schedule), (2,))
+        images.append(adp.FlowSampler(field, solver=solver, steps=9).latents(noise, adp.Cond()))
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-12)
+
+
+def test_euler_adams_1_and_dpm_1_are_ddim():
+    schedule = adp.VPDiscrete(scaled_linear())
+    field = Mixture(schedule, standard_mixture(schedule), (2,))
+    noise = torch.randn(3, 2, dtype=torch.float64)
+    x, times = noise, adp.uniform(schedule, 7)
+    for t, after in itertools.pairwise(times):
+        bar, bar_after = schedule.log_alpha_bar(t).exp(), schedule.log_alpha_bar(after).exp()
+        eps = field.denoiser(x, t, adp.Cond())
+        x0 = (x - (1 - bar).sqrt() * eps) / bar.sqrt()
+        x = bar_after.sqrt() * x0 + (1 - bar_after).sqrt() * eps  # equation 12 of arXiv 2010.02502
+    for solver in (adp.Euler(), adp.AdamsBashforth(1), adp.DPMSolverPP(1)):
+        image = adp.FlowSampler(field, solver=solver, steps=7).latents(noise, adp.Cond())
+        torch.testing.assert_close(image, x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("order", "textbook"),
+    [
+        (1, [1]),
+        (2, [3 / 2, -1 / 2]),
+        (3, [23 / 12, -16 / 12, 5 / 12]),
+        (4, [55 / 24, -59 / 24, 37 / 24, -9 / 24]),
+    ],
+)
+def test_adams_bashforth_has_the_textbook_coefficients_on_an_even_grid(order, textbook):
+    taus = [torch.tensor(3.0 - 0.1 * -j, dtype=torch.float64) for j in range(order)]
+    weights = adp.AdamsBashforth._weights(taus, torch.tensor(2.9, dtype=torch.float64))
+    torch.testing.assert_close(weights, -0.1 * torch.tensor(textbook, dtype=torch.float64))
+
+
+def test_adams_bashforth_integrates_polynomials_exactly_on_an_uneven_grid():
+    taus = torch.tensor([1.0, 1.3, 1.9, 2.0], dtype=torch.float64)
+    weights = adp.AdamsBashforth._weights(list(taus), torch.tensor(0.4, dtype=torch.float64))
+    for m in range(4):
+        assert float(weights @ taus**m) == pytest.approx((0.4 ** (m + 1) - 1) / (m + 1), rel=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_calls_is_the_number_of_calls(solver):
+    schedule = adp.VPDiscrete(scaled_linear())
+    sampler = adp.FlowSampler(Mixture(schedule, standard_mixture(schedule), (2,)), solver=solver, steps=5)
+    with torch.no_grad():
+        sampler.latents(torch.randn(1, 2, dtype=torch.float64), adp.Cond())
+    assert sampler.stats.nfe_forward == solver.calls(5)
+
+
+def test_intermediate_stages_are_at_true_times():
+    schedule = adp.VPDiscrete(scaled_linear())
+    grid = TimeGrid(schedule, adp.uniform(schedule, 4))
+    between = grid.between(1, 0.5)
+    assert float(between.tau) == pytest.approx(float(grid[1].tau + grid[2].tau) / 2, rel=1e-12)
+    assert float(between.t) != round(float(between.t))
+
+
+@pytest.mark.parametrize("solver", [adp.AdamsBashforth, adp.DPMSolverPP])
+@pytest.mark.parametrize("order", [0, 5])
+def test_unknown_orders_are_refused(solver, order):
+    with pytest.raises(adp.InputError, match="order"):
+        solver(order)
