@@ -134,7 +134,7 @@ def test_gradient_of_the_time_grid(solver, adjoint, bounded):
     (found,) = torch.autograd.grad(loss_of(sampler, noise, adp.Cond()), sampler.grid)
     way = torch.tensor([0.0, -1, 1, 1, -1, 1, 0], dtype=torch.float64) * times
     values = [
-        float(loss_of(sampler.replace(grid=times + sign * 1e-6 * way), noise, adp.Cond()))
+        loss_of(sampler.replace(grid=times + sign * 1e-6 * way), noise, adp.Cond()).item()
         for sign in (1, -1)
     ]
     assert (values[0] - values[1]) / 2e-6 == pytest.approx(float(found @ way), rel=1e-6)

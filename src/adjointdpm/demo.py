@@ -148,7 +148,9 @@ def tune_prompt(sampler: FlowSampler, page: Page, steps: int) -> dict[str, Any]:
     check_metric(metric, sampler, len(seen), seen)
     embedding = cond["prompt_embeds"].clone().requires_grad_()
     learned = cond.replace(prompt_embeds=embedding)
-    losses = _descend([embedding], lambda: score(metric, sampler(seen, learned)).mean(), steps, 0.05, "prompt")
+    losses = _descend(
+        [embedding], lambda: score(metric, sampler(seen, learned)).mean(), steps, 0.05, "prompt"
+    )
     with torch.no_grad():
         after, after_unseen = sampler(seen, learned), sampler(unseen, learned)
     distances = {
@@ -186,7 +188,9 @@ def tune_weights(sampler: FlowSampler, page: Page, steps: int) -> dict[str, Any]
         raise InputError("tuning weights needs peft: pip install 'adjointdpm[lora]'") from error
     torch.manual_seed(0)
     unet = sampler.field.denoiser.network
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1"]))
+    unet.add_adapter(
+        LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1"])
+    )
     lora = [p for p in unet.parameters() if p.requires_grad]
     prompts = ["a red apple on a blue background", "a car on a yellow background"]
     held_out = ["a cat on a green background", "a mushroom on a red background"]
@@ -214,9 +218,7 @@ def tune_weights(sampler: FlowSampler, page: Page, steps: int) -> dict[str, Any]
     return {"held_out": values, "losses": losses}
 
 
-def compare_gradients(
-    sampler: FlowSampler, classifier: Classifier, page: Page, repeats: int
-) -> Comparison:
+def compare_gradients(sampler: FlowSampler, classifier: Classifier, page: Page, repeats: int) -> Comparison:
     """Part 5: every adjoint's error and cost on one picture."""
     label = torch.tensor([classifier.index(SUBJECTS[0])])
     cond = sampler.encode(f"a {SUBJECTS[0]} on a blue background")

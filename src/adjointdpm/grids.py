@@ -10,6 +10,7 @@ float64 vector of times will do as a grid; one that requires a gradient gets it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float64
@@ -99,16 +100,17 @@ class TimeGrid:
             raise InputError(
                 f"a grid is a vector of at least two times, but has shape {tuple(times.shape)}"
             )
-        if not bool((times[1:] < times[:-1]).all()):
-            worst = int((times[1:] >= times[:-1]).nonzero()[0])
-            raise InputError(
-                "a grid's times must decrease strictly, from noise to data, but time "
-                f"{worst + 1} ({float(times[worst + 1]):g}) follows time {worst} ({float(times[worst]):g})"
-            )
-        if float(times[-1]) < schedule.limit or float(times[0]) > schedule.start:
+        values: list[float] = times.tolist()
+        for i, (before, after) in enumerate(pairwise(values)):
+            if not after < before:
+                raise InputError(
+                    "a grid's times must decrease strictly, from noise to data, but time "
+                    f"{i + 1} ({after:g}) follows time {i} ({before:g})"
+                )
+        if values[-1] < schedule.limit or values[0] > schedule.start:
             raise InputError(
                 f"this schedule is defined from {schedule.limit:g} to {schedule.start:g}, but the grid "
-                f"runs from {float(times[0]):g} to {float(times[-1]):g}"
+                f"runs from {values[0]:g} to {values[-1]:g}"
             )
         return cls(schedule, times)
 

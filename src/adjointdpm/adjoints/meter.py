@@ -1,5 +1,6 @@
 """Counting the bytes that autograd saves for the backward pass: deterministic, on any device."""
 
+import weakref
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class SavedBytes(saved_tensors_hooks):
     """
 
     def __init__(self, shared: list[Tensor]) -> None:
-        self._seen = {_storage(tensor) for tensor in shared}
+        self._shared = {_address(tensor) for tensor in shared}
+        self._alive: dict[Any, Any] = {}
         self.bytes: int | None = None
         if _hooks_in_force is None:
             return
@@ -51,13 +53,15 @@ class SavedBytes(saved_tensors_hooks):
             super().__exit__(*error)
 
     def _count(self, tensor: Tensor) -> None:
-        # Zero-dimensional coefficients live on the CPU and weigh nothing; their storages come and go.
-        if tensor.ndim == 0 or _storage(tensor) in self._seen:
+        # Zero-dimensional coefficients live on the CPU and weigh nothing.
+        address = _address(tensor)
+        if tensor.ndim == 0 or address in self._shared or address in self._alive:
             return
-        self._seen.add(_storage(tensor))
-        assert self.bytes is not None
-        self.bytes += tensor.untyped_storage().nbytes()
+        # Under a checkpoint nothing is kept, and an address soon belongs to another storage.
+        storage = tensor.untyped_storage()
+        self._alive[address] = weakref.ref(storage, lambda _: self._alive.pop(address, None))
+        self.bytes = (self.bytes or 0) + storage.nbytes()
 
 
-def _storage(tensor: Tensor) -> tuple[torch.device, int]:
+def _address(tensor: Tensor) -> tuple[torch.device, int]:
     return tensor.device, tensor.untyped_storage().data_ptr()

@@ -1,0 +1,121 @@
+"""What is saved for backward does not grow with the number of steps."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from adjointdpm.denoisers import Prediction
+from adjointdpm.fields import UNetDenoiser
+from tests.conftest import BareField, scaled_linear, tiny_unet
+from tests.live import LiveBytes
+
+
+def sampler_of(trained, **settings):
+    """A UNet whose graph is as large beside its latents as real ones are."""
+    unet = tiny_unet(torch.float32, sample_size=8, block_out_channels=(32, 32), norm_num_groups=8)
+    unet.requires_grad_(trained)
+    schedule = adp.VPDiscrete(scaled_linear())
+    field = BareField(schedule, UNetDenoiser(unet, Prediction.EPS), (2, 8, 8))
+    return adp.FlowSampler(field, solver=adp.DPMSolverPP(2), **settings)
+
+
+def run(sampler):
+    noise = sampler.noise(1).requires_grad_()
+    cond = sampler.encode("a prompt").map(lambda t: t.float())
+    sampler.latents(noise, cond).square().sum().backward()
+
+
+def peak(sampler):
+    """The most bytes alive at once in forward and backward, by following every storage."""
+    run(sampler)  # gradients of the weights exist from now on
+    gc.collect()
+    with LiveBytes() as live:
+        run(sampler)
+    return live.peak
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("adjoint", "growth"),
+    [
+        (adp.Checkpointed(), 1.10),
+        (adp.Checkpointed(keep=2), 1.10),
+        (adp.Continuous(), 1.10),
+        (adp.Continuous(trajectory="resolved"), 1.00),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_flat_in_the_number_of_steps(adjoint, growth, trained):
+    bytes_saved, alive = [], []
+    for steps in (4, 50):
+        sampler = sampler_of(trained, steps=steps, adjoint=adjoint)
+        alive.append(peak(sampler))
+        bytes_saved.append(sampler.stats.bytes_saved)
+    assert bytes_saved[1] <= growth * bytes_saved[0]
+    assert alive[1] <= 1.10 * alive[0]
+
+
+def test_backprop_does_grow():
+    four, fifty = (peak(sampler_of(False, steps=n, adjoint=adp.Backprop())) for n in (4, 50))
+    assert fifty > 10 * four
+
+
+@pytest.mark.parametrize(
+    "adjoint", [adp.Backprop(), adp.Checkpointed(), adp.Checkpointed(keep=3)], ids=repr
+)
+def test_the_account_is_what_autograd_saves(adjoint):
+    """Against an independent count of the tensors packed in the forward pass, for kept graphs."""
+    sampler = sampler_of(False, steps=6, adjoint=adjoint)
+    noise = sampler.noise(1).requires_grad_()
+    cond = sampler.encode("a prompt").map(lambda t: t.float())
+    shared = {t.untyped_storage().data_ptr() for t in (*sampler.parameters(), *cond.values())}
+    alive = weakref.WeakSet()
+
+    class Packed:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            alive.add(self)
+
+    with torch.autograd.graph.saved_tensors_hooks(Packed, lambda packed: packed.tensor):
+        image = sampler.latents(noise, cond)
+    kept = {p.tensor.untyped_storage().data_ptr(): p.tensor for p in alive if p.tensor.ndim}
+    counted = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in shared)
+    stats = sampler.stats
+    assert image.requires_grad
+    assert stats.kept + stats.states == pytest.approx(counted, rel=0.02)
+    one = sampler.replace(steps=1, adjoint=adp.Backprop())
+    one.latents(noise, cond)
+    assert stats.recomputed in (0, one.stats.kept)
+
+
+def test_split_guidance_halves_one_graph():
+    whole, half = (sampler_of(False, steps=4) for _ in range(2))
+    half.field.denoiser.split = True
+    assert peak(half) < 0.7 * peak(whole)
+    assert half.stats.recomputed == pytest.approx(whole.stats.recomputed / 2, rel=0.1)
+
+
+def test_budget_keeps_as_many_graphs_as_fit():
+    probe = sampler_of(False, steps=8)
+    run(probe)
+    graph = probe.stats.recomputed
+    for graphs in (0.5, 1.5, 3.5):
+        sampler = sampler_of(False, steps=8, adjoint=adp.Checkpointed(budget=int(graphs * graph)))
+        run(sampler)
+        assert sampler.stats.nfe_forward == 16 - int(graphs)
+        assert sampler.stats.kept <= graphs * graph
+
+
+def test_a_users_own_hooks_stay_in_force():
+    packed = []
+    sampler = sampler_of(False, steps=2, adjoint=adp.Backprop())
+    noise = sampler.noise(1).requires_grad_()
+    cond = sampler.encode("a prompt").map(lambda t: t.float())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t, lambda t: t):
+        sampler.latents(noise, cond)
+    first, second = packed[: len(packed) // 2], packed[len(packed) // 2 :]
+    assert abs(len(first) - len(second)) <= 1
+    assert len(packed) > 100
