@@ -2,11 +2,14 @@
 
 from ._types import AdjointDPMError, Cond, InputError, NonFiniteError, Stats
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from .compare import Comparison, compare
 from .denoisers import Prediction
+from .gradients import Gradients, Metric, gradients
 from .grids import karras, log_snr, uniform
 from .sampler import FlowSampler, Sampler
 from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from .zoo import load, load_classifier
 
 __all__ = [
     "EDM",
@@ -16,13 +19,16 @@ __all__ = [
     "AdjointDPMError",
     "Backprop",
     "Checkpointed",
+    "Comparison",
     "Cond",
     "Continuous",
     "DPMSolverPP",
     "Euler",
     "FlowSampler",
+    "Gradients",
     "Heun",
     "InputError",
+    "Metric",
     "Midpoint",
     "NonFiniteError",
     "Prediction",
@@ -35,7 +41,11 @@ __all__ = [
     "VPCosine",
     "VPDiscrete",
     "VPLinear",
+    "compare",
+    "gradients",
     "karras",
+    "load",
+    "load_classifier",
     "log_snr",
     "uniform",
 ]

@@ -8,6 +8,7 @@ State    what a solver advances: a tuple of tensors, so that the same solvers do
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -48,7 +49,7 @@ class NonFiniteError(AdjointDPMError, ArithmeticError):
     """NaN or infinity came out of a denoiser or a metric; the message says where."""
 
 
-def direct(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def direct(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
     """Call `fn` and let autograd do what it does: the policy of plain backpropagation."""
     return fn(*tensors)
 

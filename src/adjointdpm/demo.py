@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ._types import Cond, InputError
+from ._types import InputError
 from .compare import Comparison, compare
-from .gradients import Metric, check_metric, score
+from .gradients import check_metric, score
 from .metrics import Chroma, Margin, PixelDistance
 from .pictures import as_8_bit, output_folder, png, read_picture, sheet
 from .report import Page, Pictures

@@ -94,8 +94,8 @@ class VPDiscrete(Schedule):
                 "alphas_cumprod must be a decreasing vector of at least two numbers in [0, 1), "
                 f"but has shape {tuple(bar.shape)} and begins {bar.flatten()[:3].tolist()}"
             )
-        # 2^-24 is what diffusers puts in place of an alpha_bar of exactly zero.
-        bar = bar.clamp(min=2.0**-24)
+        # 2^-24 is what diffusers puts in place of a last alpha_bar of exactly zero.
+        bar = torch.where(bar > 0, bar, 2.0**-24)
         object.__setattr__(self, "bounded", self.bounded or float(bar[-1]) < 1e-6)
         object.__setattr__(self, "alphas_cumprod", bar)
         object.__setattr__(self, "_log_bar", torch.cat([bar.new_zeros(1), bar.log()]))

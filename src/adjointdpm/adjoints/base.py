@@ -6,6 +6,7 @@ return the same sample; they differ in what the backward pass costs and in how t
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,12 @@ from .meter import SavedBytes
 __all__ = ["Adjoint", "differentiable_inputs", "recomputed", "wants_gradient", "without_graph"]
 
 
-def recomputed(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def recomputed(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
     """Call `fn` now for its value, and again for its graph when the backward pass arrives."""
     return checkpoint(fn, *tensors, use_reentrant=False)
 
 
-def without_graph(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def without_graph(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
     """Call `fn` for its value alone."""
     with torch.no_grad():
         return fn(*tensors)
@@ -58,8 +59,8 @@ class Adjoint(ABC):
         """
         largest = 0
 
-        def block(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-            def metered(*tensors: Tensor) -> Tensor:
+        def block(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
+            def metered(*tensors: Any) -> Tensor:
                 nonlocal largest
                 with SavedBytes(weights) as inside:
                     out = fn(*tensors)

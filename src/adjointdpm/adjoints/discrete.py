@@ -173,7 +173,7 @@ class Truncated(Discrete):
     def refuse(self, ivp: IVP) -> None:
         if self.last >= ivp.calls:
             return
-        for name, tensor in (("the noise", ivp.initial), ("the time grid", ivp.grid.times)):
+        for name, tensor in (("the time grid", ivp.grid.times), ("the noise", ivp.initial)):
             if tensor.requires_grad:
                 raise InputError(
                     f"Truncated(last={self.last}) makes no gradient before the last {self.last} of "

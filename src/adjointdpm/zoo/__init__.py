@@ -6,7 +6,6 @@ Every file is checked against the hash in its folder's MANIFEST.json before it i
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,8 +71,8 @@ def load(
     from diffusers import StableDiffusionPipeline  # takes seconds to import
 
     path = folder(name)
-    with _quiet("diffusers"):
-        pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+    with _quiet():
+        pipe = StableDiffusionPipeline.from_pretrained(path, local_files_only=True).to(dtype=dtype)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     about = json.loads((path / "emoji.json").read_text())
@@ -135,7 +134,8 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
 
     bundled = (Path(__file__).parent / name.replace("/", "-") / "MANIFEST.json").is_file()
     path = str(folder(name)) if bundled else name
-    model = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32)
+    with _quiet():
+        model = AutoModelForImageClassification.from_pretrained(path).float()
     model.requires_grad_(False).eval()
     settings = _preprocessing(Path(path)) if Path(path).is_dir() else None
     if settings is None:
@@ -151,12 +151,21 @@ def _preprocessing(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without a library's chatter about parts that the bundled model has no need of."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Without the loading bars and remarks of diffusers and transformers, which are for big models."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    levels = [(each, each.get_verbosity()) for each in (diffusers_logging, transformers_logging)]
+    bars = [(each, each.is_progress_bar_enabled()) for each in (diffusers_logging, transformers_logging)]
+    for each, _ in levels:
+        each.set_verbosity_error()
+        each.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for each, level in levels:
+            each.set_verbosity(level)
+        for each, shown in bars:
+            if shown:
+                each.enable_progress_bar()
