@@ -59,3 +59,7 @@ def main() -> None:
     except AdjointDPMError as error:
         print(f"adjointdpm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

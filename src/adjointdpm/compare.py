@@ -49,14 +49,20 @@ class Comparison:
         """The rows as plain dictionaries."""
         return [asdict(row) for row in self.rows]
 
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table as text: a line of heads, then a line a row."""
+        return [_HEAD, *(_cells(row) for row in self.rows)]
+
     def __str__(self) -> str:
-        head = ("adjoint", "variable", "error", "cosine", "norm", "MB saved", "calls f/b", "seconds")
-        lines = [head, *(_cells(row) for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        lines = self.cells()
+        widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         )
+
+
+_HEAD = ("adjoint", "variable", "error", "cosine", "norm", "MB saved", "calls f/b", "seconds")
 
 
 def _cells(row: Row) -> tuple[str, ...]:

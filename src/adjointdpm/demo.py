@@ -230,9 +230,8 @@ def compare_gradients(sampler: FlowSampler, classifier: Classifier, page: Page, 
         "the backward pass; calls are denoiser calls forward (recomputation included) and backward. The last "
         "line is the scheme of the paper's release."
     )
-    lines = str(comparison).splitlines()
-    cells = [[cell for cell in line.split("  ") if cell.strip()] for line in lines]
-    page.table([c.strip() for c in cells[0]], [[c.strip() for c in line] for line in cells[1:]])
+    head, *rows = comparison.cells()
+    page.table(head, rows)
     return comparison
 
 

@@ -3,13 +3,12 @@
 Any callable of that kind will do; these are the ones the demonstration and the tests use.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from .zoo import Classifier
 
 __all__ = ["Chroma", "Margin", "PixelDistance"]
 
@@ -29,11 +28,11 @@ class Margin:
     On logits, not probabilities: a saturated softmax has no gradient.
 
     Args:
-        classifier: pictures in [0, 1] to logits.
+        classifier: pictures in [0, 1] to logits (batch, classes).
         labels: (batch,) the label's number for each picture.
     """
 
-    classifier: Classifier
+    classifier: Callable[[Tensor], Tensor]
     labels: Tensor
 
     def __call__(self, images: Images) -> Values:

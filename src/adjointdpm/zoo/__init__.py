@@ -68,10 +68,10 @@ def load(
     Raises:
         InputError: an unknown name, a damaged file, or a bad setting.
     """
-    from diffusers import StableDiffusionPipeline  # takes seconds to import
-
     path = folder(name)
     with _quiet():
+        from diffusers import StableDiffusionPipeline  # takes seconds to import
+
         pipe = StableDiffusionPipeline.from_pretrained(path, local_files_only=True).to(dtype=dtype)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
@@ -130,11 +130,11 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
     Raises:
         InputError: a bundled file is missing or damaged.
     """
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
     bundled = (Path(__file__).parent / name.replace("/", "-") / "MANIFEST.json").is_file()
     path = str(folder(name)) if bundled else name
     with _quiet():
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
         model = AutoModelForImageClassification.from_pretrained(path).float()
     model.requires_grad_(False).eval()
     settings = _preprocessing(Path(path)) if Path(path).is_dir() else None

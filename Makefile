@@ -1,0 +1,33 @@
+# `make demo` and `make test` are all a newcomer needs; both install first, into .venv.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+# Waiting threads sleep instead of spinning, which matters where two cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: install demo test check bench clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/adjointdpm demo
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: install
+	$(BIN)/python benchmarks/gradients.py
+
+clean:
+	rm -rf .venv outputs

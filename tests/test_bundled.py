@@ -1,0 +1,114 @@
+"""The bundled model: loads as a stock pipeline, agrees with diffusers' samplers, shows what it is asked."""
+
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+
+import adjointdpm as adp
+from adjointdpm import zoo
+
+PROMPT = "a red apple on a blue background"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(zoo.folder("emoji")).to(dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("kind", "solver"),
+    [
+        (diffusers.DDIMScheduler, adp.Euler()),
+        (diffusers.DPMSolverMultistepScheduler, adp.DPMSolverPP(2)),
+    ],
+    ids=["DDIM", "DPM-Solver++ 2M"],
+)
+def test_samples_agree_with_diffusers(pipe, emoji, kind, solver):
+    """Same noise, same times, decoded pixels within 1e-3."""
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    noise, cond = emoji.noise(1, seed=3), emoji.encode(PROMPT)
+    theirs = pipe(
+        PROMPT, latents=noise, num_inference_steps=20, guidance_scale=4.0, output_type="latent"
+    ).images
+    theirs = emoji.decode(theirs).clamp(0, 1)
+    end = 0.0 if kind is diffusers.DDIMScheduler else -1.0
+    times = torch.cat([pipe.scheduler.timesteps.double(), torch.tensor([end], dtype=torch.float64)])
+    with torch.no_grad():
+        ours = emoji.replace(solver=solver, grid=times)(noise, cond).clamp(0, 1)
+    assert float((ours - theirs).abs().max()) < 1e-3
+
+
+def test_the_sampler_encodes_as_the_pipeline_does(pipe, emoji):
+    positive, negative = pipe.encode_prompt(PROMPT, "cpu", 1, True, "")
+    cond = emoji.encode(PROMPT)
+    assert torch.equal(cond["prompt_embeds"], positive)
+    assert torch.equal(cond["negative_prompt_embeds"], negative)
+
+
+def test_files_are_safetensors_and_small():
+    files = [path for path in zoo.folder("emoji").rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
+    assert sum(path.stat().st_size for path in files) < 20e6
+
+
+def test_the_classifier_reads_renders_it_was_not_trained_on():
+    """At least 95 % of the renders kept apart for this, so that no font is needed here."""
+    folder = Path(__file__).parent / "data"
+    about = json.loads((folder / "renders.json").read_text())
+    with Image.open(folder / "renders.png") as image:
+        width, height = image.size
+        pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    page = pixels.view(height, width, 3).permute(2, 0, 1).float() / 255
+    tile, columns = about["tile"], about["columns"]
+    renders = torch.stack(
+        [
+            page[:, i // columns * tile :, i % columns * tile :][:, :tile, :tile]
+            for i in range(len(about["concepts"]))
+        ]
+    )
+    classifier = adp.load_classifier("emoji/resnet")
+    with torch.no_grad():
+        said = [classifier.labels[int(i)] for i in classifier(renders).argmax(1)]
+    right = sum(a == b for a, b in zip(said, about["concepts"], strict=True))
+    assert right >= 0.95 * len(said)
+
+
+def test_samples_show_what_was_asked(emoji):
+    """Twelve concepts, one seed each, read by the classifier; the whole set is in training/evaluate.py."""
+    about = json.loads((zoo.folder("emoji") / "emoji.json").read_text())
+    names = about["concepts"][::20][:12]
+    classifier = adp.load_classifier("emoji/resnet")
+    prompts = [f"{about['phrases'][name]} on a blue background" for name in names]
+    with torch.no_grad():
+        images = emoji.replace(steps=20)(emoji.noise(len(names), seed=5), emoji.encode(prompts))
+        said = [classifier.labels[int(i)] for i in classifier(images).argmax(1)]
+    assert sum(a == b for a, b in zip(said, names, strict=True)) >= 10
+
+
+def test_all_gradients_of_the_bundled_model_are_exact(emoji):
+    noise, cond = emoji.noise(1, seed=1).requires_grad_(), emoji.encode(PROMPT).requires_grad_()
+    results = []
+    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.Checkpointed(keep=2)):
+        sampler = emoji.replace(steps=4, adjoint=adjoint)
+        results.append(torch.autograd.grad(sampler(noise, cond).square().sum(), [noise, *cond.values()]))
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_noise_is_the_same_for_the_same_seed(emoji):
+    assert torch.equal(emoji.noise(2, seed=4), emoji.noise(2, seed=4))
+    assert not torch.equal(emoji.noise(2, seed=4), emoji.noise(2, seed=5))
+
+
+def test_labels_are_looked_up_by_name():
+    classifier = adp.load_classifier("emoji/resnet")
+    assert classifier.labels[classifier.index("red apple")] == "red apple"
+    with pytest.raises(adp.InputError, match="red apple"):
+        classifier.index("apple")

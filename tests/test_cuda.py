@@ -1,0 +1,33 @@
+"""The same on a GPU, where there is one."""
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from tests.test_memory import sampler_of
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+@pytest.mark.parametrize("adjoint", [adp.Checkpointed(), adp.Checkpointed(keep=2), adp.Continuous()], ids=repr)
+def test_gradients_on_a_gpu_are_those_of_the_cpu(adjoint):
+    results = []
+    for device in ("cpu", "cuda"):
+        sampler = sampler_of(False, steps=5, adjoint=adjoint).to(device)
+        noise = sampler.noise(1).requires_grad_()
+        assert noise.device.type == device
+        cond = sampler.encode("a prompt").map(lambda t: t.float().to(device))
+        results.append(torch.autograd.grad(sampler.latents(noise, cond).square().sum(), noise)[0].cpu())
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4 * float(results[0].abs().max()))
+
+
+def test_peak_memory_is_flat_in_the_number_of_steps():
+    peaks = []
+    for steps in (4, 50):
+        sampler = sampler_of(False, steps=steps).to("cuda")
+        noise = sampler.noise(1).requires_grad_()
+        cond = sampler.encode("a prompt").map(lambda t: t.float().cuda())
+        torch.cuda.reset_peak_memory_stats()
+        sampler.latents(noise, cond).square().sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] <= 1.1 * peaks[0]
