@@ -31,7 +31,8 @@ Latents = Callable[[Tensor, Tensor], Tensor]
 
 def guided(sampler: adp.FlowSampler, cond: adp.Cond) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The guided UNet, as one would write it."""
-    unet, w = sampler.field.denoiser.network, cond["guidance_scale"]
+    unet: Any = sampler.field.denoiser.network
+    w = cond["guidance_scale"]
 
     def eps(x: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         text = torch.cat([cond["negative_prompt_embeds"], prompt])
@@ -96,7 +97,9 @@ def release(sampler: adp.FlowSampler, cond: adp.Cond) -> tuple[Latents, OdeField
     def latents(noise: Tensor, prompt: Tensor) -> Tensor:
         # Only the ends are asked for: at every time that is asked for, torchdiffeq stores the state.
         span, options = rhos[[0, -1]], {"grid_constructor": steps}
-        y = odeint_adjoint(field, noise / nodes[0].alpha.float(), span, method="euler", options=options)
+        y: Any = odeint_adjoint(
+            field, noise / nodes[0].alpha.float(), span, method="euler", options=options
+        )
         return y[-1] * nodes[len(nodes)].alpha.float()
 
     return latents, field

@@ -1,5 +1,7 @@
 """The same on a GPU, where there is one."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,14 +11,16 @@ from tests.test_memory import sampler_of
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
 
-@pytest.mark.parametrize("adjoint", [adp.Checkpointed(), adp.Checkpointed(keep=2), adp.Continuous()], ids=repr)
+@pytest.mark.parametrize(
+    "adjoint", [adp.Checkpointed(), adp.Checkpointed(keep=2), adp.Continuous()], ids=repr
+)
 def test_gradients_on_a_gpu_are_those_of_the_cpu(adjoint):
     results = []
     for device in ("cpu", "cuda"):
         sampler = sampler_of(False, steps=5, adjoint=adjoint).to(device)
         noise = sampler.noise(1).requires_grad_()
         assert noise.device.type == device
-        cond = sampler.encode("a prompt").map(lambda t: t.float().to(device))
+        cond = sampler.encode("a prompt").map(partial(torch.Tensor.to, device=device, dtype=torch.float32))
         results.append(torch.autograd.grad(sampler.latents(noise, cond).square().sum(), noise)[0].cpu())
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4 * float(results[0].abs().max()))
 

@@ -187,11 +187,11 @@ def tune_weights(sampler: FlowSampler, page: Page, steps: int) -> dict[str, Any]
     except ImportError as error:
         raise InputError("tuning weights needs peft: pip install 'adjointdpm[lora]'") from error
     torch.manual_seed(0)
-    unet = sampler.field.denoiser.network
+    unet: Any = sampler.field.denoiser.network
     unet.add_adapter(
         LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1"])
     )
-    lora = [p for p in unet.parameters() if p.requires_grad]
+    lora: list[Tensor] = [p for p in unet.parameters() if p.requires_grad]
     prompts = ["a red apple on a blue background", "a car on a yellow background"]
     held_out = ["a cat on a green background", "a mushroom on a red background"]
     metric = Chroma()

@@ -105,7 +105,7 @@ class _AdjointODE(torch.autograd.Function):
 
         def f(time: Time, state: State) -> State:
             # The check has already made the first evaluation, which is at the first node.
-            slope = ready.pop() if ready else ivp.velocity(time, *state, field.run)
+            slope = ready.pop() if ready else ivp.velocity(time, state[0], field.run)
             if stored:
                 trajectory.add_slope(slope)
             return (slope,)

@@ -40,7 +40,7 @@ class Discrete(Adjoint):
 
         def f(time: Time, state: State) -> State:
             run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
-            return (ivp.velocity(time, *state, ledger.enter(run)),)
+            return (ivp.velocity(time, state[0], ledger.enter(run)),)
 
         return integrate(f, (ivp.initial,), ivp.grid, ivp.solver)[0]
 
