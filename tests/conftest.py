@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Denoiser, Prediction
+from adjointdpm.denoisers import Denoiser, GaussianMixture, Prediction
 from adjointdpm.fields import Field, UNetDenoiser
 from adjointdpm.schedules import Schedule
 
@@ -38,6 +38,12 @@ def tiny_unet(dtype: torch.dtype = torch.float64, **config: object) -> torch.nn.
         }
     )
     return unet.to(dtype).eval()
+
+
+def standard_mixture(schedule: Schedule, prediction: Prediction = Prediction.EPS) -> GaussianMixture:
+    """Four blobs of standard deviation 0.3 in the plane: the mixture of the tests."""
+    means = torch.tensor([[1.0, 0.6], [-0.8, 1.1], [-0.5, -0.9], [0.9, -0.7]], dtype=torch.float64)
+    return GaussianMixture(schedule, means, 0.3, prediction)
 
 
 class BareField(Field):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Prediction, standard_mixture
-from tests.conftest import Mixture, scaled_linear, unet_sampler
+from adjointdpm.denoisers import Prediction
+from tests.conftest import Mixture, scaled_linear, standard_mixture, unet_sampler
 from tests.test_solvers import SOLVERS
 
 EXACT = [adp.Checkpointed(), adp.Checkpointed(keep=3), adp.Checkpointed(budget=400_000)]

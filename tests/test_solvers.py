@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import GaussianMixture, Prediction, standard_mixture
+from adjointdpm.denoisers import GaussianMixture, Prediction
 from adjointdpm.grids import TimeGrid
-from tests.conftest import Mixture, scaled_linear
+from tests.conftest import Mixture, scaled_linear, standard_mixture
 
 SOLVERS = [
     adp.Euler(),

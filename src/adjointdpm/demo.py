@@ -57,9 +57,9 @@ def demo(output: str | Path, scale: Scale | None = None) -> Path:
     )
     results = {
         "sample": sample(sampler, classifier, page, folder),
-        "noise": tune_noise(sampler, classifier, page, scale.noise),
-        "prompt": tune_prompt(sampler, page, scale.prompt),
-        "weights": tune_weights(sampler, page, scale.weights),
+        "noise": tune_noise(sampler, classifier, page, folder, scale.noise),
+        "prompt": tune_prompt(sampler, page, folder, scale.prompt),
+        "weights": tune_weights(sampler, page, folder, scale.weights),
     }
     comparison = compare_gradients(sampler, classifier, page, scale.repeats)
     results |= {"compare": comparison.as_dicts(), "seconds": time.perf_counter() - start}
@@ -83,13 +83,13 @@ def sample(sampler: FlowSampler, classifier: Classifier, page: Page, folder: Pat
         rows.append(Pictures(prompt, as_8_bit(images), [f"read as {label}" for label in labels]))
     page.heading("1. Sampling")
     page.text("One prompt a row; the noise decides place, size and angle. The caption is the classifier's.")
-    page.pictures(*rows)
-    everything = torch.cat([row.images for row in rows])
-    (folder / "samples.png").write_bytes(png(sheet(everything, 5)))
-    return {"right": right, "of": len(everything)}
+    _show(page, folder / "samples.png", *rows)
+    return {"right": right, "of": len(prompts) * 5}
 
 
-def tune_noise(sampler: FlowSampler, classifier: Classifier, page: Page, steps: int) -> dict[str, Any]:
+def tune_noise(
+    sampler: FlowSampler, classifier: Classifier, page: Page, folder: Path, steps: int
+) -> dict[str, Any]:
     """Part 2: move the initial noise, by at most a tenth of its norm, until a classifier errs."""
     labels = torch.tensor([classifier.index(subject) for subject in SUBJECTS])
     cond = sampler.encode([f"a {subject} on a green background" for subject in SUBJECTS])
@@ -128,7 +128,9 @@ def tune_noise(sampler: FlowSampler, classifier: Classifier, page: Page, steps: 
         f"{sum(changed)} of {sum(b == s for b, s in zip(was, SUBJECTS, strict=True))} pictures that were read "
         "rightly are read wrongly afterwards, scored on the saved 8-bit picture."
     )
-    page.pictures(
+    _show(
+        page,
+        folder / "noise.png",
         Pictures("before", as_8_bit(before), [f"read as {label}" for label in was]),
         Pictures("after", as_8_bit(after), [f"read as {label}" for label in now]),
     )
@@ -136,7 +138,7 @@ def tune_noise(sampler: FlowSampler, classifier: Classifier, page: Page, steps: 
     return {"changed": changed, "before": was, "after": now, "margins": losses}
 
 
-def tune_prompt(sampler: FlowSampler, page: Page, steps: int) -> dict[str, Any]:
+def tune_prompt(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> dict[str, Any]:
     """Part 3: learn an embedding that makes a target picture, and try it on noise it has not seen."""
     prompt, target_prompt = "a cat on a blue background", "a cat on a yellow background"
     seen, unseen = sampler.noise(3, seed=11), sampler.noise(3, seed=12)
@@ -167,20 +169,22 @@ def tune_prompt(sampler: FlowSampler, page: Page, steps: int) -> dict[str, Any]:
         + "; ".join(f"{name} {a:.3f} to {b:.3f}" for name, (a, b) in distances.items())
         + "."
     )
-    page.pictures(
+    _show(
+        page,
+        folder / "prompt.png",
         *(
             Pictures(name, as_8_bit(torch.cat(images)), ["before"] * 3 + ["learned"] * 3 + ["target"] * 3)
             for name, images in (
                 ("seen noise", (start, after, target)),
                 ("unseen noise", (start_unseen, after_unseen, target_unseen)),
             )
-        )
+        ),
     )
     page.curve(losses, "step", "squared distance")
     return {"distances": distances, "losses": losses}
 
 
-def tune_weights(sampler: FlowSampler, page: Page, steps: int) -> dict[str, Any]:
+def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> dict[str, Any]:
     """Part 4: LoRA weights towards pictures without colour, tried on concepts and noise it has not seen."""
     try:
         from peft import LoraConfig
@@ -211,8 +215,11 @@ def tune_weights(sampler: FlowSampler, page: Page, steps: int) -> dict[str, Any]
         f"their colourfulness. On concepts, colours and noise it has not seen: {values[0]:.4f} to {values[1]:.4f}."
     )
     captions = [*(f"trained: {p}" for p in prompts), *(f"unseen: {p}" for p in held_out)]
-    page.pictures(
-        Pictures("before", as_8_bit(before), captions), Pictures("after", as_8_bit(after), captions)
+    _show(
+        page,
+        folder / "weights.png",
+        Pictures("before", as_8_bit(before), captions),
+        Pictures("after", as_8_bit(after), captions),
     )
     page.curve(losses, "step", "colourfulness")
     return {"held_out": values, "losses": losses}
@@ -249,6 +256,13 @@ def _descend(
         losses.append(float(value.detach()))
         bar.set_postfix(loss=f"{losses[-1]:.4f}")
     return losses
+
+
+def _show(page: Page, path: Path, *rows: Pictures) -> None:
+    """Put rows of pictures on the page, and beside it in one file, at twice their size."""
+    page.pictures(*rows)
+    images = torch.cat([row.images for row in rows]).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    path.write_bytes(png(sheet(images, len(rows[0].images), gap=4)))
 
 
 def _bar(items: Iterable[Any], name: str) -> Any:

@@ -14,7 +14,6 @@ V is Salimans and Ho, 2022, arXiv 2202.00512; VELOCITY is rectified flow's. Clas
 from abc import ABC, abstractmethod
 from enum import Enum
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -174,9 +173,3 @@ class GaussianMixture(Denoiser):
             raise InputError(f"the flow of {len(self.means)} components has no closed form; use one")
         v = [time.alpha**2 * self.std**2 + time.sigma**2 for time in (start, end)]
         return end.alpha * self.means + (x - start.alpha * self.means) * (v[1] / v[0]).sqrt()
-
-
-def standard_mixture(schedule: Schedule, prediction: Prediction = Prediction.EPS) -> GaussianMixture:
-    """Four blobs of standard deviation 0.3 in the plane: the mixture that tests and pages use."""
-    means = torch.tensor([[1.0, 0.6], [-0.8, 1.1], [-0.5, -0.9], [0.9, -0.7]], dtype=torch.float64)
-    return GaussianMixture(schedule, means, 0.3, prediction)

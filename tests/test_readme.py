@@ -1,0 +1,17 @@
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_first_example_runs(capsys):
+    first = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)[0]
+    exec(compile(first.replace("steps=25", "steps=3"), "README.md", "exec"), {})
+    norm, saved = re.fullmatch(r"tensor\((.+)\) (\d+)\s*", capsys.readouterr().out).groups()
+    assert float(norm) > 0
+    assert int(saved) > 0
+
+
+def test_its_pictures_and_links_are_there():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), target
