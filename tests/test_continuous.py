@@ -169,3 +169,14 @@ def test_writes_no_grad_behind_autograds_back():
     loss = sampler.latents(noise.requires_grad_(), cond).sum()
     torch.autograd.grad(loss, noise)
     assert all(p.grad is None for p in sampler.parameters())
+
+
+def test_sampling_without_a_gradient_remembers_nothing():
+    sampler = unet_sampler(steps=3, adjoint=adp.Continuous())
+    with torch.no_grad():
+        plain = sampler.replace(adjoint=adp.Backprop()).latents(
+            sampler.noise(1), sampler.encode("a prompt")
+        )
+        assert torch.equal(sampler.latents(sampler.noise(1), sampler.encode("a prompt")), plain)
+    assert sampler.stats.nfe_forward == 3
+    assert sampler.stats.bytes_saved == 0

@@ -166,3 +166,9 @@ def test_schedulers_that_are_not_variance_preserving_are_refused(kind):
 def test_the_prediction_is_the_schedulers(kind):
     pipe = tiny_pipeline(ddim(prediction_type=kind))
     assert adp.FlowSampler.from_pipeline(pipe).field.denoiser.prediction is Prediction(kind)
+
+
+def test_other_pipelines_are_refused():
+    pipe = diffusers.DDIMPipeline(unet=tiny_pipeline().unet, scheduler=ddim())
+    with pytest.raises(adp.InputError, match="DDIMPipeline"):
+        adp.FlowSampler.from_pipeline(pipe)

@@ -54,7 +54,7 @@ def direct(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
     return fn(*tensors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Time:
     """One instant of the flow, in the three clocks the equations use.
 
@@ -80,7 +80,7 @@ Derivative = Callable[[Time, State], State]
 """d state / d tau."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cond(Mapping[str, Tensor]):
     """What the denoiser is told besides x and t, as named tensors (batch first, or 0-dimensional).
 

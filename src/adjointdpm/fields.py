@@ -11,7 +11,7 @@ Two denoisers say the same, to the last bit:
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -146,6 +146,26 @@ class UNetDenoiser(GuidedDenoiser):
         return unguided + w * (aimed - unguided)
 
 
+def _outermost(run: Run) -> Callable[..., Tensor]:
+    """`run` for a decoder's blocks, but not for blocks within them.
+
+    The switch is off again when a block is recomputed; it must then save what it saved the first time.
+    """
+    inside = False
+
+    def each(block: nn.Module, *args: Any) -> Tensor:
+        nonlocal inside
+        if inside:
+            return block(*args)
+        inside = True
+        try:
+            return run(block, *args)
+        finally:
+            inside = False
+
+    return each
+
+
 def _network_time(t: Scalar, x: Tensor) -> Tensor:
     """The time as networks take it: never below float32, whatever the latents are."""
     return t.to(x.device, torch.promote_types(x.dtype, torch.float32))
@@ -160,7 +180,7 @@ class PipelineField(Field):
         direct: call the UNet itself instead of the pipeline's `__call__`.
         vocabulary: the words the text encoder knows, for a model of a closed vocabulary.
     Raises:
-        InputError: the scheduler is not variance preserving, or the pipeline lacks a part.
+        InputError: it is another kind of pipeline, or its scheduler is not variance preserving.
     """
 
     def __init__(
@@ -171,11 +191,11 @@ class PipelineField(Field):
         vocabulary: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
-        missing = [part for part in ("unet", "vae", "text_encoder") if not hasattr(pipe, part)]
-        if missing:
+        from diffusers import StableDiffusionPipeline  # seconds to import, and here already done
+
+        if not isinstance(pipe, StableDiffusionPipeline):
             raise InputError(
-                f"{type(pipe).__name__} has no {', '.join(missing)}; FlowSampler.from_pipeline takes "
-                "Stable Diffusion pipelines"
+                f"FlowSampler.from_pipeline takes a StableDiffusionPipeline, but was given a {type(pipe).__name__}"
             )
         self.schedule, prediction = vp_schedule(pipe.scheduler)
         if direct:
@@ -189,7 +209,7 @@ class PipelineField(Field):
         factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         self.image_shape = (pipe.vae.config.out_channels, factor * height, factor * width)
         self.vocabulary = vocabulary
-        self._pipe = pipe
+        self._pipe: Any = pipe
 
     def encode(self, prompts: Sequence[str], negative: str, guidance_scale: float) -> Cond:
         self._check_words([*prompts, negative])
@@ -209,7 +229,7 @@ class PipelineField(Field):
         # The VAE's own switch for checkpointing lets us say how a block is run. A user's is left on.
         switch = run is not direct and not self.vae.is_gradient_checkpointing
         if switch:
-            self.vae.enable_gradient_checkpointing(lambda block, *args: run(block, *args))
+            self.vae.enable_gradient_checkpointing(_outermost(run))
         try:
             scaled = latents / self.vae.config.scaling_factor
             image = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]

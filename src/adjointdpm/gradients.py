@@ -18,7 +18,7 @@ __all__ = ["Gradients", "Metric", "check_metric", "gradients", "score"]
 Metric = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gradients:
     """A metric's values and what it wants of each variable.
 

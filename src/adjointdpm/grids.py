@@ -77,7 +77,7 @@ def _pinned(schedule: Schedule, rho: Tensor, start: float | None, end: float | N
     return times
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimeGrid:
     """A grid seen through a schedule: its instants, and the instants between them.
 

@@ -15,7 +15,7 @@ from .solvers.base import History, Solver
 __all__ = ["IVP", "integrate"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IVP:
     """dz/dtau = velocity(z), from `initial` at grid[0] to grid[-1].
 

@@ -19,7 +19,7 @@ Values = Float[Tensor, "batch"]
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Margin:
     """How far a classifier is from changing its mind: the label's logit less the best other one.
 
@@ -41,7 +41,7 @@ class Margin:
         return logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PixelDistance:
     """Mean squared difference to a target picture, in units of the full range.
 

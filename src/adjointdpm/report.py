@@ -52,7 +52,7 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 """)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pictures:
     """A named row of small pictures with a caption each."""
 

@@ -104,7 +104,7 @@ class FlowSampler(Sampler):
                 one graph.
             settings: those of `FlowSampler`.
         Raises:
-            InputError: the pipeline is of a kind that has no UNet, VAE or alphas_cumprod.
+            InputError: it is another kind of pipeline, or its scheduler is not variance preserving.
         """
         return cls(PipelineField(pipe, split_guidance), **settings)
 

@@ -68,7 +68,7 @@ class Schedule(ABC):
         return self.at(self.time(tau if self.bounded else tau / (1 + tau)).reshape(1))[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VPDiscrete(Schedule):
     """The variance-preserving schedule of a discrete model, log-linear between its training steps.
 

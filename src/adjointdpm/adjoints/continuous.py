@@ -20,6 +20,7 @@ from .._types import Derivative, InputError, State, Stats, Time
 from ..ivp import IVP, integrate
 from ..solvers import AdamsBashforth, Solver
 from .base import Adjoint, wants_gradient
+from .discrete import Backprop
 from .meter import SavedBytes
 from .trajectory import Trajectory
 
@@ -61,9 +62,10 @@ class Continuous(Adjoint):
             raise InputError(f'trajectory is "stored" or "resolved", but {self.trajectory!r} was given')
 
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
+        if not wants_gradient(ivp):
+            return Backprop().solve(ivp, stats)  # the plain loop, and no graph to keep
         weights: list[Tensor] = [p for p in ivp.flow.denoiser.parameters() if p.requires_grad]
-        if wants_gradient(ivp):
-            _refuse(ivp, weights)
+        _refuse(ivp, weights)
         names = [name for name, tensor in ivp.cond.items() if tensor.requires_grad]
         conds = [ivp.cond[name] for name in names]
         return _AdjointODE.apply(self, ivp, stats, names, ivp.initial, *conds, *weights)
@@ -97,11 +99,9 @@ class _AdjointODE(torch.autograd.Function):
         *leaves: Tensor,
     ) -> Tensor:
         field = _Field(ivp, stats, names, leaves[len(names) :])
-        ready: list[Tensor] = []
-        if any(ctx.needs_input_grad):
-            ready.append(field.check(ivp.grid[0], initial, leaves[: len(names)]))
+        ready = [field.check(ivp.grid[0], initial, leaves[: len(names)])]
         trajectory = Trajectory()
-        stored = adjoint.trajectory == "stored" and any(ctx.needs_input_grad)
+        stored = adjoint.trajectory == "stored"
 
         def f(time: Time, state: State) -> State:
             # The check has already made the first evaluation, which is at the first node.
