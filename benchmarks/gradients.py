@@ -38,7 +38,8 @@ def guided(sampler: adp.FlowSampler, cond: adp.Cond) -> Callable[[Tensor, Tensor
         text = torch.cat([cond["negative_prompt_embeds"], prompt])
         out = unet(torch.cat([x, x]), t, encoder_hidden_states=text, return_dict=False)[0]
         unguided, aimed = out.chunk(2)
-        return unguided + w * (aimed - unguided)
+        time = sampler.field.schedule.at(t.double().reshape(1))[0]
+        return sampler.field.denoiser.prediction.eps(unguided + w * (aimed - unguided), x, time)
 
     return eps
 

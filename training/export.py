@@ -1,0 +1,96 @@
+"""Write the trained weights as the two packaged folders, in float16.
+
+`emoji/` loads with `StableDiffusionPipeline.from_pretrained`, `emoji-resnet/` with
+`ResNetForImageClassification.from_pretrained`. `MANIFEST.json` in each maps every file but itself
+and the model card (README.md, which is edited by hand) to its SHA-256. The same checkpoints give
+the same bytes.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from classifier import load_classifier
+from diffusion import load_pipeline
+from render import COLOURS, Renderer, phrase
+from vae import RUNS
+
+ZOO = Path(__file__).parents[1] / "src" / "adjointdpm" / "zoo"
+LICENCE = (
+    "Glyphs: Noto Color Emoji, copyright Google, SIL Open Font License 1.1; "
+    "the weights were trained on renders of them."
+)
+PREPROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True,
+    "size": {"height": 64, "width": 64},
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON in the form of the packages: one space of indentation, UTF-8."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_manifest(folder: Path) -> int:
+    """Write MANIFEST.json; returns the folder's size in bytes."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    packaged = [path for path in files if path.name not in {"MANIFEST.json", "README.md"}]
+    for path in packaged:
+        path.chmod(0o644)
+    hashes = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in packaged
+    }
+    write_json(folder / "MANIFEST.json", hashes)
+    return sum(path.stat().st_size for path in packaged)
+
+
+def export_pipeline(runs: Path, folder: Path) -> int:
+    """Write the pipeline's folder; returns its size in bytes."""
+    concepts = Renderer().concepts
+    load_pipeline(runs).to(torch.float16).save_pretrained(folder)
+    about = {
+        "concepts": concepts,
+        "phrases": {concept: phrase(concept) for concept in concepts},
+        "colours": list(COLOURS),
+        "rgb": COLOURS,
+        "caption": "{phrase} on {a or an} {colour} background",
+        "licence": LICENCE,
+    }
+    write_json(folder / "emoji.json", about)
+    return write_manifest(folder)
+
+
+def export_classifier(runs: Path, folder: Path) -> int:
+    """Write the classifier's folder; returns its size in bytes."""
+    load_classifier(runs).half().save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    return write_manifest(folder)
+
+
+def main() -> None:
+    """Export whatever has a checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--zoo", type=Path, default=ZOO)
+    args = parser.parse_args()
+    exports = {"emoji": export_pipeline, "emoji-resnet": export_classifier}
+    needs = {"emoji": "diffusion", "emoji-resnet": "classifier"}
+    for name, write in exports.items():
+        if not (args.runs / needs[name] / "checkpoint.safetensors").exists():
+            print(f"{name}: no checkpoint in {args.runs / needs[name]}, skipped")
+            continue
+        print(f"{name}: {write(args.runs, args.zoo / name) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Train the autoencoder (64 x 64 x 3 to 16 x 16 x 4), then normalise its latents.
+
+loss = |x - x_hat| + |grad x - grad x_hat| + w KL, the KL a mean over latent elements. The gradient
+term (finite differences) is what makes thin outlines sharp. After training, the latents' mean and
+relative spread of each channel are folded into `quant_conv` and `post_quant_conv`, so that the one
+number `scaling_factor` brings them to zero mean and unit variance.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from checkpoint import Run, load_modules
+from diffusers import AutoencoderKL
+from render import Renderer, contact_sheet, psnr
+from torch import Tensor
+
+__all__ = ["HELD_OUT", "RUNS", "build", "load_trained", "normalise", "reconstruct"]
+
+RUNS = Path(__file__).parent / "runs"
+HELD_OUT = 900_001  # seed of the pictures no training uses
+
+
+def build() -> AutoencoderKL:
+    """An untrained autoencoder: 4 latent channels at a quarter of the picture's width."""
+    return AutoencoderKL(
+        sample_size=64,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+
+
+def load_trained(folder: Path) -> AutoencoderKL:
+    """The checkpoint's autoencoder, its latents normalised."""
+    vae = build().eval().requires_grad_(False)
+    load_modules(folder / "checkpoint.safetensors", {"vae": vae})
+    normalise(vae, Renderer()(1, range(1024)).images)
+    return vae
+
+
+@torch.no_grad()
+def normalise(vae: AutoencoderKL, images: Tensor) -> None:
+    """Fold the latents' channel means and relative spreads into the 1 x 1 convolutions, in place.
+
+    z' = (z - m) r with r = mean spread / channel spread, undone before the decoder; then
+    scaling_factor = 1 / mean spread.
+    """
+    z = torch.cat([vae.encode(2 * x - 1).latent_dist.mean for x in images.split(64)])
+    mean, spread = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    ratio = spread.mean() / spread
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    channels = len(mean)
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight /= ratio[None, :, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) * ratio
+    quant.weight[:channels] *= ratio[:, None, None, None]
+    quant.bias[channels:] += 2 * ratio.log()  # the log-variance of the scaled latent
+    vae.register_to_config(scaling_factor=round(1 / float(spread.mean()), 6))
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Images in [0, 1] through the posterior's mean and back."""
+    decoded = [vae.decode(vae.encode(2 * x - 1).latent_dist.mean).sample for x in images.split(64)]
+    return (torch.cat(decoded).float() / 2 + 0.5).clamp(0, 1)
+
+
+def loss(vae: AutoencoderKL, images: Tensor, kl_weight: float) -> Tensor:
+    x = (2 * images - 1).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(x).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
+    error = decoded.float() - x
+    gradient = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+    return error.abs().mean() + gradient + kl_weight * kl
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--kl", type=float, default=2e-4)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RUNS / "vae")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    renderer = Renderer()
+    vae = build().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    held_out = renderer(HELD_OUT, range(128)).images
+
+    def loss_at(step: int) -> Tensor:
+        batch = renderer(args.seed, range(step * args.batch, (step + 1) * args.batch))
+        return loss(vae, batch.images, args.kl)
+
+    def sample(step: int) -> None:
+        decoded = reconstruct(vae, held_out)
+        print(f"\nstep {step}: PSNR {psnr(decoded, held_out):.2f} dB", flush=True)
+        pairs = torch.stack([held_out[:32], decoded[:32]], 1).flatten(0, 1)
+        contact_sheet(pairs, args.out / f"{step:05d}.png", columns=16, scale=1)
+
+    run = Run(args.out, args.steps, args.lr, args.seed)
+    run.train(loss_at, {"vae": vae}, optimizer, sample=sample)
+
+
+if __name__ == "__main__":
+    main()
