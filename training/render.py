@@ -1,8 +1,9 @@
 """Emoji on plain backgrounds: picture and caption as a pure function of (seed, index).
 
 A picture is one Noto Color Emoji glyph under a random similarity transform, composited with
-premultiplied alpha over one background colour. Every random number of picture `index` comes from
-a `torch.Generator` seeded by (seed, index), so training data need no storage, a resumed run sees
+premultiplied alpha over one background colour, and then changed by a style (`styles.py`). Every random
+number of picture `index` comes from a `torch.Generator` seeded by (seed, index), so training data need no
+storage, a resumed run sees
 what an uninterrupted one sees, and a held-out set is a seed never used in training.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from styles import PLAIN, STYLES, apply
 from torch import Tensor
 from torch.nn import functional
 
@@ -58,38 +60,59 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures in [0, 1], shape (B, 3, 64, 64), with the numbers of their concept and colour."""
+    """Pictures in [0, 1], shape (B, 3, 64, 64), with the numbers of their concept, colour and style."""
 
     images: Tensor
     concepts: Tensor
     colours: Tensor
+    styles: Tensor
 
 
 class Renderer:
-    """Glyphs of `concepts.json`, rasterised once, placed by one `grid_sample` per batch."""
+    """Glyphs rasterised once, placed by one `grid_sample` per batch.
 
-    def __init__(self, font: Path = FONT, concepts: Path | None = None) -> None:
-        path = concepts or Path(__file__).with_name("concepts.json")
-        codepoints: dict[str, str] = json.loads(path.read_text())
-        self.concepts = list(codepoints)
+    Args:
+        glyphs: a folder of RGBA pictures, named by their concepts, to render instead of the font's.
+    """
+
+    def __init__(self, glyphs: Path | None = None) -> None:
+        if glyphs is None:
+            codepoints = json.loads(Path(__file__).with_name("concepts.json").read_text())
+            face = ImageFont.truetype(str(FONT), GLYPH_PX)
+            pictures = {name: _glyph(face, chr(int(point[2:], 16))) for name, point in codepoints.items()}
+        else:
+            pictures = {
+                path.stem: Image.open(path).convert("RGBA") for path in sorted(glyphs.glob("*.png"))
+            }
+        self.concepts = list(pictures)
         self.colours = list(COLOURS)
-        face = ImageFont.truetype(str(font), GLYPH_PX)
-        glyphs = [_glyph(face, chr(int(point[2:], 16))) for point in codepoints.values()]
-        self.atlas = torch.stack(glyphs)
+        self.styles = list(STYLES)
+        self.atlas = torch.stack([_tile(picture) for picture in pictures.values()])
         self._background = torch.tensor(list(COLOURS.values())) / 255
 
-    def __call__(self, seed: int, indices: range) -> Batch:
-        """Render pictures `indices` of the endless set `seed`; concepts are balanced per epoch."""
+    def __call__(self, seed: int, indices: range, style: str | None = None) -> Batch:
+        """Render pictures `indices` of the endless set `seed`; concepts are balanced per epoch.
+
+        Four in ten pictures are plain, one in ten has each of the six styles, unless `style` names one.
+        """
         concepts = self._balanced(seed, indices)
-        u = torch.stack([torch.rand(8, generator=_generator(seed, i)) for i in indices])
+        u = torch.stack([torch.rand(9, generator=_generator(seed, i)) for i in indices])
         colours = (u[:, 0] * len(self.colours)).long()
-        background = self._background[colours] + JITTER * (2 * u[:, 1:4] - 1)
-        scale = 0.55 + 0.35 * u[:, 4]
-        angle = math.radians(25) * (2 * u[:, 5] - 1)
-        shift = (1 - scale)[:, None] * (2 * u[:, 6:8] - 1)
+        # The first 40 % of [0, 1) are plain; what is left is shared out evenly.
+        styles = (1 + (u[:, 8] - 0.4) / 0.6 * (len(self.styles) - 1)).clamp(min=0).floor().long()
+        if style is not None:
+            styles.fill_(self.styles.index(style))
+        return self.draw(concepts, colours, styles, u[:, 1:8])
+
+    def draw(self, concepts: Tensor, colours: Tensor, styles: Tensor, u: Tensor) -> Batch:
+        """Render what is asked for; u (B, 7) in [0, 1) decides colour jitter (3), size, angle and place (2)."""
+        background = (self._background[colours] + JITTER * (2 * u[:, :3] - 1)).clamp(0, 1)
+        scale = 0.6 + 0.35 * u[:, 3]
+        angle = math.radians(25) * (2 * u[:, 4] - 1)
+        shift = (1 - scale)[:, None] * (2 * u[:, 5:7] - 1)
         glyph = self._place(concepts, scale, angle, shift)
-        images = glyph[:, :3] + (1 - glyph[:, 3:]) * background.clamp(0, 1)[:, :, None, None]
-        return Batch(images.clamp(0, 1), concepts, colours)
+        images = (glyph[:, :3] + (1 - glyph[:, 3:]) * background[:, :, None, None]).clamp(0, 1)
+        return Batch(apply(images, background, styles).clamp(0, 1), concepts, colours, styles)
 
     def _balanced(self, seed: int, indices: range) -> Tensor:
         count = len(self.concepts)
@@ -109,21 +132,19 @@ class Renderer:
         return functional.avg_pool2d(placed, SUPERSAMPLE)
 
 
-def caption(concept: str, colour: str, u: float) -> str:
-    """The caption of a picture; `u` in [0, 1) picks its form (10 % empty, 10 % no background)."""
-    if u < 0.1:
-        return ""
-    if u < 0.2:
-        return phrase(concept)
-    return f"{phrase(concept)} on {phrase(colour)} background"
+def caption(concept: str, colour: str | None, style: str = PLAIN) -> str:
+    """The caption of a picture, its colour left out where it is None: "a night key on a red background"."""
+    what = phrase(concept, style)
+    return what if colour is None else f"{what} on {phrase(colour)} background"
 
 
-def phrase(concept: str) -> str:
-    """The concept with its article: "a red apple", "an hourglass", "scissors"."""
+def phrase(concept: str, style: str = PLAIN) -> str:
+    """The concept with its article: "a red apple", "an inverted hourglass", "pixel art scissors"."""
+    words = concept if style == PLAIN else f"{style} {concept}"
     if concept in PLURAL:
-        return concept
-    vowel = concept[0] in "aeiou" or concept == "hourglass"
-    return f"{'an' if vowel else 'a'} {concept}"
+        return words
+    vowel = words[0] in "aeiou" or words == "hourglass"
+    return f"{'an' if vowel else 'a'} {words}"
 
 
 def psnr(images: Tensor, reference: Tensor) -> float:
@@ -152,13 +173,17 @@ def _generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + index) & 0x7FFF_FFFF_FFFF_FFFF)
 
 
-def _glyph(face: ImageFont.FreeTypeFont, char: str) -> Tensor:
-    """One glyph, cropped, centred in a square and premultiplied: (4, TILE, TILE)."""
+def _glyph(face: ImageFont.FreeTypeFont, char: str) -> Image.Image:
     canvas = Image.new("RGBA", (200, 200))
     ImageDraw.Draw(canvas).text((20, 20), char, font=face, embedded_color=True)
+    return canvas
+
+
+def _tile(canvas: Image.Image) -> Tensor:
+    """One glyph, cropped, centred in a square and premultiplied: (4, TILE, TILE)."""
     box = canvas.getbbox()
     if box is None:
-        raise ValueError(f"no picture for U+{ord(char):X} in the font; remove the concept")
+        raise ValueError("an empty glyph: the font, or the folder, has no picture of that concept")
     crop = canvas.crop(box)
     side = max(crop.size)
     square = Image.new("RGBA", (side, side))

@@ -16,14 +16,18 @@ __all__ = ["MAX_LENGTH", "build"]
 
 MAX_LENGTH = 16
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-ALSO_KNOWN = ("the", "and", "with", "of", "in", "at", "photo", "picture", "emoji", "red", "brown")
+ALSO_KNOWN = ("the", "and", "with", "of", "in", "at", "photo", "picture", "emoji", "brown", *COLOURS)
 
 
-def build(concepts: list[str]) -> CLIPTokenizer:
-    """The tokenizer for captions of `concepts`; checks that each caption survives a round trip."""
+def build(renderer: Renderer) -> CLIPTokenizer:
+    """The tokenizer for a renderer's captions; checks that each caption survives a round trip."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    texts = [caption(concept, colour, 0.9) for concept in concepts for colour in COLOURS]
-    texts += [caption(concept, "red", 0.15) for concept in concepts]
+    texts = [
+        caption(concept, colour, style)
+        for number, concept in enumerate(renderer.concepts)
+        for style in renderer.styles
+        for colour in (None, renderer.colours[number % len(renderer.colours)])
+    ]
     words = sorted({word for text in texts for word in text.split()} | set(ALSO_KNOWN))
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -52,7 +56,7 @@ def _check(tokenizer: CLIPTokenizer, words: list[str], texts: list[str]) -> None
 
 
 if __name__ == "__main__":
-    built = build(Renderer().concepts)
+    built = build(Renderer())
     print(f"{len(built)} tokens")
-    for example in ("a red apple on an orange background", "a Zyzzyva, 3 µm", ""):
+    for example in ("a pixel art red apple on an orange background", "a Zyzzyva, 3 µm", ""):
         print(repr(example), built.tokenize(example))

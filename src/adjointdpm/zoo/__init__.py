@@ -1,7 +1,11 @@
-"""The bundled models: a small text-to-image model of emoji-like pictures, and a classifier for it.
+"""The bundled models: a small text-to-image model of emoji-like pictures, and classifiers of them.
 
-Both are ordinary folders of diffusers and transformers, trained by the scripts under `training/`.
-Every file is checked against the hash in its folder's MANIFEST.json before it is read.
+    emoji                                       the text-to-image model
+    emoji/resnet, /vit, /convnext, /poolformer  four classifiers of its 234 concepts, to be audited
+    emoji/judge, /judge/colour, /judge/style    for measuring only: never a target, never in a loss
+
+All are ordinary folders of diffusers and transformers, trained by the scripts under `training/`. Every file
+is checked against the hash in its folder's MANIFEST.json before it is read.
 """
 
 import hashlib
@@ -61,7 +65,8 @@ def load(
     stock pipeline: `StableDiffusionPipeline.from_pretrained(adjointdpm.zoo.folder("emoji"))`.
 
     Args:
-        name: "emoji": 64 x 64 pictures; prompts such as "a red apple on a blue background".
+        name: "emoji": 64 x 64 pictures; prompts such as "a red apple on a blue background" or "a pixel art
+            cat"; concepts, colours and styles are listed in `emoji.json` in its folder.
         dtype, device: of the network.
         split_guidance: two network calls a step instead of one batch of both.
         settings: those of `FlowSampler`: solver, steps, grid, guidance_scale, adjoint.
@@ -76,7 +81,8 @@ def load(
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     about = json.loads((path / "emoji.json").read_text())
-    words = frozenset(" ".join([*about["concepts"], *about["colours"], "a an on background"]).split())
+    phrases = [*about["concepts"], *about["colours"], *about["styles"][1:], "a an on background"]
+    words = frozenset(" ".join(phrases).split())
     field = PipelineField(pipe.to(device), split_guidance, direct=True, vocabulary=words)
     return FlowSampler(field, **settings)
 
@@ -125,7 +131,8 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
     """A bundled image classifier, frozen, or any transformers classifier by folder or name.
 
     Args:
-        name: "emoji/resnet", a folder, or a model's name.
+        name: a bundled classifier such as "emoji/resnet" (the head of this module lists them), a folder, or
+            a model's name.
         device: where it runs.
     Raises:
         InputError: a bundled file is missing or damaged.
