@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from classifier import KINDS, load_classifier
+from diffusers import AutoencoderKL
 from diffusion import load_pipeline
 from render import COLOURS, Renderer, phrase
 from vae import RUNS
@@ -58,7 +59,10 @@ def write_manifest(folder: Path) -> int:
 def export_pipeline(runs: Path, folder: Path) -> int:
     """Write the pipeline's folder; returns its size in bytes."""
     renderer = Renderer()
-    load_pipeline(runs).to(torch.float16).save_pretrained(folder)
+    # A run that went on from a package has no autoencoder of its own: the package's stays.
+    own = (runs / "vae" / "checkpoint.safetensors").exists()
+    vae = None if own else AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    load_pipeline(runs, vae).to(torch.float16).save_pretrained(folder)
     about = {
         "concepts": renderer.concepts,
         "phrases": {concept: phrase(concept) for concept in renderer.concepts},
