@@ -24,7 +24,13 @@ from transformers import (
 import adjointdpm as adp
 
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-WORDS = ["<pad>", "<unk>", "<eos>", "<bos>", *"a red green blue apple pear cat dog on in of and".split()]
+WORDS = [
+    "<pad>",
+    "<unk>",
+    "<eos>",
+    "<bos>",
+    *["a", "red", "green", "blue", "apple", "pear", "cat", "dog", "on", "in", "of", "and"],
+]
 
 
 @dataclass
@@ -47,6 +53,9 @@ class Family:
     guidance: tuple[str, float] | None = ("guidance_scale", 3.0)
     size: dict[str, int] = field(default_factory=dict)
     readable: bool = False
+
+    def __str__(self) -> str:
+        return self.name
 
     def cond(self, batch: int = 1, guided: bool = True) -> adp.Cond:
         """Random embeddings, masks whose last entry is off, and the guidance scale."""

@@ -61,7 +61,9 @@ def clock_of(scheduler: Any) -> Clock:
     """
     name, config = type(scheduler).__name__, scheduler.config
     if config.get("invert_sigmas"):
-        raise InputError(f"{name} with invert_sigmas=True counts from data to noise, which is not supported")
+        raise InputError(
+            f"{name} with invert_sigmas=True counts from data to noise, which is not supported"
+        )
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         prediction = _prediction(config.get("prediction_type", "flow_prediction"))
         return Clock(RectifiedFlow(unit=float(config.num_train_timesteps)), prediction)

@@ -24,7 +24,9 @@ def picture(call: PipelineCall, vae: Any, latents: Tensor, run: Run = direct) ->
     if vae is None:
         return latents / 2 + 0.5
     # The VAE's own switch for checkpointing lets us say how a block is run. A user's is left on.
-    switch = run is not direct and vae._supports_gradient_checkpointing and not vae.is_gradient_checkpointing
+    switch = (
+        run is not direct and vae._supports_gradient_checkpointing and not vae.is_gradient_checkpointing
+    )
     if switch:
         vae.enable_gradient_checkpointing(_outermost(run))
     try:

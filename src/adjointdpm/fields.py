@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ._types import Cond, InputError, Run, Scalar, direct
 from .clocks import Clock, clock_of
+from .decoding import picture, without_overflow
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
 from .grids import Grid, uniform
-from .decoding import picture, without_overflow
 from .probe import PipelineCall
 from .schedules import RectifiedFlow, Schedule
 
@@ -178,6 +178,8 @@ class PipelineField(Field):
     Raises:
         InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
     """
+
+    vae: Any
 
     def __init__(
         self,

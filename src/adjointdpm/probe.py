@@ -190,7 +190,8 @@ class PipelineCall:
 
     def times(self, steps: int, like: Tensor) -> Tensor:
         """The times that the pipeline's own scheduler visits in this many steps."""
-        scheduler = copy.deepcopy(self._pipe.scheduler)
+        own = self._pipe.scheduler
+        scheduler = type(own).from_config(own.config)
         scheduler.set_timesteps(**self.asks(steps, like))
         return scheduler.timesteps.to("cpu", torch.float64)
 
