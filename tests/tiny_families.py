@@ -24,13 +24,8 @@ from transformers import (
 import adjointdpm as adp
 
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-WORDS = [
-    "<pad>",
-    "<unk>",
-    "<eos>",
-    "<bos>",
-    *["a", "red", "green", "blue", "apple", "pear", "cat", "dog", "on", "in", "of", "and"],
-]
+TOKENS = ["<pad>", "<unk>", "<eos>", "<bos>"]
+WORDS = [*TOKENS, "a", "red", "green", "blue", "apple", "pear", "cat", "dog", "on", "in", "of", "and"]
 
 
 @dataclass
