@@ -4,6 +4,7 @@ Run by test_distributed.py; every check is a function of the rank that raises or
 share one pair of processes, since starting one costs seconds.
 """
 
+import functools
 import os
 import traceback
 import warnings
@@ -73,6 +74,7 @@ def gradients(sampler, family, rank: int):
     return given, {name.removeprefix("module."): p.grad for name, p in sampler.named_parameters() if p.requires_grad}
 
 
+@functools.cache
 def alone(trained: str, adjoint):
     """What one process finds for each rank's part, and the mean over them of the weights' gradients."""
     family, sampler = setting(trained, adjoint)
@@ -81,17 +83,15 @@ def alone(trained: str, adjoint):
     return [given for given, _ in parts], mean
 
 
-def compare(found, truth, rank: int, rtol: float = 0.0) -> None:
+def compare(found, truth, rank: int, within: float = 0.0) -> None:
+    """Equal bits, or a relative error of the norm below `within`."""
     given, weights = found
-    for a, b in zip(given, truth[0][rank], strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
     assert set(weights) == set(truth[1])
-    for name, expected in truth[1].items():
-        grad = weights[name]
-        whole = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
-        torch.testing.assert_close(whole, expected, rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}")
-    if truth[1]:
-        assert max(float(g.abs().max()) for g in truth[1].values()) > 0
+    whole = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in weights.values()]
+    pairs = [*zip(given, truth[0][rank], strict=True), *zip(whole, truth[1].values(), strict=True)]
+    for a, b in pairs:
+        assert torch.equal(a, b) or float((a - b).norm()) < within * float(b.norm()), (a - b).norm() / b.norm()
+    assert max(float(b.norm()) for _, b in pairs) > 0
 
 
 def data_parallel(rank: int, trained: str, adjoint) -> None:
@@ -122,7 +122,8 @@ def sharded(rank: int, trained: str, adjoint, reshard: bool = True) -> None:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(sampler, mesh=mesh, reshard_after_forward=reshard)
     assert all(hasattr(p, "full_tensor") for p in unet.parameters())
-    compare(gradients(sampler, family, rank), alone(trained, adjoint), rank)
+    # Gathered weights are other memory than a module's own, and some kernels round by alignment.
+    compare(gradients(sampler, family, rank), alone(trained, adjoint), rank, within=1e-5)
 
 
 def refused(rank: int, trained: str, adjoint) -> None:
@@ -140,16 +141,17 @@ def checks():
     """Every check by name."""
     import adjointdpm as adp
 
-    table = {}
-    for name, adjoint in (
-        ("backprop", adp.Backprop()),
-        ("checkpointed", adp.Checkpointed()),
-        ("continuous", adp.Continuous()),
-    ):
-        for trained in ("weights", "lora"):
-            table[f"ddp-{trained}-{name}"] = lambda r, t=trained, a=adjoint: data_parallel(r, t, a)
-            table[f"accelerate-{trained}-{name}"] = lambda r, t=trained, a=adjoint: accelerated(r, t, a)
-        for trained in ("frozen", "weights", "lora"):
-            check = refused if name == "continuous" and trained != "frozen" else sharded
-            table[f"fsdp2-{trained}-{name}"] = lambda r, c=check, t=trained, a=adjoint: c(r, t, a)
-    return table
+    exact, paper = adp.Checkpointed(), adp.Continuous()
+    return {
+        "ddp-weights-checkpointed": lambda rank: data_parallel(rank, "weights", exact),
+        "ddp-weights-continuous": lambda rank: data_parallel(rank, "weights", paper),
+        "ddp-lora-checkpointed": lambda rank: data_parallel(rank, "lora", exact),
+        "ddp-lora-continuous": lambda rank: data_parallel(rank, "lora", paper),
+        "accelerate-weights-continuous": lambda rank: accelerated(rank, "weights", paper),
+        "accelerate-lora-checkpointed": lambda rank: accelerated(rank, "lora", exact),
+        "fsdp2-frozen-checkpointed": lambda rank: sharded(rank, "frozen", exact),
+        "fsdp2-weights-checkpointed": lambda rank: sharded(rank, "weights", exact),
+        "fsdp2-lora-checkpointed": lambda rank: sharded(rank, "lora", exact),
+        "fsdp2-frozen-continuous": lambda rank: sharded(rank, "frozen", paper),
+        "fsdp2-weights-continuous-is-refused": lambda rank: refused(rank, "weights", paper),
+    }
