@@ -21,7 +21,8 @@ def said(tmp_path_factory):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(two_processes.run, (port, str(folder)), nprocs=two_processes.WORLD)
     return {
-        name: [(folder / f"{name}.{rank}").read_text() for rank in range(two_processes.WORLD)] for name in NAMES
+        name: [(folder / f"{name}.{rank}").read_text() for rank in range(two_processes.WORLD)]
+        for name in NAMES
     }
 
 

@@ -32,7 +32,8 @@ def test_textual_inversion_loads_in_stable_diffusion(tmp_path):
     with torch.no_grad():
         other.text_encoder.get_input_embeddings().weight[WORDS.index("pear")] = vectors[0]
     assert torch.equal(
-        picture(pipe, family.noise(), prompt="a <new> on"), picture(other, family.noise(), prompt="a pear on")
+        picture(pipe, family.noise(), prompt="a <new> on"),
+        picture(other, family.noise(), prompt="a pear on"),
     )
 
 
@@ -83,7 +84,9 @@ def test_lora_of_a_network_that_has_none(tmp_path):
 
 def test_noise_with_what_it_takes_to_use_it(tmp_path):
     file, noise = tmp_path / "noise.safetensors", of("sd").noise(2)
-    adp.save_noise(file, noise.transpose(0, 1).requires_grad_(), scheduler="DDIMScheduler", steps=25, seed=9)
+    adp.save_noise(
+        file, noise.transpose(0, 1).requires_grad_(), scheduler="DDIMScheduler", steps=25, seed=9
+    )
     read, about = adp.load_noise(file)
     assert torch.equal(read, noise.transpose(0, 1))
     assert (about["scheduler"], about["steps"], about["seed"]) == ("DDIMScheduler", "25", "9")

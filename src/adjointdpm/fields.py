@@ -206,6 +206,12 @@ class PipelineField(Field):
             self.add_module(name, part)
         self.vocabulary = vocabulary
         like = next(network.parameters())
+        if like.is_meta:
+            raise InputError(
+                "the network's weights are offloaded between its calls (sequential offloading), so their "
+                "storage is gone when the backward pass needs it; use pipe.enable_model_cpu_offload() or "
+                "keep the network on one device"
+            )
         if "vae" not in parts:
             sample = pipe.unet.config
             size = (sample.sample_size,) * 2 if isinstance(sample.sample_size, int) else sample.sample_size

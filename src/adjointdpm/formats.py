@@ -1,9 +1,9 @@
 """The files that other tools read: textual inversion, LoRA and initial noise, each as safetensors.
 
-    learned_embeds.safetensors          {token: (vectors, width)}; SDXL: {"clip_l": ..., "clip_g": ...}
-    pytorch_lora_weights.safetensors    "unet.<module>.lora_A.weight" ..., and the adapter's settings as
-                                        metadata: without them a loader takes lora_alpha = r in silence
-    noise.safetensors                   {"noise": (batch, *shape)}, with how it is sampled as metadata
+learned_embeds.safetensors          {token: (vectors, width)}; SDXL: {"clip_l": ..., "clip_g": ...}
+pytorch_lora_weights.safetensors    "unet.<module>.lora_A.weight" ..., and the adapter's settings as
+                                    metadata: without them a loader takes lora_alpha = r in silence
+noise.safetensors                   {"noise": (batch, *shape)}, with how it is sampled as metadata
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,9 @@ def save_lora(path: str | Path, pipe: Any, adapter: str = "default") -> None:
     )
 
 
-def save_noise(path: str | Path, noise: Tensor, *, scheduler: str, steps: int, seed: int | None = None) -> None:
+def save_noise(
+    path: str | Path, noise: Tensor, *, scheduler: str, steps: int, seed: int | None = None
+) -> None:
     """Initial noise, with what it takes to sample from it again.
 
     Args:
@@ -102,4 +104,6 @@ def load_noise(path: str | Path) -> tuple[Tensor, Mapping[str, str]]:
 
 def _plain(tensor: Tensor) -> Tensor:
     """On the CPU, contiguous, and apart from any graph."""
-    return torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format).copy_(tensor).detach()
+    return (
+        torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format).copy_(tensor).detach()
+    )

@@ -1,6 +1,6 @@
 """Rows of a text encoder's embedding table as variables, with gradients through a string prompt.
 
-    e_i = rows[k] where token i of the prompt is the k-th chosen one, and the table's row elsewhere
+e_i = rows[k] where token i of the prompt is the k-th chosen one, and the table's row elsewhere
 """
 
 from collections.abc import Iterator, Sequence
