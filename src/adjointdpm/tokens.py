@@ -31,7 +31,7 @@ class TokenRows:
     """
 
     def __init__(self, pipe: Any, words: Sequence[str]) -> None:
-        self._tables: list[Any] = []
+        self._tables: list[list[Any]] = []
         self._ids: list[list[int]] = []
         self.values: list[Float[Tensor, "words width"]] = []
         """One tensor a text encoder, which starts as the table's rows and wants a gradient."""
@@ -48,7 +48,10 @@ class TokenRows:
                     "and text_encoder.resize_token_embeddings, or choose a word that is a single token"
                 )
             table = encoder.get_input_embeddings()
-            self._tables.append(table)
+            # T5 calls a second module that shares the table's weight.
+            self._tables.append(
+                [m for m in encoder.modules() if getattr(m, "weight", None) is table.weight]
+            )
             self._ids.append(ids)
             self.values.append(table.weight[ids].detach().float().clone().requires_grad_())
         self._open: Any = None
@@ -65,7 +68,8 @@ class TokenRows:
     def _replaced(self) -> Iterator[None]:
         hooks = [
             table.register_forward_hook(self._hook(ids, rows))
-            for table, ids, rows in zip(self._tables, self._ids, self.values, strict=True)
+            for tables, ids, rows in zip(self._tables, self._ids, self.values, strict=True)
+            for table in tables
         ]
         try:
             yield
