@@ -154,21 +154,7 @@ def test_the_decoder_is_recomputed_block_by_block_and_exact():
     assert decoder_bytes[1] < decoder_bytes[0]
 
 
-@pytest.mark.parametrize("kind", [diffusers.FlowMatchEulerDiscreteScheduler])
-def test_schedulers_that_are_not_variance_preserving_are_refused(kind):
-    pipe = tiny_pipeline()
-    pipe.scheduler = kind()
-    with pytest.raises(adp.InputError, match="alphas_cumprod"):
-        adp.FlowSampler.from_pipeline(pipe)
-
-
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_the_prediction_is_the_schedulers(kind):
     pipe = tiny_pipeline(ddim(prediction_type=kind))
     assert adp.FlowSampler.from_pipeline(pipe).field.denoiser.prediction is Prediction(kind)
-
-
-def test_other_pipelines_are_refused():
-    pipe = diffusers.DDIMPipeline(unet=tiny_pipeline().unet, scheduler=ddim())
-    with pytest.raises(adp.InputError, match="DDIMPipeline"):
-        adp.FlowSampler.from_pipeline(pipe)

@@ -4,11 +4,13 @@ from ._types import AdjointDPMError, Cond, InputError, NonFiniteError, Stats
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
 from .compare import Comparison, compare
 from .denoisers import Prediction
+from .formats import load_noise, save_lora, save_noise, save_textual_inversion
 from .gradients import Gradients, Metric, gradients
 from .grids import karras, log_snr, uniform
 from .sampler import FlowSampler, Sampler
 from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from .tokens import TokenRows
 from .zoo import load, load_classifier
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Schedule",
     "Solver",
     "Stats",
+    "TokenRows",
     "Truncated",
     "VPCosine",
     "VPDiscrete",
@@ -46,7 +49,11 @@ __all__ = [
     "karras",
     "load",
     "load_classifier",
+    "load_noise",
     "log_snr",
+    "save_lora",
+    "save_noise",
+    "save_textual_inversion",
     "uniform",
 ]
 

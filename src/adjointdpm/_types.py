@@ -86,7 +86,8 @@ class Cond(Mapping[str, Tensor]):
 
     For a pipeline the names are those of its own arguments: `prompt_embeds` (batch, tokens, width),
     `negative_prompt_embeds`, `guidance_scale` (a number, as a 0-dimensional tensor). A Cond is a
-    read-only mapping; `cond["prompt_embeds"].grad` holds the gradient after a backward pass.
+    read-only mapping; `cond["prompt_embeds"].grad` holds the gradient after a backward pass. Integer
+    tensors (attention masks) travel along and have none: `differentiable` names the others.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -111,10 +112,19 @@ class Cond(Mapping[str, Tensor]):
         """A copy with `fn` applied to every tensor."""
         return Cond({name: fn(tensor) for name, tensor in self.tensors.items()})
 
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The names of the tensors that can have a gradient: all but masks."""
+        return tuple(name for name, tensor in self.tensors.items() if tensor.is_floating_point())
+
     def requires_grad_(self, requires_grad: bool = True) -> "Cond":
-        """Ask for the gradient of every tensor, in place; returns itself."""
-        for tensor in self.tensors.values():
-            tensor.requires_grad_(requires_grad)
+        """Ask for the gradient of every tensor but masks, in place; returns itself.
+
+        A tensor that is not a leaf, because its encoder's weights are trained, keeps its `.grad`, too.
+        """
+        for name in self.differentiable:
+            tensor = self.tensors[name]
+            tensor.requires_grad_(requires_grad) if tensor.is_leaf else tensor.retain_grad()
         return self
 
 

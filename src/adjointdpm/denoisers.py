@@ -76,6 +76,9 @@ class Denoiser(nn.Module, ABC):
 
     prediction: Prediction
 
+    masks: frozenset[str] = frozenset()
+    """The names in a conditioning that are integers, and have no gradient."""
+
     @abstractmethod
     def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
         """F at x (batch, *shape) and the time t in the network's own unit."""

@@ -2,16 +2,14 @@
 
 Two denoisers say the same, to the last bit:
 
-    PipelineDenoiser  runs the pipeline's own `__call__` for one step under a probe scheduler that asks
-                      for the one time wanted and returns the network's output, so that the pipeline's
-                      guidance, batching and scaling are its own code. Costs 1-3 ms a call.
+    PipelineDenoiser  asks the pipeline's own `__call__` (see `probe`), so that guidance, batching,
+                      packing and scaling are its own code. Costs 1-3 ms a call.
     UNetDenoiser      calls the UNet directly; for the bundled model, where those milliseconds matter.
 """
 
-import copy
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +17,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._types import Cond, InputError, Run, Scalar, direct
+from .clocks import Clock, clock_of
+from .decoding import picture, without_overflow
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
-from .schedules import Schedule, VPDiscrete
+from .grids import Grid, uniform
+from .probe import PipelineCall
+from .schedules import RectifiedFlow, Schedule
 
-__all__ = ["Field", "PipelineDenoiser", "PipelineField", "UNetDenoiser", "vp_schedule"]
+__all__ = ["Field", "PipelineDenoiser", "PipelineField", "UNetDenoiser"]
 
-Latents = Float[Tensor, "batch channels height width"]
+Latents = Float[Tensor, "batch *shape"]
+
+LENGTHS = "_lengths"
+"""Ends the name of how many rows of each padded sample count."""
 
 
 class Field(nn.Module, ABC):
@@ -48,75 +53,85 @@ class Field(nn.Module, ABC):
         """The tensors that decoding depends on besides the latents."""
 
 
-class _Probe:
-    """A scheduler that asks a pipeline for its model's output at one time.
-
-    Pipelines inspect the signature of `set_timesteps`, hence the named arguments nobody reads.
-    """
-
-    order = 1
-    init_noise_sigma = 1.0
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.timesteps = torch.zeros(1)
-        self.time = torch.zeros(())
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
-        self.timesteps = self.time.reshape(1).to(device)
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        return sample
-
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> tuple[Tensor]:
-        return (model_output,)
-
-
-class PipelineDenoiser(GuidedDenoiser):
+class PipelineDenoiser(Denoiser):
     """The output of a pipeline's network through the pipeline's own call.
 
+    The conditioning goes by the names of the call's arguments. Masks are integers; where a pipeline
+    wants a list with one tensor a sample, the tensor is padded and `<name>_lengths` says how far.
+
     Args:
-        pipe: a pipeline that takes `latents`, `prompt_embeds` and `guidance_scale`; it is not changed.
-        prediction: what its network's output stands for.
+        call: the questions to the pipeline.
+        network: the module that it calls at each step.
+        clock: what its scheduler says of the network.
         split: whether guidance is made of two calls instead of one batch of both.
+    Raises:
+        InputError: split guidance of a pipeline that does more than F_neg + w (F_pos - F_neg).
     """
 
-    def __init__(self, pipe: Any, prediction: Prediction, split: bool = False) -> None:
+    def __init__(self, call: PipelineCall, network: Any, clock: Clock, split: bool = False) -> None:
         super().__init__()
-        self.prediction, self.split = prediction, split
-        self.network = pipe.unet
-        self._probe = _Probe(pipe.scheduler.config)
-        # A shallow copy shares every module; only its scheduler and progress bar are its own.
-        self._pipe = copy.copy(pipe)
-        self._pipe.__dict__["scheduler"] = self._probe
-        self._pipe.set_progress_bar_config(disable=True)
-        self._call = inspect.unwrap(type(pipe).__call__)  # without the decorator's no_grad
+        if split and not call.takes.linear_guidance:
+            raise InputError(
+                "guidance of this pipeline cannot be split: it makes two calls already, or rescales "
+                "what it guides; leave split_guidance off"
+            )
+        self.prediction, self.split = clock.prediction, split
+        self.network: Any = network
+        self.masks = call.takes.masks | {name + LENGTHS for name in call.takes.lists}
+        self._call, self._clock = call, clock
 
-    def plain(self, x: Tensor, t: Scalar, prompt: Tensor) -> Tensor:
-        return self._output(x, t, prompt_embeds=prompt, guidance_scale=1.0)
+    def forward(self, x: Tensor, t: Scalar, cond: Cond, run: Run = direct) -> Tensor:
+        negative = [name for name in cond if name.startswith("negative_")]
+        if not (self.split and negative):
+            return self._run(x, t, dict(cond), run)
+        w = cond[str(self._call.takes.guidance)]
+        unguided = self._run(x, t, {k.removeprefix("negative_"): cond[k] for k in negative}, run)
+        aimed = self._run(x, t, {k: v for k, v in cond.items() if k not in negative and v is not w}, run)
+        return unguided + w * (aimed - unguided)
 
-    def guided(self, x: Tensor, t: Scalar, prompt: Tensor, negative: Tensor, w: Tensor) -> Tensor:
-        return self._output(x, t, prompt_embeds=prompt, negative_prompt_embeds=negative, guidance_scale=w)
+    def _run(self, x: Tensor, t: Scalar, named: dict[str, Tensor], run: Run) -> Tensor:
+        return run(partial(self._output, tuple(named)), x, t, *named.values())
 
-    def _output(self, x: Tensor, t: Scalar, **arguments: Any) -> Tensor:
-        dtype = self.network.dtype
-        self._probe.time = _network_time(t, x)
-        given = {k: v.to(dtype) if k.endswith("embeds") else v for k, v in arguments.items()}
-        return self._call(
-            self._pipe,
-            latents=x.to(dtype),
-            num_inference_steps=1,
-            output_type="latent",
-            return_dict=False,
-            **given,
-        )[0].to(x.dtype)
+    def _output(self, names: tuple[str, ...], x: Tensor, t: Scalar, *tensors: Tensor) -> Tensor:
+        shown = self._clock.shown(x, t).to(self.network.dtype)
+        arguments = self._arguments(dict(zip(names, tensors, strict=True)))
+        out = self._call.output(shown, _network_time(self._clock.told(t), x), arguments).to(x.dtype)
+        # A learned variance comes as further channels, which the scheduler would split off.
+        return self._clock.heard(out if out.shape == x.shape else out[:, : x.shape[1]], x, t)
+
+    def _arguments(self, cond: dict[str, Tensor]) -> dict[str, Any]:
+        """The conditioning as the pipeline's arguments, in the network's dtype."""
+        takes, out = self._call.takes, {}
+        for name, tensor in cond.items():
+            if name in takes.lists:
+                each = tensor.to(self.network.dtype).unbind()
+                lengths = cond[name + LENGTHS].tolist() if name + LENGTHS in cond else [None] * len(each)
+                out[name] = [rows[:n] for rows, n in zip(each, lengths, strict=True)]
+            elif name in takes.conditioning:
+                out[name] = tensor if name in takes.masks else tensor.to(self.network.dtype)
+            elif name == takes.guidance:
+                out[name] = tensor
+            elif name not in self.masks:
+                out[name] = self._number(name, tensor)
+        if not any(name.startswith("negative_") for name in cond):
+            return {**out, takes.guidance: 0.0} if takes.guidance else out
+        if takes.guidance not in cond or not self._call.guides(cond[takes.guidance].item()):
+            raise InputError(
+                f"the conditioning holds negative embeddings, which the pipeline would ignore: it needs "
+                f"{takes.guidance} > 1; leave the negative tensors out, or use split_guidance=True"
+            )
+        return out
+
+    def _number(self, name: str, tensor: Tensor) -> float:
+        """A number that the pipeline takes, but not as a tensor (the scale a distilled model embeds)."""
+        takes = self._call.takes
+        if name not in takes.names or tensor.ndim or tensor.requires_grad:
+            known = ", ".join([*takes.conditioning, *([takes.guidance] if takes.guidance else [])])
+            raise InputError(
+                f"cond[{name!r}] is nothing this pipeline differentiates; it takes {known}"
+                + (", and this one as a number without requires_grad" if name in takes.names else "")
+            )
+        return float(tensor)
 
 
 class UNetDenoiser(GuidedDenoiser):
@@ -146,42 +161,25 @@ class UNetDenoiser(GuidedDenoiser):
         return unguided + w * (aimed - unguided)
 
 
-def _outermost(run: Run) -> Callable[..., Tensor]:
-    """`run` for a decoder's blocks, but not for blocks within them.
-
-    The switch is off again when a block is recomputed; it must then save what it saved the first time.
-    """
-    inside = False
-
-    def each(block: nn.Module, *args: Any) -> Tensor:
-        nonlocal inside
-        if inside:
-            return block(*args)
-        inside = True
-        try:
-            return run(block, *args)
-        finally:
-            inside = False
-
-    return each
-
-
 def _network_time(t: Scalar, x: Tensor) -> Tensor:
     """The time as networks take it: never below float32, whatever the latents are."""
     return t.to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 class PipelineField(Field):
-    """A Stable-Diffusion-like pipeline: UNet, VAE, text encoder, any variance-preserving scheduler.
+    """Any pipeline that makes a picture from latents and a prompt, or from noise alone.
 
     Args:
-        pipe: a `StableDiffusionPipeline`; its modules are shared, nothing in it is changed.
+        pipe: the pipeline; its modules are shared, nothing in it is changed.
         split_guidance: two network calls a step instead of one batch of both.
-        direct: call the UNet itself instead of the pipeline's `__call__`.
+        direct: call the UNet itself instead of the pipeline's `__call__` (Stable Diffusion only).
         vocabulary: the words the text encoder knows, for a model of a closed vocabulary.
+        height, width: of the picture; the pipeline's own if None.
     Raises:
-        InputError: it is another kind of pipeline, or its scheduler is not variance preserving.
+        InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
     """
+
+    vae: Any
 
     def __init__(
         self,
@@ -189,57 +187,70 @@ class PipelineField(Field):
         split_guidance: bool = False,
         direct: bool = False,
         vocabulary: frozenset[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        from diffusers import StableDiffusionPipeline  # seconds to import, and here already done
-
-        if not isinstance(pipe, StableDiffusionPipeline):
-            raise InputError(
-                f"FlowSampler.from_pipeline takes a StableDiffusionPipeline, but was given a {type(pipe).__name__}"
-            )
-        self.schedule, prediction = vp_schedule(pipe.scheduler)
+        self._call = PipelineCall(pipe, height, width)
+        clock = clock_of(pipe.scheduler)
+        self.schedule = clock.schedule
+        parts = {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}
+        network = parts.pop(network_name(parts, type(pipe).__name__))
+        if "vae" in parts:
+            parts["vae"] = without_overflow(parts["vae"])
         if direct:
-            self.denoiser: Denoiser = UNetDenoiser(pipe.unet, prediction, split_guidance)
+            self.denoiser: Denoiser = UNetDenoiser(network, clock.prediction, split_guidance)
         else:
-            self.denoiser = PipelineDenoiser(pipe, prediction, split_guidance)
-        self.vae, self.text_encoder = pipe.vae, pipe.text_encoder
-        size = pipe.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.latent_shape = (pipe.unet.config.in_channels, height, width)
-        factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-        self.image_shape = (pipe.vae.config.out_channels, factor * height, factor * width)
+            self.denoiser = PipelineDenoiser(self._call, network, clock, split_guidance)
+        for name, part in parts.items():
+            self.add_module(name, part)
         self.vocabulary = vocabulary
-        self._pipe: Any = pipe
+        like = next(network.parameters())
+        if like.is_meta:
+            raise InputError(
+                "the network's weights are offloaded between its calls (sequential offloading), so their "
+                "storage is gone when the backward pass needs it; use pipe.enable_model_cpu_offload() or "
+                "keep the network on one device"
+            )
+        if "vae" not in parts:
+            sample = pipe.unet.config
+            size = (sample.sample_size,) * 2 if isinstance(sample.sample_size, int) else sample.sample_size
+            self.latent_shape = self.image_shape = (sample.in_channels, *size)
+        else:
+            self.latent_shape, *size = self._call.sizes(like)
+            self.image_shape = (3, *size)
+        self.guidance_scale = self._call.takes.default
+        self.grid: Grid = self._own_times if isinstance(self.schedule, RectifiedFlow) else uniform
+
+    def _own_times(self, schedule: Schedule, steps: int) -> Tensor:
+        """The pipeline's own times, shifted for its resolution, down to clean data."""
+        times = self._call.times(steps, next(self.denoiser.parameters()))
+        return times if float(times[-1]) == schedule.end else torch.cat([times, times.new_zeros(1)])
 
     def encode(self, prompts: Sequence[str], negative: str, guidance_scale: float) -> Cond:
         self._check_words([*prompts, negative])
-        device = next(self.denoiser.parameters()).device
-        guided = guidance_scale > 1
-        positive, unguided = self._pipe.encode_prompt(
-            list(prompts), device, 1, guided, [negative] * len(prompts) if guided else None
-        )
-        if not guided:
-            return Cond({"prompt_embeds": positive})
-        scale = torch.tensor(guidance_scale, device=device, dtype=positive.dtype)
-        return Cond(
-            {"prompt_embeds": positive, "negative_prompt_embeds": unguided, "guidance_scale": scale}
-        )
+        if not self._call.takes.encoded:
+            return Cond()
+        tensors = {}
+        for name, value in self._call.encode(prompts, negative, guidance_scale).items():
+            if isinstance(value, list):
+                lengths = torch.tensor([len(rows) for rows in value], device=value[0].device)
+                tensors[name + LENGTHS] = lengths
+                value = nn.utils.rnn.pad_sequence(value, batch_first=True)
+            # Gradients and optimisers want float32; the network gets its own dtype back, unrounded.
+            wide = torch.promote_types(value.dtype, torch.float32)
+            tensors[name] = value.to(wide) if value.is_floating_point() else value
+        if any(name.startswith("negative_") for name in tensors):
+            like = tensors[self._call.takes.conditioning[0]]
+            scale = torch.tensor(guidance_scale, device=like.device, dtype=like.dtype)
+            tensors[str(self._call.takes.guidance)] = scale
+        return Cond(tensors)
 
     def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch 3 h w"]:
-        # The VAE's own switch for checkpointing lets us say how a block is run. A user's is left on.
-        switch = run is not direct and not self.vae.is_gradient_checkpointing
-        if switch:
-            self.vae.enable_gradient_checkpointing(_outermost(run))
-        try:
-            scaled = latents / self.vae.config.scaling_factor
-            image = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]
-        finally:
-            if switch:
-                self.vae.disable_gradient_checkpointing()
-        return image.to(latents.dtype) / 2 + 0.5
+        return picture(self._call, getattr(self, "vae", None), latents, run)
 
     def decoder_weights(self) -> list[Tensor]:
-        return list(self.vae.parameters())
+        return list(self.vae.parameters()) if hasattr(self, "vae") else []
 
     def _check_words(self, prompts: Sequence[str]) -> None:
         if self.vocabulary is None:
@@ -252,21 +263,16 @@ class PipelineField(Field):
             )
 
 
-def vp_schedule(scheduler: Any) -> tuple[Schedule, Prediction]:
-    """The continuous schedule, and what the network predicts, of a scheduler of diffusers.
+def network_name(parts: dict[str, nn.Module], kind: str) -> str:
+    """Which of a pipeline's modules is the network: a single unet or transformer.
 
     Raises:
-        InputError: it has no alphas_cumprod (it is not variance preserving), or an unknown prediction.
+        InputError: there is none, or more than one.
     """
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
+    names = [name for name in parts if name.startswith(("unet", "transformer"))]
+    if len(names) != 1:
         raise InputError(
-            f"{type(scheduler).__name__} has no alphas_cumprod, so it is not variance preserving"
+            f"FlowSampler needs a pipeline with one denoising network, a unet or a transformer, but "
+            f"{kind} has {', '.join(names) or 'none'}"
         )
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    try:
-        prediction = Prediction(kind)
-    except ValueError:
-        known = ", ".join(each.value for each in Prediction)
-        raise InputError(f"prediction_type is one of {known}, but the scheduler says {kind}") from None
-    return VPDiscrete(alphas), prediction
+    return names[0]

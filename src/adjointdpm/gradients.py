@@ -86,9 +86,9 @@ def gradients(
         InputError: an unknown variable, no trainable weights, a metric that cannot be differentiated, or
             a gradient that the sampler's adjoint does not make.
     """
-    unknown = sorted(set(variables) - {"noise", "weights", *cond})
+    unknown = sorted(set(variables) - {"noise", "weights", *cond.differentiable})
     if unknown or not variables:
-        known = ", ".join(["noise", *cond, "weights"])
+        known = ", ".join(["noise", *cond.differentiable, "weights"])
         raise InputError(f"variables are some of {known}, but {list(variables)} was given")
     weights = trainable(sampler) if "weights" in variables else []
     check_metric(metric, sampler, len(noise), noise)

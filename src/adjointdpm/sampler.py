@@ -95,18 +95,33 @@ class FlowSampler(Sampler):
         self._time_grid = self._times()
 
     @classmethod
-    def from_pipeline(cls, pipe: Any, *, split_guidance: bool = False, **settings: Any) -> "FlowSampler":
-        """A sampler over a stock `StableDiffusionPipeline`, which shares its modules and is not changed.
+    def from_pipeline(
+        cls,
+        pipe: Any,
+        *,
+        split_guidance: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+        **settings: Any,
+    ) -> "FlowSampler":
+        """A sampler over a stock pipeline of diffusers, which shares its modules and is not changed.
+
+        It takes what makes a picture from latents and a prompt (Stable Diffusion, XL and 3, Flux,
+        PixArt, Sana, Z-Image, Qwen-Image and the like) or from noise alone (DDPM, DDIM). The network's
+        steps are ours: the pipeline's scheduler only says what its model was trained for.
 
         Args:
-            pipe: the pipeline; any variance-preserving scheduler configuration, eps or v prediction.
+            pipe: the pipeline.
             split_guidance: make two network calls of half the size a step, which halves the memory of
                 one graph.
-            settings: those of `FlowSampler`.
+            height, width: of the picture; the pipeline's own by default.
+            settings: those of `FlowSampler`. Of the pipeline's own: the default guidance scale, and for
+                flow models the grid, with the shift for the resolution.
         Raises:
-            InputError: it is another kind of pipeline, or its scheduler is not variance preserving.
+            InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
         """
-        return cls(PipelineField(pipe, split_guidance), **settings)
+        field = PipelineField(pipe, split_guidance, height=height, width=width)
+        return cls(field, **{"guidance_scale": field.guidance_scale, "grid": field.grid, **settings})
 
     def encode(self, prompts: Sequence[str] | str, negative: str = "") -> Cond:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -171,7 +186,7 @@ class FlowSampler(Sampler):
             )
         tensors = {}
         for name, tensor in cond.items():
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() and name not in self.field.denoiser.masks:
                 raise InputError(f"cond[{name!r}] must be floating point, but is {tensor.dtype}")
             if tensor.ndim and len(tensor) not in (1, len(noise)):
                 raise InputError(

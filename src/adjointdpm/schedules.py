@@ -235,15 +235,18 @@ class EDM(Schedule):
 class RectifiedFlow(Schedule):
     """The straight path between noise and data (Liu et al., 2023, arXiv 2209.03003).
 
-        alpha = 1 - t,   sigma = t,   t in [0, 1]
+        alpha = 1 - t / unit,   sigma = t / unit,   t in [0, unit]
 
     It starts at pure noise, where rho is infinite, so it always runs in the bounded coordinates, in
     which the velocity is the network's own output and u = x.
+
+    Args:
+        unit: the time of pure noise; 1000 for the pipelines of diffusers, which count training steps.
     """
 
     bounded: bool = True
+    unit: float = 1.0
 
-    start = 1.0
     end = 0.0
     limit = 0.0
 
@@ -251,14 +254,18 @@ class RectifiedFlow(Schedule):
         if not self.bounded:
             raise InputError("rectified flow starts at rho = infinity; use bounded=True")
 
+    @property
+    def start(self) -> float:  # type: ignore[override]
+        return self.unit
+
     def alpha(self, t: Vector) -> Vector:
-        return 1 - t
+        return 1 - t / self.unit
 
     def sigma(self, t: Vector) -> Vector:
-        return t
+        return t / self.unit
 
     def time(self, s: Vector) -> Vector:
-        return s
+        return s * self.unit
 
     def prior_std(self, t: Vector) -> Vector:
         return self.sigma(t)

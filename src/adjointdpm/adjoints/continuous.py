@@ -9,7 +9,9 @@ With a = dL/dz, f = dz/dtau and theta the weights (AdjointDPM, Pan et al., 2024,
 solved from the clean end back to the noise, where a, a_c and a_theta are the gradients.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -116,6 +118,7 @@ class _AdjointODE(torch.autograd.Function):
 
         (final,) = integrate(f, (initial,), ivp.grid, ivp.solver, observe)
         ctx.adjoint, ctx.field, ctx.trajectory, ctx.grid = adjoint, field, trajectory, ivp.grid
+        ctx.autocast = _autocast(initial.device.type)
         ctx.save_for_backward(final, *leaves)
         stats.states = final.nbytes + trajectory.nbytes
         return final
@@ -129,13 +132,25 @@ class _AdjointODE(torch.autograd.Function):
         if adjoint.steps is not None and adjoint.steps != len(grid):
             grid = grid.resampled(adjoint.steps)
         a_leaves = tuple(torch.zeros_like(leaf) for leaf in leaves)
-        if adjoint.trajectory == "stored":
-            f = ctx.field.given(ctx.trajectory, leaves)
-            a, *a_leaves = integrate(f, (cotangent, *a_leaves), grid, adjoint.solver)
-        else:
-            f = ctx.field.augmented(leaves)
-            _, a, *a_leaves = integrate(f, (final, cotangent, *a_leaves), grid, adjoint.solver)
+        with ctx.autocast():
+            if adjoint.trajectory == "stored":
+                f = ctx.field.given(ctx.trajectory, leaves)
+                a, *a_leaves = integrate(f, (cotangent, *a_leaves), grid, adjoint.solver)
+            else:
+                f = ctx.field.augmented(leaves)
+                _, a, *a_leaves = integrate(f, (final, cotangent, *a_leaves), grid, adjoint.solver)
         return None, None, None, None, a, *a_leaves
+
+
+def _autocast(device: str) -> Callable[[], torch.autocast]:
+    """The autocast in force now, to be entered again: a backward pass runs outside of the user's."""
+    return partial(
+        torch.autocast,
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )
 
 
 class _Field:

@@ -58,10 +58,13 @@ class SavedBytes(saved_tensors_hooks):
         if tensor.ndim == 0 or address in self._shared or address in self._alive:
             return
         # Under a checkpoint nothing is kept, and an address soon belongs to another storage.
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
         storage = tensor.untyped_storage()
         self._alive[address] = weakref.ref(storage, lambda _: self._alive.pop(address, None))
         self.bytes = (self.bytes or 0) + storage.nbytes()
 
 
 def _address(tensor: Tensor) -> tuple[torch.device, int]:
+    # A sharded weight (DTensor) has no storage but its local part's; gathered copies count as saved.
+    tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
     return tensor.device, tensor.untyped_storage().data_ptr()

@@ -1,0 +1,124 @@
+"""Files written here are read by diffusers, and give the same pictures."""
+
+import peft
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import adjointdpm as adp
+from tests.tiny_families import FAMILIES, WORDS
+
+
+def of(name):
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def picture(pipe, noise, **given):
+    return pipe(latents=noise, num_inference_steps=2, output_type="latent", **given).images
+
+
+def test_textual_inversion_loads_in_stable_diffusion(tmp_path):
+    family, file = of("sd"), tmp_path / "learned_embeds.safetensors"
+    vectors = torch.randn(1, 8)
+    adp.save_textual_inversion(file, "<new>", vectors.clone().requires_grad_())
+    pipe = family.make()
+    pipe.load_textual_inversion(str(file))
+    index = pipe.tokenizer.convert_tokens_to_ids("<new>")
+    assert index >= len(WORDS)
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[index], vectors[0])
+    # In a prompt it is the same as writing the vector over the row of a word.
+    other = family.make()
+    with torch.no_grad():
+        other.text_encoder.get_input_embeddings().weight[WORDS.index("pear")] = vectors[0]
+    assert torch.equal(
+        picture(pipe, family.noise(), prompt="a <new> on"),
+        picture(other, family.noise(), prompt="a pear on"),
+    )
+
+
+def test_textual_inversion_of_both_encoders_loads_in_sdxl(tmp_path):
+    family, file = of("sdxl"), tmp_path / "learned_embeds.safetensors"
+    first, second = torch.randn(2, 8), torch.randn(2, 8)
+    adp.save_textual_inversion(file, "<new>", first, second)
+    state, pipe = load_file(file), family.make()
+    assert set(state) == {"clip_l", "clip_g"}
+    for key, suffix, vectors in (("clip_l", "", first), ("clip_g", "_2", second)):
+        encoder, tokenizer = getattr(pipe, f"text_encoder{suffix}"), getattr(pipe, f"tokenizer{suffix}")
+        pipe.load_textual_inversion(state[key], token="<new>", text_encoder=encoder, tokenizer=tokenizer)
+        rows = tokenizer.convert_tokens_to_ids(["<new>", "<new>_1"])
+        assert torch.equal(encoder.get_input_embeddings().weight[rows], vectors)
+
+
+@pytest.mark.parametrize("vectors", [(), (torch.zeros(1, 2, 3),), (torch.zeros(1, 3), torch.zeros(2, 3))])
+def test_textual_inversion_of_the_wrong_shape(tmp_path, vectors):
+    with pytest.raises(adp.InputError, match="as many"):
+        adp.save_textual_inversion(tmp_path / "x", "<new>", *vectors)
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_lora_loads_and_reproduces_the_image(tmp_path, name):
+    """With an alpha that is not the rank, which a loader takes for the rank if it is not told."""
+    family = of(name)
+    pipe, noise, cond = family.make(), family.noise(), family.cond()
+    given = family.arguments(cond)
+    part = "transformer" if hasattr(pipe, "transformer") else "unet"
+    without = picture(pipe, noise, **given)
+    torch.manual_seed(3)
+    config = peft.LoraConfig(r=2, lora_alpha=7, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    getattr(pipe, part).add_adapter(config)
+    expected = picture(pipe, noise, **given)
+    assert not torch.equal(expected, without)
+    adp.save_lora(tmp_path, pipe)
+    fresh = family.make()
+    fresh.load_lora_weights(tmp_path)
+    (adapter,) = getattr(fresh, part).peft_config.values()
+    assert (adapter.r, adapter.lora_alpha) == (2, 7)
+    assert torch.equal(picture(fresh, noise, **given), expected)
+
+
+def test_lora_of_a_network_that_has_none(tmp_path):
+    with pytest.raises(adp.InputError, match="add_adapter"):
+        adp.save_lora(tmp_path, of("sd").make())
+
+
+def test_noise_with_what_it_takes_to_use_it(tmp_path):
+    file, noise = tmp_path / "noise.safetensors", of("sd").noise(2)
+    adp.save_noise(
+        file, noise.transpose(0, 1).requires_grad_(), scheduler="DDIMScheduler", steps=25, seed=9
+    )
+    read, about = adp.load_noise(file)
+    assert torch.equal(read, noise.transpose(0, 1))
+    assert (about["scheduler"], about["steps"], about["seed"]) == ("DDIMScheduler", "25", "9")
+    with safe_open(str(file), "pt") as raw:
+        assert raw.keys() == ["noise"]
+    adp.save_textual_inversion(file, "<new>", torch.zeros(3))
+    with pytest.raises(adp.InputError, match="no noise"):
+        adp.load_noise(file)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "flux"])
+def test_rows_of_the_embedding_table_through_a_string_prompt(name):
+    """Against autograd on the whole table: the chosen rows get its gradient there, and nothing else."""
+    family = of(name)
+    pipe = family.make()
+    sampler, noise = family.sampler(pipe, steps=2, guidance_scale=3.0), family.noise()
+    rows = adp.TokenRows(pipe, ["cat", "dog"])
+    with rows:
+        cond = sampler.encode("a cat on cat", negative="dog")
+    found = torch.autograd.grad(sampler(noise, cond).square().sum(), rows.values)
+    plain = sampler.encode("a cat on cat", negative="dog")
+    for name_, tensor in plain.items():
+        assert torch.equal(tensor, cond[name_])
+    encoders = [getattr(pipe, n) for n in ("text_encoder", "text_encoder_2") if getattr(pipe, n, None)]
+    tables = [encoder.get_input_embeddings().weight for encoder in encoders]
+    whole = torch.autograd.grad(sampler(noise, plain).square().sum(), tables)
+    ids = [WORDS.index("cat"), WORDS.index("dog")]
+    for g, table in zip(found, whole, strict=True):
+        assert float(g.norm(dim=1).min()) > 0
+        assert float((g - table[ids]).norm()) < 1e-5 * float(table[ids].norm())
+
+
+def test_words_that_are_no_token():
+    with pytest.raises(adp.InputError, match="aardvark is no token"):
+        adp.TokenRows(of("sd").make(), ["cat", "aardvark"])
