@@ -6,6 +6,7 @@ from .compare import Comparison, compare
 from .denoisers import Prediction
 from .gradients import Gradients, Metric, gradients
 from .grids import karras, log_snr, uniform
+from .pipelines import differentiable
 from .sampler import FlowSampler, Sampler
 from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
@@ -42,6 +43,7 @@ __all__ = [
     "VPDiscrete",
     "VPLinear",
     "compare",
+    "differentiable",
     "gradients",
     "karras",
     "load",

@@ -112,9 +112,9 @@ class Cond(Mapping[str, Tensor]):
         return Cond({name: fn(tensor) for name, tensor in self.tensors.items()})
 
     def requires_grad_(self, requires_grad: bool = True) -> "Cond":
-        """Ask for the gradient of every tensor, in place; returns itself."""
+        """Ask for the gradient of every tensor that can have one (no mask), in place; returns itself."""
         for tensor in self.tensors.values():
-            tensor.requires_grad_(requires_grad)
+            tensor.requires_grad_(requires_grad and tensor.is_floating_point())
         return self
 
 
@@ -129,6 +129,7 @@ class Stats:
     kept           bytes of denoiser graphs held as long
     recomputed     bytes of the largest denoiser graph made anew in the backward pass
     decoder        bytes that the decoder's backward pass needs, its largest recomputed block included
+    clamped        share of the pixels that a pipeline's own clamp cut: they have no gradient
 
     Weights and conditioning are not counted: they are there anyway.
     """
@@ -139,6 +140,7 @@ class Stats:
     kept: int = 0
     recomputed: int = 0
     decoder: int = 0
+    clamped: float = 0.0
     measured: bool = True
 
     @property

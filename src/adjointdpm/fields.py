@@ -22,7 +22,7 @@ from ._types import Cond, InputError, Run, Scalar, direct
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
 from .schedules import Schedule, VPDiscrete
 
-__all__ = ["Field", "PipelineDenoiser", "PipelineField", "UNetDenoiser", "vp_schedule"]
+__all__ = ["Field", "PipelineDenoiser", "PipelineField", "UNetDenoiser", "outermost", "vp_schedule"]
 
 Latents = Float[Tensor, "batch channels height width"]
 
@@ -146,7 +146,7 @@ class UNetDenoiser(GuidedDenoiser):
         return unguided + w * (aimed - unguided)
 
 
-def _outermost(run: Run) -> Callable[..., Tensor]:
+def outermost(run: Run) -> Callable[..., Tensor]:
     """`run` for a decoder's blocks, but not for blocks within them.
 
     The switch is off again when a block is recomputed; it must then save what it saved the first time.
@@ -229,7 +229,7 @@ class PipelineField(Field):
         # The VAE's own switch for checkpointing lets us say how a block is run. A user's is left on.
         switch = run is not direct and not self.vae.is_gradient_checkpointing
         if switch:
-            self.vae.enable_gradient_checkpointing(_outermost(run))
+            self.vae.enable_gradient_checkpointing(outermost(run))
         try:
             scaled = latents / self.vae.config.scaling_factor
             image = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]

@@ -77,7 +77,7 @@ class Adjoint(ABC):
         with SavedBytes(weights) as outside:
             image = decode(latents, direct if self.keeps_decoder else block)
         stats.measured &= outside.bytes is not None
-        stats.decoder = (outside.bytes or 0) + largest
+        stats.decoder += (outside.bytes or 0) + largest
         return image
 
 
