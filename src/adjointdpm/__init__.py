@@ -6,6 +6,7 @@ from .compare import Comparison, compare
 from .denoisers import Prediction
 from .gradients import Gradients, Metric, gradients
 from .grids import karras, log_snr, uniform
+from .pipeline_sampler import PipelineSampler
 from .pipelines import differentiable
 from .sampler import FlowSampler, Sampler
 from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
@@ -32,6 +33,7 @@ __all__ = [
     "Metric",
     "Midpoint",
     "NonFiniteError",
+    "PipelineSampler",
     "Prediction",
     "RectifiedFlow",
     "Sampler",

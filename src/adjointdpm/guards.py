@@ -4,6 +4,7 @@ Each function raises `InputError`: what was found, why it has no gradient, what 
 """
 
 import inspect
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -117,9 +118,15 @@ def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str,
         )
 
 
-def explained(error: RuntimeError | TypeError, parts: dict[str, nn.Module]) -> InputError | None:
-    """The error of this library for one of torch's that means a cut graph or mixed dtypes."""
+def explained(error: Exception, pipe: Any, parts: dict[str, nn.Module]) -> InputError | None:
+    """The error of this library for one that means an unfit scheduler, a cut graph or mixed dtypes."""
     text = str(error)
+    scheduler = _unfit(error)
+    if scheduler is not None:
+        return InputError(
+            f"{type(pipe).__name__} and {type(scheduler).__name__} do not fit together, with or without gradients: "
+            f"{type(error).__name__}: {text}"
+        )
     if "requires grad" in text and ("numpy" in text or "detach" in text):
         return InputError(
             "the pipeline turns a tensor that has a gradient into numpy in the middle of its work, so it "
@@ -132,6 +139,13 @@ def explained(error: RuntimeError | TypeError, parts: dict[str, nn.Module]) -> I
             f"torch.autocast: {text}"
         )
     return None
+
+
+def _unfit(error: Exception) -> Any:
+    """The scheduler that an error comes from, if it does."""
+    places = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    asked = [getattr(error, "obj", None)] if isinstance(error, AttributeError) else places
+    return next((each for each in asked if hasattr(each, "set_timesteps") and hasattr(each, "step")), None)
 
 
 def tensors_of(arguments: dict[str, Any]) -> dict[str, Tensor]:

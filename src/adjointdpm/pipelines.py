@@ -7,7 +7,6 @@ without a graph as the adjoint says, and the VAE is recomputed by blocks. The sc
 for it has a memory and draws noise.
 """
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ._types import InputError, Run, Stats, direct
+from ._types import AdjointDPMError, InputError, NonFiniteError, Run, Stats, direct
 from .adjoints import Adjoint, Checkpointed, Truncated
 from .adjoints.base import recomputed, without_graph
 from .adjoints.discrete import Discrete
@@ -32,6 +31,7 @@ from .guards import (
     refuse_untracked,
     tensors_of,
 )
+from .prompts import call_names
 from .replay import Replay
 from .twins import denoisers, parts, twin
 from .watch import Watch
@@ -76,9 +76,12 @@ class PipelineCall:
         pipe: the pipeline.
         adjoint: how the gradient is made.
         watch: what to do about the pipeline's clamps and draws; made anew for each call.
+        quiet: without the pipeline's progress bar.
     """
 
-    def __init__(self, pipe: Any, adjoint: Adjoint, watch: Callable[[], Watch] = Watch) -> None:
+    def __init__(
+        self, pipe: Any, adjoint: Adjoint, watch: Callable[[], Watch] = Watch, quiet: bool = False
+    ) -> None:
         if not isinstance(adjoint, Discrete):
             raise InputError(
                 f"{type(adjoint).__name__} solves an adjoint ODE, and a pipeline with its scheduler is not one; "
@@ -90,7 +93,7 @@ class PipelineCall:
                 f"{type(pipe).__name__} has no denoiser: none of its modules is told the time (has a parameter "
                 "of its forward called timestep, t or the like)"
             )
-        self._pipe, self._adjoint, self._watch = pipe, adjoint, watch
+        self._pipe, self._adjoint, self._watch, self._quiet = pipe, adjoint, watch, quiet
         self.stats = Stats()
         self.closed = False
 
@@ -112,23 +115,38 @@ class PipelineCall:
             )
         return self.run(args, kwargs, given, weights)
 
-    def run(self, args: Any, kwargs: Any, given: dict[str, Tensor], weights: list[Tensor]) -> Any:
-        """The pipeline's result, and the promise that its graph is whole."""
+    def run(
+        self,
+        args: Any,
+        kwargs: Any,
+        given: dict[str, Tensor],
+        weights: list[Tensor],
+        wanted: bool = True,
+    ) -> Any:
+        """The pipeline's result; if its gradient is wanted, with the promise that its graph is whole."""
         self.stats = Stats()
         shared = [*weights, *(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))]
         with self._watch() as watch:
-            sampling = _Sampling(self._adjoint, self.stats, shared, watch)
+            sampling = _Sampling(self._adjoint, self.stats, shared, watch, wanted)
             other = twin(self._pipe, sampling)
+            if self._quiet:
+                other.set_progress_bar_config(disable=True)
             sampling.pipe = weakref.ref(other)
             try:
                 out = other(*args, **kwargs)
-            except (RuntimeError, TypeError) as error:
-                reason = explained(error, self._parts)
+            except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:
+                reason = (
+                    None
+                    if isinstance(error, AdjointDPMError)
+                    else explained(error, self._pipe, self._parts)
+                )
                 if reason is None:
                     raise
                 raise reason from error
         self.stats.clamped = watch.clamped
         sampling.check()
+        if not wanted:
+            return out
         found = [t for t in tree_leaves(_opened(out)) if isinstance(t, Tensor) and t.requires_grad]
         refuse_cut(found, given, sampling.nodes)
         return out
@@ -142,12 +160,15 @@ class _Sampling:
 
     pipe: Callable[[], Any]
 
-    def __init__(self, adjoint: Discrete, stats: Stats, shared: list[Tensor], watch: Watch) -> None:
-        self.adjoint, self.stats, self.watch = adjoint, stats, watch
+    def __init__(
+        self, adjoint: Discrete, stats: Stats, shared: list[Tensor], watch: Watch, wanted: bool
+    ) -> None:
+        self.adjoint, self.stats, self.watch, self.wanted = adjoint, stats, watch, wanted
         self.ledger = Ledger(stats, shared)
         self.nodes: dict[str, list[Any]] = {}
         self._announced = self._total = 0
         self._fresh = True  # whether the next denoiser call begins another step
+        self._step: list[Replay] = []  # the present step's calls
         self._run: Run = direct
         self._policy: Run = direct
 
@@ -155,7 +176,7 @@ class _Sampling:
         return self  # a pipeline may copy its scheduler, which refers to this
 
     def evaluate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if self.wanted and not torch.is_grad_enabled():
             raise InputError(
                 f"the pipeline calls its {name} with gradients switched off in its own code, so what depends "
                 "on that call would lose its gradient; this pipeline cannot be differentiated as it is"
@@ -164,8 +185,12 @@ class _Sampling:
             if self._fresh:
                 self._begin(name, module, args, kwargs)
             refuse_hooks(name, module.modules(), self._policy is recomputed)
-            call = Replay(name, module, args, kwargs)
+            call = Replay(name, module, args, kwargs, self._step, self.stats)
             out = self._run(call, *call.tensors)
+            self._check_finite(name, out, call.tensors)
+        if self._policy is recomputed and not module.training:  # with dropout it would draw again
+            call.made(out)
+            self._step.append(call)
         nodes = [t.grad_fn for t in tree_leaves(out) if isinstance(t, Tensor) and t.grad_fn is not None]
         if nodes:
             self.nodes[f"evaluation {len(self.nodes)} of {name}"] = nodes
@@ -173,11 +198,11 @@ class _Sampling:
 
     def _begin(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         i = self.ledger.call
-        self._fresh, self.watch.finished = False, False
+        self._fresh, self.watch.finished, self._step = False, False, []
         if i == 0:
             self._announced = _announced(self.pipe())
         self._total = max(self._announced, i + 1)
-        self._policy = self.adjoint.policy(i, self._total, self.ledger.graph)
+        self._policy = self.adjoint.policy(i, self._total, self.ledger.graph) if self.wanted else direct
         if i == 0 and self._policy is without_graph:
             state = next(iter([*args, *kwargs.values()]))
             if isinstance(state, Tensor) and state.requires_grad:
@@ -187,6 +212,16 @@ class _Sampling:
                     "requires_grad"
                 )
         self._run = self.ledger.enter(self._policy)
+
+    def _check_finite(self, name: str, out: Any, given: list[Tensor]) -> None:
+        first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
+        if not bool(torch.isfinite(first).all()):
+            fine = all(bool(torch.isfinite(tensor).all()) for tensor in given)
+            raise NonFiniteError(
+                f"{name} returned NaN or infinity at step {self.ledger.call - 1} of {self._total}; its input was "
+                f"{'finite' if fine else 'not finite either'}. Look at its weights and dtype (float16 overflows "
+                "above 65504), or lower the guidance scale"
+            )
 
     def stepped(self) -> None:
         self._fresh = True
@@ -234,10 +269,7 @@ def _announced(pipe: Any) -> int:
 
 def _named(pipe: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """A call's arguments by name."""
-    names = [
-        name for name in inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters if name != "self"
-    ]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(call_names(pipe), args, strict=False)), **kwargs}
 
 
 def _weights(pipe: Any) -> list[Tensor]:

@@ -111,7 +111,7 @@ def _blocks(block: Any) -> Any:
     attributes["sub_blocks"] = type(block.sub_blocks)()
     for name, inner in block.sub_blocks.items():
         attributes["sub_blocks"][name] = _blocks(inner)
-    return _made(undecorated(type(block)), attributes)
+    return _made(undecorated(type(block), enabling=True), attributes)
 
 
 def _routed(module: nn.Module, method: str, route: Callable[..., Any]) -> Any:
@@ -143,14 +143,19 @@ def _stepping(kind: Any) -> type:
 
 
 @functools.cache
-def undecorated(kind: type) -> Any:
-    """A subclass in which every method that switches gradients off, `__call__` above all, has them on."""
-    methods = {"__call__": inspect.unwrap(kind.__call__)}
-    methods |= {
+def undecorated(kind: Any, enabling: bool = False) -> Any:
+    """A subclass in which every method that switches gradients off has them on, and `__call__` leaves them.
+
+    Args:
+        enabling: whether `__call__` switches them on, too.
+    """
+    methods = {
         name: torch.enable_grad()(inspect.unwrap(method))
         for name, method in inspect.getmembers(kind, inspect.isfunction)
         if _switches(method)
     }
+    if not enabling:
+        methods["__call__"] = inspect.unwrap(kind.__call__)
     return _subclass(kind, methods)
 
 

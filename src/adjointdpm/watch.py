@@ -1,4 +1,4 @@
-"""What a pipeline does to tensors around its denoiser: draws of noise, a last clamp, a step to numpy.
+"""What a pipeline does to tensors around its denoiser: draws of noise, and the last clamp.
 
 `Watch` is a function mode of torch (`torch.overrides.TorchFunctionMode`): in force in one thread, for one
 call of a pipeline, and not inside its denoisers. Nothing is patched.
@@ -52,16 +52,13 @@ class Watch(TorchFunctionMode):
     Args:
         clamps: whether the last cut of pixels to their range is made, and its share counted; or left out.
         draws: the noise to hand out.
-    `finished` is set once the last step is taken: only then is a clamp the cut of finished pixels, and
-    `.numpy()`, which would end the graph, answered by the tensor itself.
+    `finished` is set once the last step is taken: only then is a clamp the cut of finished pixels.
     """
 
     def __init__(self, clamps: bool = True, draws: Draws | None = None) -> None:
         super().__init__()
         self.clamps, self.draws = clamps, draws
         self.finished = False
-        self.channels_last = False
-        """Whether the pipeline went to numpy, where pictures are (batch, height, width, channels)."""
         self._cut: dict[tuple[float, float], list[int]] = {bounds: [0, 0] for bounds in _PICTURES}
 
     @property
@@ -84,9 +81,6 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.draws is not None and func in _DRAWS:
             return self._drawn(self.draws, func, args, kwargs)
-        if self.finished and func is Tensor.numpy and args[0].requires_grad:
-            self.channels_last = True
-            return args[0]
         if self.finished and func in _CLAMPS and (bounds := _bounds(*args[1:], **kwargs)) in _PICTURES:
             return self._cutting(bounds, func, args, kwargs)
         return func(*args, **kwargs)

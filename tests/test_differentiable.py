@@ -1,0 +1,71 @@
+"""Stock pipelines under `differentiable`: the pipeline's own bits, and plain autograd's."""
+
+import inspect
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+import adjointdpm as adp
+from adjointdpm.guards import tensors_of
+from tests.live import LiveBytes
+from tests.tiny_pipelines import CASES
+
+
+def replayed(arguments):
+    """The arguments as they were: a generator of noise starts again."""
+    if "generator" in arguments:
+        arguments["generator"].manual_seed(3)
+    return arguments
+
+
+def detached(arguments):
+    return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in replayed(arguments).items()}
+
+
+def first(out):
+    return next(leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))
+
+
+def weights(pipe):
+    modules = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
+    return [w for module in modules for w in module.parameters() if w.requires_grad]
+
+
+def gradient(out, leaves):
+    return torch.autograd.grad(first(out).square().sum(), leaves, allow_unused=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_pipelines_picture_and_plain_autograds_gradient(name):
+    pipe, arguments = CASES[name]()
+    arguments["num_inference_steps"] = 3
+    leaves = [*tensors_of(arguments).values(), *weights(pipe)]
+    untouched = first(pipe(**detached(arguments)))
+    truth = gradient(inspect.unwrap(type(pipe).__call__)(pipe, **replayed(arguments)), leaves)
+    with adp.differentiable(pipe) as call:
+        out = call(**replayed(arguments))
+    assert torch.equal(first(out), untouched)
+    found = gradient(out, leaves)
+    given = len(tensors_of(arguments))
+    for i, (g, exact) in enumerate(zip(found, truth, strict=True)):
+        assert (g is None) == (exact is None)
+        if g is not None:
+            assert torch.equal(g, exact)
+        if i < given:
+            assert float(g.abs().max()) > 0
+    assert call.stats.nfe_backward >= 3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory_does_not_grow_with_the_steps(name):
+    alive = []
+    for steps in (4, 16):
+        pipe, arguments = CASES[name]()
+        with LiveBytes() as live:
+            with adp.differentiable(pipe) as call:
+                out = call(**arguments, num_inference_steps=steps)
+            first(out).square().sum().backward()
+        alive.append((live.peak, call.stats.bytes_saved))
+    print(name, alive)
+    assert alive[1][1] <= 1.15 * alive[0][1]
