@@ -4,12 +4,11 @@ import inspect
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
 
 import adjointdpm as adp
 from adjointdpm.guards import tensors_of
 from tests.live import LiveBytes
-from tests.tiny_pipelines import CASES
+from tests.tiny_pipelines import CASES, first, weights
 
 
 def replayed(arguments):
@@ -21,15 +20,6 @@ def replayed(arguments):
 
 def detached(arguments):
     return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in replayed(arguments).items()}
-
-
-def first(out):
-    return next(leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))
-
-
-def weights(pipe):
-    modules = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
-    return [w for module in modules for w in module.parameters() if w.requires_grad]
 
 
 def gradient(out, leaves):
@@ -57,15 +47,26 @@ def test_the_pipelines_picture_and_plain_autograds_gradient(name):
     assert call.stats.nfe_backward >= 3
 
 
+def held(name, steps):
+    pipe, arguments = CASES[name]()
+    with adp.differentiable(pipe) as call:
+        out = call(**arguments, num_inference_steps=steps)
+    return call, out
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_memory_does_not_grow_with_the_steps(name):
-    alive = []
+    four, sixteen = (held(name, steps)[0].stats for steps in (4, 16))
+    assert sixteen.nfe_forward >= 15
+    assert sixteen.bytes_saved <= 1.15 * four.bytes_saved
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionControlNetPipeline"])
+def test_nor_does_what_is_alive(name):
+    """The most bytes alive in forward and backward, by following every storage."""
+    peaks = []
     for steps in (4, 16):
-        pipe, arguments = CASES[name]()
         with LiveBytes() as live:
-            with adp.differentiable(pipe) as call:
-                out = call(**arguments, num_inference_steps=steps)
-            first(out).square().sum().backward()
-        alive.append((live.peak, call.stats.bytes_saved))
-    print(name, alive)
-    assert alive[1][1] <= 1.15 * alive[0][1]
+            first(held(name, steps)[1]).square().sum().backward()
+        peaks.append(live.peak)
+    assert peaks[1] <= 1.15 * peaks[0]

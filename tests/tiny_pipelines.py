@@ -10,8 +10,9 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["CASES", "draw", "sd_vae", "text_unet", "vp"]
+__all__ = ["CASES", "draw", "embeds", "first", "sd", "sd_vae", "text_unet", "vp", "weights"]
 
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SMALL = {"height": 32, "width": 32, "use_resolution_binning": False}
@@ -21,6 +22,21 @@ CASES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {}
 def draw(*shape: int, seed: int = 0, wanted: bool = True) -> Tensor:
     """Standard normal, and a variable."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_(wanted)
+
+
+def first(out: Any) -> Tensor:
+    """The picture, film or sound in a pipeline's result."""
+    return next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+
+
+def weights(pipe: Any) -> list[Tensor]:
+    """The trainable weights of the denoisers."""
+    modules = [
+        getattr(pipe, name)
+        for name in ("unet", "transformer", "transformer_2", "controlnet")
+        if getattr(pipe, name, None) is not None
+    ]
+    return [w for module in modules for w in module.parameters() if w.requires_grad]
 
 
 def number(value: float) -> Tensor:

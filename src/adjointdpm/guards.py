@@ -121,7 +121,7 @@ def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str,
 def explained(error: Exception, pipe: Any, parts: dict[str, nn.Module]) -> InputError | None:
     """The error of this library for one that means an unfit scheduler, a cut graph or mixed dtypes."""
     text = str(error)
-    scheduler = _unfit(error)
+    scheduler = _unfit(error, pipe)
     if scheduler is not None:
         return InputError(
             f"{type(pipe).__name__} and {type(scheduler).__name__} do not fit together, with or without gradients: "
@@ -141,11 +141,15 @@ def explained(error: Exception, pipe: Any, parts: dict[str, nn.Module]) -> Input
     return None
 
 
-def _unfit(error: Exception) -> Any:
+def _unfit(error: Exception, pipe: Any) -> Any:
     """The scheduler that an error comes from, if it does."""
-    places = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-    asked = [getattr(error, "obj", None)] if isinstance(error, AttributeError) else places
-    return next((each for each in asked if hasattr(each, "set_timesteps") and hasattr(each, "step")), None)
+    scheduler = getattr(pipe, "scheduler", None)
+    if isinstance(error, AttributeError):
+        of_config = scheduler is not None and error.obj is scheduler.config
+        asked = scheduler if of_config else error.obj
+    else:
+        asked = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    return asked if hasattr(asked, "set_timesteps") else None
 
 
 def tensors_of(arguments: dict[str, Any]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ The noise takes the place of the pipeline's own first draw, so that it need not 
 nor a packing we know; every further draw follows from `seed`, the same bits in each call.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
