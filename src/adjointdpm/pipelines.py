@@ -7,6 +7,7 @@ without a graph as the adjoint says, and the VAE is recomputed by blocks. The sc
 for it has a memory and draws noise.
 """
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,6 +153,9 @@ class PipelineCall:
         return out
 
 
+_SWITCH = threading.RLock()  # the VAE's switch is one for all threads
+
+
 class _Sampling:
     """One run of a pipeline: its denoisers' policy and its accounts.
 
@@ -242,7 +246,10 @@ class _Sampling:
                 if switch:
                     module.disable_gradient_checkpointing()
 
-        return self.adjoint.decode(by_blocks, latents, list(module.parameters()), self.stats)
+        if not self.wanted:
+            return by_blocks(latents, direct)
+        with _SWITCH:
+            return self.adjoint.decode(by_blocks, latents, list(module.parameters()), self.stats)
 
     def check(self) -> None:
         """That the denoisers ran, and as many steps as the policies were chosen for."""
