@@ -34,6 +34,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     ]
 }
+# As Stable Diffusion has it; its Runge-Kutta start needs more steps than are taken here.
+VARIANTS["PNDMScheduler"] = ("PNDMScheduler", {"skip_prk_steps": True})
 CLASSES = [
     name
     for name in sorted(dir(diffusers))
@@ -42,7 +44,7 @@ CLASSES = [
     and issubclass(getattr(diffusers, name), diffusers.SchedulerMixin)
     and name != "SchedulerMixin"
 ]
-NAMES = [*CLASSES, *VARIANTS]
+NAMES = list(dict.fromkeys([*CLASSES, *VARIANTS]))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ is patched, nothing has to be put back, whatever is raised, nested or done in an
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ __all__ = ["Routes", "denoisers", "parts", "twin", "undecorated"]
 _DECORATED = torch.enable_grad()(lambda: None).__code__  # shared by no_grad, inference_mode and their kin
 
 
+@runtime_checkable
 class Routes(Protocol):
     """Where the calls of a twin's parts go."""
 
