@@ -4,6 +4,7 @@
 wants one. Graphs are much larger than latents, as in real models.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,9 @@ def number(value: float) -> Tensor:
 
 def vp(kind: Any = diffusers.DDIMScheduler, **config: Any) -> Any:
     clip = {"clip_sample": False} if kind in (diffusers.DDIMScheduler, diffusers.DDPMScheduler) else {}
-    return kind(**VP, **clip, **config)
+    # Stable Diffusion's pipelines warn where there is no offset.
+    offset = {"steps_offset": 1} if "steps_offset" in inspect.signature(kind).parameters else {}
+    return kind(**{**VP, **clip, **offset, **config})
 
 
 def sd_vae(channels: int = 4, **config: Any) -> Any:

@@ -33,7 +33,7 @@ as a Python float would, and carries a gradient where the time grid wants one.""
 
 State = tuple[Tensor, ...]
 
-Run = Callable[..., Tensor]
+Run = Callable[..., Any]
 """`run(fn, *tensors) -> fn(*tensors)`; every tensor that `fn` differentiates is among `tensors`."""
 
 
@@ -49,7 +49,7 @@ class NonFiniteError(AdjointDPMError, ArithmeticError):
     """NaN or infinity came out of a denoiser or a metric; the message says where."""
 
 
-def direct(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
+def direct(fn: Callable[..., Any], *tensors: Any) -> Any:
     """Call `fn` and let autograd do what it does: the policy of plain backpropagation."""
     return fn(*tensors)
 

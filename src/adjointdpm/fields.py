@@ -146,14 +146,14 @@ class UNetDenoiser(GuidedDenoiser):
         return unguided + w * (aimed - unguided)
 
 
-def outermost(run: Run) -> Callable[..., Tensor]:
+def outermost(run: Run) -> Callable[..., Any]:
     """`run` for a decoder's blocks, but not for blocks within them.
 
     The switch is off again when a block is recomputed; it must then save what it saved the first time.
     """
     inside = False
 
-    def each(block: nn.Module, *args: Any) -> Tensor:
+    def each(block: nn.Module, *args: Any) -> Any:
         nonlocal inside
         if inside:
             return block(*args)
