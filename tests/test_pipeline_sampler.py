@@ -62,7 +62,7 @@ def test_unclamped_and_otherwise_the_pipelines_picture():
     image = sampler(noise, given)
     assert sampler.image_shape == tuple(image.shape[1:]) == (3, 16, 16)
     assert sampler.latent_shape == (4, 8, 8)
-    assert float(image.min()) < 0
+    assert float(image.detach().min()) < 0
     assert torch.equal(image.clamp(0, 1), plain(pipe, noise, given, 3))
     with torch.no_grad():
         assert torch.equal(sampler(noise, given), image)
@@ -92,7 +92,7 @@ def test_gradients_are_plain_autograds(kind):
 @pytest.mark.parametrize(
     "kind", [diffusers.EulerAncestralDiscreteScheduler, diffusers.DPMSolverSDEScheduler]
 )
-@pytest.mark.filterwarnings("ignore:Should have tb<=t1:UserWarning")
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")
 def test_noise_within_steps_is_replayed(kind):
     sampler, given = sampler_of(small(vp(kind))), cond()
     noise = sampler.noise(1)
@@ -181,6 +181,6 @@ def test_bad_input():
         sampler(sampler.noise(3), cond(2))
     with pytest.raises(adp.InputError, match="takes no mood"):
         sampler(sampler.noise(1), cond(mood=torch.ones(1)))
-    with pytest.raises(adp.InputError, match="differentiable"):
+    with pytest.raises(adp.InputError, match="reads no prompts"):
         adp.PipelineSampler(CASES["DDPMPipeline"]()[0]).encode("a prompt")
     assert first([sampler.noise(1)]).shape == (1, 4, 8, 8)

@@ -14,7 +14,7 @@ from tests.tiny_pipelines import draw, embeds, sd, vp
 
 PAGE = Path(__file__).parents[1] / "docs" / "schedulers.md"
 # torchsde says so of its own rounding.
-pytestmark = pytest.mark.filterwarnings("ignore:Should have tb<=t1:UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:Should have t:UserWarning", "ignore::FutureWarning")
 
 
 @pytest.mark.parametrize("name", NAMES)

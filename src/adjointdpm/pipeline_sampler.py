@@ -91,7 +91,10 @@ class PipelineSampler(Sampler):
     def image_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """(3, height, width) of one picture."""
         *_, height, width = self.latent_shape
-        factor = getattr(self._pipe, "vae_scale_factor", 1)
+        widths = getattr(
+            getattr(getattr(self._pipe, "vae", None), "config", None), "block_out_channels", (0,)
+        )
+        factor = getattr(self._pipe, "vae_scale_factor", 2 ** (len(widths) - 1))
         size = [self.arguments.get("height", factor * height), self.arguments.get("width", factor * width)]
         return (3, *size)
 
