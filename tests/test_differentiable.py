@@ -10,6 +10,9 @@ from adjointdpm.guards import tensors_of
 from tests.live import LiveBytes
 from tests.tiny_pipelines import CASES, first, weights
 
+# Stable Audio's decoder, as diffusers builds it.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+
 
 def replayed(arguments):
     """The arguments as they were: a generator of noise starts again."""

@@ -51,6 +51,9 @@ class SavedBytes(saved_tensors_hooks):
     def __exit__(self, *error: object) -> None:
         if self.bytes is not None:
             super().__exit__(*error)
+            # Both lead back to this object: a circle that would hold the graph of a checkpoint's hooks.
+            del self.pack_hook, self.unpack_hook
+            self._alive.clear()
 
     def _count(self, tensor: Tensor) -> None:
         # Zero-dimensional coefficients live on the CPU and weigh nothing.
