@@ -7,6 +7,8 @@ from .denoisers import Prediction
 from .formats import load_noise, save_lora, save_noise, save_textual_inversion
 from .gradients import Gradients, Metric, gradients
 from .grids import karras, log_snr, uniform
+from .pipeline_sampler import PipelineSampler
+from .pipelines import differentiable
 from .sampler import FlowSampler, Sampler
 from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
@@ -33,6 +35,7 @@ __all__ = [
     "Metric",
     "Midpoint",
     "NonFiniteError",
+    "PipelineSampler",
     "Prediction",
     "RectifiedFlow",
     "Sampler",
@@ -45,6 +48,7 @@ __all__ = [
     "VPDiscrete",
     "VPLinear",
     "compare",
+    "differentiable",
     "gradients",
     "karras",
     "load",

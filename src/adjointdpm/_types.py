@@ -33,7 +33,7 @@ as a Python float would, and carries a gradient where the time grid wants one.""
 
 State = tuple[Tensor, ...]
 
-Run = Callable[..., Tensor]
+Run = Callable[..., Any]
 """`run(fn, *tensors) -> fn(*tensors)`; every tensor that `fn` differentiates is among `tensors`."""
 
 
@@ -49,7 +49,7 @@ class NonFiniteError(AdjointDPMError, ArithmeticError):
     """NaN or infinity came out of a denoiser or a metric; the message says where."""
 
 
-def direct(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
+def direct(fn: Callable[..., Any], *tensors: Any) -> Any:
     """Call `fn` and let autograd do what it does: the policy of plain backpropagation."""
     return fn(*tensors)
 
@@ -139,6 +139,7 @@ class Stats:
     kept           bytes of denoiser graphs held as long
     recomputed     bytes of the largest denoiser graph made anew in the backward pass
     decoder        bytes that the decoder's backward pass needs, its largest recomputed block included
+    clamped        share of the pixels that a pipeline's own clamp cut: they have no gradient
 
     Weights and conditioning are not counted: they are there anyway.
     """
@@ -149,6 +150,7 @@ class Stats:
     kept: int = 0
     recomputed: int = 0
     decoder: int = 0
+    clamped: float = 0.0
     measured: bool = True
 
     @property

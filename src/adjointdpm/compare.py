@@ -11,7 +11,7 @@ from torch import Tensor
 from ._types import Cond, InputError
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
 from .gradients import Metric, gradients
-from .sampler import FlowSampler
+from .sampler import Sampler
 from .solvers import Euler
 
 __all__ = ["Comparison", "Row", "compare"]
@@ -82,7 +82,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def compare(
-    sampler: FlowSampler,
+    sampler: Sampler,
     metric: Metric,
     adjoints: Sequence[Adjoint] | None = None,
     *,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ._types import Run, direct
 from .probe import PipelineCall
 
-__all__ = ["picture", "without_overflow"]
+__all__ = ["outermost", "picture", "without_overflow"]
 
 
 def picture(call: PipelineCall, vae: Any, latents: Tensor, run: Run = direct) -> Tensor:
@@ -28,7 +28,7 @@ def picture(call: PipelineCall, vae: Any, latents: Tensor, run: Run = direct) ->
         run is not direct and vae._supports_gradient_checkpointing and not vae.is_gradient_checkpointing
     )
     if switch:
-        vae.enable_gradient_checkpointing(_outermost(run))
+        vae.enable_gradient_checkpointing(outermost(run))
     try:
         return call.decode(latents.to(vae.dtype), vae).to(latents.dtype)
     finally:
@@ -46,14 +46,14 @@ def without_overflow(vae: Any) -> Any:
     return vae
 
 
-def _outermost(run: Run) -> Callable[..., Tensor]:
+def outermost(run: Run) -> Callable[..., Any]:
     """`run` for a decoder's blocks, but not for blocks within them.
 
     The switch is off again when a block is recomputed; it must then save what it saved the first time.
     """
     inside = False
 
-    def each(block: nn.Module, *args: Any) -> Tensor:
+    def each(block: nn.Module, *args: Any) -> Any:
         nonlocal inside
         if inside:
             return block(*args)

@@ -110,5 +110,7 @@ def trainable(module: nn.Module) -> list[Tensor]:
     """The weights of a module that require a gradient, or an error if there are none."""
     weights: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
     if not weights:
-        raise InputError("no weight requires a gradient; call sampler.field.denoiser.requires_grad_()")
+        raise InputError(
+            "no weight requires a gradient; call requires_grad_() on the network that is to be trained"
+        )
     return weights

@@ -19,12 +19,12 @@ from .meter import SavedBytes
 __all__ = ["Adjoint", "differentiable_inputs", "recomputed", "wants_gradient", "without_graph"]
 
 
-def recomputed(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
+def recomputed(fn: Callable[..., Any], *tensors: Any) -> Any:
     """Call `fn` now for its value, and again for its graph when the backward pass arrives."""
     return checkpoint(fn, *tensors, use_reentrant=False)
 
 
-def without_graph(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
+def without_graph(fn: Callable[..., Any], *tensors: Any) -> Any:
     """Call `fn` for its value alone."""
     with torch.no_grad():
         return fn(*tensors)
@@ -47,11 +47,11 @@ class Adjoint(ABC):
 
     def decode(
         self,
-        decode: Callable[[Tensor, Run], Tensor],
+        decode: Callable[[Tensor, Run], Any],
         latents: Tensor,
         weights: list[Tensor],
         stats: Stats,
-    ) -> Tensor:
+    ) -> Any:
         """The picture of latents; `decode` hands its blocks to the policy it is given.
 
         Recomputing block by block, not as a whole: a decoder's peak is far above a denoiser's, and
@@ -59,8 +59,8 @@ class Adjoint(ABC):
         """
         largest = 0
 
-        def block(fn: Callable[..., Tensor], *tensors: Any) -> Tensor:
-            def metered(*tensors: Any) -> Tensor:
+        def block(fn: Callable[..., Any], *tensors: Any) -> Any:
+            def metered(*tensors: Any) -> Any:
                 nonlocal largest
                 with SavedBytes(weights) as inside:
                     out = fn(*tensors)
@@ -77,7 +77,7 @@ class Adjoint(ABC):
         with SavedBytes(weights) as outside:
             image = decode(latents, direct if self.keeps_decoder else block)
         stats.measured &= outside.bytes is not None
-        stats.decoder = (outside.bytes or 0) + largest
+        stats.decoder += (outside.bytes or 0) + largest
         return image
 
 

@@ -7,17 +7,14 @@ dropout), or never made. Everything between the calls is linear and saves next t
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from .._types import InputError, Run, State, Stats, Time, direct
 from ..ivp import IVP, integrate
 from .base import Adjoint, recomputed, wants_gradient, without_graph
-from .meter import SavedBytes
+from .ledger import Ledger
 
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
 
@@ -36,62 +33,13 @@ class Discrete(Adjoint):
         wanted = wants_gradient(ivp)
         if wanted:
             self.refuse(ivp)
-        ledger = _Ledger(ivp, stats)
+        ledger = Ledger(stats, [*ivp.cond.values(), *ivp.flow.denoiser.parameters()])
 
         def f(time: Time, state: State) -> State:
             run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
             return (ivp.velocity(time, state[0], ledger.enter(run)),)
 
         return integrate(f, (ivp.initial,), ivp.grid, ivp.solver)[0]
-
-
-class _Ledger:
-    """Counts the calls of one sampling and adds up what the backward pass will hold.
-
-    The first call's graph is measured in passing; the others are of the same size.
-    """
-
-    def __init__(self, ivp: IVP, stats: Stats) -> None:
-        self.stats = stats
-        self.call = 0
-        self._runs = 0
-        self._graph: int | None = None
-        self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
-
-    @property
-    def graph(self) -> int | None:
-        """Bytes of one call's graph: two evaluations' where guidance is split."""
-        return None if self._graph is None else self._graph * self._runs
-
-    def enter(self, policy: Run) -> Run:
-        """The next call's policy, with the accounts kept."""
-        self.call += 1
-        return partial(self._run, policy)
-
-    def _run(self, policy: Run, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        self._runs += self.call == 1
-        out = policy(partial(self._evaluate, fn), *tensors)
-        if out.requires_grad:
-            out.register_hook(self._differentiated)
-            if policy is recomputed:
-                self.stats.states += tensors[0].nbytes
-                self.stats.recomputed = self._graph or 0
-            else:
-                self.stats.kept += self._graph or 0
-        return out
-
-    def _evaluate(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        self.stats.nfe_forward += 1
-        if self._graph is not None or not torch.is_grad_enabled():
-            return fn(*tensors)
-        with SavedBytes(self._shared) as saved:
-            out = fn(*tensors)
-        self.stats.measured &= saved.bytes is not None
-        self._graph = saved.bytes
-        return out
-
-    def _differentiated(self, cotangent: Tensor) -> None:
-        self.stats.nfe_backward += 1
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["SavedBytes"]
+__all__ = ["SavedBytes", "address"]
 
 # Reads the hooks that are already in force (torch >= 2.8). Without it ours would replace those of
 # torch.utils.checkpoint or of the user's save_on_cpu instead of counting in front of them.
@@ -26,7 +26,7 @@ class SavedBytes(saved_tensors_hooks):
     """
 
     def __init__(self, shared: list[Tensor]) -> None:
-        self._shared = {_address(tensor) for tensor in shared}
+        self._shared = {address(tensor) for tensor in shared}
         self._alive: dict[Any, Any] = {}
         self.bytes: int | None = None
         if _hooks_in_force is None:
@@ -51,20 +51,24 @@ class SavedBytes(saved_tensors_hooks):
     def __exit__(self, *error: object) -> None:
         if self.bytes is not None:
             super().__exit__(*error)
+            # Both lead back to this object: a circle that would hold the graph of a checkpoint's hooks.
+            del self.pack_hook, self.unpack_hook
+            self._alive.clear()
 
     def _count(self, tensor: Tensor) -> None:
         # Zero-dimensional coefficients live on the CPU and weigh nothing.
-        address = _address(tensor)
-        if tensor.ndim == 0 or address in self._shared or address in self._alive:
+        at = address(tensor)
+        if tensor.ndim == 0 or at in self._shared or at in self._alive:
             return
         # Under a checkpoint nothing is kept, and an address soon belongs to another storage.
         tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
         storage = tensor.untyped_storage()
-        self._alive[address] = weakref.ref(storage, lambda _: self._alive.pop(address, None))
+        self._alive[at] = weakref.ref(storage, lambda _: self._alive.pop(at, None))
         self.bytes = (self.bytes or 0) + storage.nbytes()
 
 
-def _address(tensor: Tensor) -> tuple[torch.device, int]:
+def address(tensor: Tensor) -> tuple[torch.device, int]:
+    """Where a tensor's bytes lie: the same for all its views."""
     # A sharded weight (DTensor) has no storage but its local part's; gathered copies count as saved.
     tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
     return tensor.device, tensor.untyped_storage().data_ptr()

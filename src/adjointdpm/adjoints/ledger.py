@@ -1,0 +1,88 @@
+"""The accounts of one sampling: how each denoiser call is run, what it cost, what its graph holds.
+
+A *call* is one step's worth of denoising, and may be several *evaluations* of a network: two where
+guidance is split, two where a ControlNet goes first. One policy holds for a whole call. The ledger
+knows nothing of solvers or pipelines, so both run their denoisers through it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .._types import Run, Stats
+from .base import recomputed
+from .meter import SavedBytes, address
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """Counts the calls of one sampling and adds up what the backward pass will hold.
+
+    The graphs of the first call that has any are measured in passing; those of the others are of the same sizes.
+
+    Args:
+        stats: where the sums go.
+        shared: tensors (weights, conditioning) that are there anyway and are not counted.
+    """
+
+    def __init__(self, stats: Stats, shared: list[Tensor]) -> None:
+        self.stats = stats
+        self.call = 0
+        self._shared = shared
+        self._counted = {address(tensor) for tensor in shared}
+        self._sizes: list[int] = []  # of the graphs of the measured call's evaluations
+        self._measured: int | None = None  # the first call that has graphs
+        self._evaluation = 0  # of the present call
+
+    @property
+    def graph(self) -> int | None:
+        """Bytes of one call's graphs; None before there is one, or where torch cannot tell."""
+        return sum(self._sizes) if self._sizes and self.stats.measured else None
+
+    def enter(self, policy: Run) -> Run:
+        """The next call's policy, with the accounts kept."""
+        self.call += 1
+        self._evaluation = 0
+        return partial(self._run, policy)
+
+    def _run(self, policy: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
+        i, self._evaluation = self._evaluation, self._evaluation + 1
+        out = policy(partial(self._evaluate, fn, i), *tensors)
+        graph = self._sizes[min(i, len(self._sizes) - 1)] if self._sizes else 0
+        differentiable = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
+        if differentiable:
+            differentiable[0].register_hook(self._differentiated)
+            if policy is recomputed:
+                self.stats.states += sum(map(self._held, tensors))
+                self.stats.recomputed = max(self.stats.recomputed, graph)
+            else:
+                self.stats.kept += graph
+        return out
+
+    def _held(self, tensor: Tensor) -> int:
+        """Bytes of an input that a recomputation holds until then, counted once."""
+        at = address(tensor)
+        if tensor.ndim == 0 or at in self._counted:
+            return 0
+        self._counted.add(at)
+        return tensor.untyped_storage().nbytes()
+
+    def _evaluate(self, fn: Callable[..., Any], i: int, *tensors: Tensor) -> Any:
+        self.stats.nfe_forward += 1
+        elsewhere = self._measured not in (None, self.call) or i < len(self._sizes)
+        if elsewhere or not torch.is_grad_enabled():
+            return fn(*tensors)
+        self._measured = self.call
+        with SavedBytes(self._shared) as saved:
+            out = fn(*tensors)
+        self.stats.measured &= saved.bytes is not None
+        self._sizes.append(saved.bytes or 0)
+        return out
+
+    def _differentiated(self, cotangent: Tensor) -> None:
+        self.stats.nfe_backward += 1

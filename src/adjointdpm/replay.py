@@ -1,0 +1,113 @@
+"""One call of a denoiser, ready to be made again in the backward pass, bit for bit.
+
+A pipeline may meanwhile change what the call was made of: it swaps attention processors back, pops from
+the lists it passed, writes into its latents. The first two are put as they were; the last is an error.
+
+What another denoiser of the same step has made (a ControlNet's residuals, far larger than latents) is not
+held until then, but made again from that one's own inputs.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ._types import AdjointDPMError, Stats
+from .adjoints.base import without_graph
+
+__all__ = ["Replay"]
+
+
+class Replay:
+    """`module(*args, **kwargs)` as a function of the tensors among its arguments.
+
+    Args:
+        name: what the pipeline calls the module.
+        sources: calls of the same step; tensors that one of them has made are made by it again.
+        stats: where such a call more is counted.
+    `tensors` are what to call it with: replay(*replay.tensors).
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, args: Any, kwargs: Any, sources: "list[Replay]", stats: Stats
+    ) -> None:
+        leaves, self._form = tree_flatten((args, kwargs))
+        self._made: dict[int, tuple[Replay, int]] = {}
+        for source in sources:
+            found = ((i, source.position(leaf)) for i, leaf in enumerate(leaves))
+            self._made |= {i: (source, j) for i, j in found if j is not None}
+        self._first = {i: leaves[i] for i in self._made}  # for the first call alone
+        self._wanted = {i: leaves[i].requires_grad for i in self._made}
+        self._at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and i not in self._made]
+        self.tensors = [leaves[i] for i in self._at]
+        self._rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._versions = [tensor._version for tensor in self.tensors]
+        self._name, self._module = name, module
+        self._processors = [each.processor for each in _attentions(module)]
+        self._outputs: list[tuple[Any, int]] = []  # weakly, with their versions
+        self._stats = stats
+
+    def made(self, out: Any) -> None:
+        """Remember which tensors are this call's."""
+        leaves = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self._outputs = [(weakref.ref(leaf), leaf._version) for leaf in leaves]
+
+    def position(self, tensor: Any) -> int | None:
+        """Which of this call's outputs a tensor is, if it is one and still what it was."""
+        for i, (reference, version) in enumerate(self._outputs):
+            if reference() is tensor and tensor is not None:
+                return i if tensor._version == version else None
+        return None
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        if [tensor._version for tensor in tensors] != self._versions:
+            raise AdjointDPMError(
+                f"the pipeline has written into a tensor after giving it to its {self._name}, so that call cannot "
+                "be recomputed; use adjoint=Backprop()"
+            )
+        leaves = list(self._rest)
+        for i, tensor in zip(self._at, tensors, strict=True):
+            leaves[i] = tensor
+        for i, tensor in self._from_sources().items():
+            leaves[i] = tensor
+        args, kwargs = tree_unflatten(leaves, self._form)  # new lists and dictionaries each time
+        with self._as_it_was():
+            return self._module(*args, **kwargs)
+
+    def _from_sources(self) -> dict[int, Tensor]:
+        if self._first or not self._made:
+            first, self._first = self._first, {}
+            return first
+        results = {}
+        for source in {id(source): source for source, _ in self._made.values()}.values():
+            out = without_graph(source, *source.tensors)
+            results[id(source)] = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            self._stats.nfe_forward += 1
+        return {
+            i: results[id(source)][j].requires_grad_(self._wanted[i])
+            for i, (source, j) in self._made.items()
+        }
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        others = [
+            (each, each.processor, then)
+            for each, then in zip(_attentions(self._module), self._processors, strict=True)
+            if each.processor is not then
+        ]
+        for each, _, then in others:
+            each.set_processor(then)
+        try:
+            yield
+        finally:
+            for each, now, _ in others:
+                each.set_processor(now)
+
+
+def _attentions(module: nn.Module) -> list[Any]:
+    return [
+        each for each in module.modules() if hasattr(each, "set_processor") and hasattr(each, "processor")
+    ]

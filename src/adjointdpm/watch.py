@@ -1,0 +1,108 @@
+"""What a pipeline does to tensors around its denoiser: draws of noise, and the last clamp.
+
+`Watch` is a function mode of torch (`torch.overrides.TorchFunctionMode`): in force in one thread, for one
+call of a pipeline, and not inside its denoisers. Nothing is patched.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ._types import InputError
+
+__all__ = ["Draws", "Watch"]
+
+_CLAMPS = (torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
+_DRAWS = (torch.randn, torch.randn_like)
+_PICTURES = ((0.0, 1.0), (-1.0, 1.0))  # the ranges that pixels are cut to
+
+
+class Draws:
+    """Standard normal tensors that a pipeline is given instead of its own, in the order it asks.
+
+    Args:
+        given: the tensors; a draw of a shape that is not the next one's is left to the pipeline.
+    `shapes` lists what was asked for.
+    """
+
+    def __init__(self, given: Sequence[Tensor] = ()) -> None:
+        self._given = list(given)
+        self.shapes: list[tuple[int, ...]] = []
+
+    @property
+    def left(self) -> int:
+        """How many of the given tensors were not asked for."""
+        return len(self._given)
+
+    def answer(self, shape: tuple[int, ...]) -> Tensor | None:
+        """The next tensor if it has this shape."""
+        self.shapes.append(shape)
+        if self._given and tuple(self._given[0].shape) == shape:
+            return self._given.pop(0)
+        return None
+
+
+class Watch(TorchFunctionMode):
+    """Looks on while a pipeline runs.
+
+    Args:
+        clamps: whether the last cut of pixels to their range is made, and its share counted; or left out.
+        draws: the noise to hand out.
+    `finished` is set once the last step is taken: only then is a clamp the cut of finished pixels.
+    """
+
+    def __init__(self, clamps: bool = True, draws: Draws | None = None) -> None:
+        super().__init__()
+        self.clamps, self.draws = clamps, draws
+        self.finished = False
+        self._cut: dict[tuple[float, float], list[int]] = {bounds: [0, 0] for bounds in _PICTURES}
+
+    @property
+    def clamped(self) -> float:
+        """The share of pixels that a clamp cut, and that therefore have no gradient."""
+        return max(cut / max(of, 1) for cut, of in self._cut.values())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Out of the way: a denoiser runs at its own speed, and its clamps are its own."""
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.draws is not None and func in _DRAWS:
+            return self._drawn(self.draws, func, args, kwargs)
+        if self.finished and func in _CLAMPS and (bounds := _bounds(*args[1:], **kwargs)) in _PICTURES:
+            return self._cutting(bounds, func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _cutting(self, bounds: tuple[float, float], func: Any, args: Any, kwargs: Any) -> Tensor:
+        pixels = args[0]
+        if not self.clamps:
+            return pixels
+        self._cut[bounds][0] += int(((pixels < bounds[0]) | (pixels > bounds[1])).sum())
+        self._cut[bounds][1] += pixels.numel()
+        return func(*args, **kwargs)
+
+    def _drawn(self, draws: Draws, func: Any, args: Any, kwargs: Any) -> Tensor:
+        own = func(*args, **kwargs)  # drawn in any case, so that the generator moves on as ever
+        given = draws.answer(tuple(own.shape))
+        if given is None:
+            return own
+        if not given.is_floating_point():
+            raise InputError(f"noise must be floating point, but is {given.dtype}")
+        return given.to(own)
+
+
+def _bounds(min: Any = None, max: Any = None, **_: Any) -> tuple[float, float] | None:  # noqa: A002
+    numbers = isinstance(min, int | float) and isinstance(max, int | float)
+    return (float(min), float(max)) if numbers else None

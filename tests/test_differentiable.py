@@ -1,0 +1,75 @@
+"""Stock pipelines under `differentiable`: the pipeline's own bits, and plain autograd's."""
+
+import inspect
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from adjointdpm.guards import tensors_of
+from tests.live import LiveBytes
+from tests.tiny_pipelines import CASES, first, weights
+
+# Stable Audio's decoder, as diffusers builds it.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+
+
+def replayed(arguments):
+    """The arguments as they were: a generator of noise starts again."""
+    if "generator" in arguments:
+        arguments["generator"].manual_seed(3)
+    return arguments
+
+
+def detached(arguments):
+    return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in replayed(arguments).items()}
+
+
+def gradient(out, leaves):
+    return torch.autograd.grad(first(out).square().sum(), leaves, allow_unused=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_pipelines_picture_and_plain_autograds_gradient(name):
+    pipe, arguments = CASES[name]()
+    arguments["num_inference_steps"] = 3
+    leaves = [*tensors_of(arguments).values(), *weights(pipe)]
+    untouched = first(pipe(**detached(arguments)))
+    truth = gradient(inspect.unwrap(type(pipe).__call__)(pipe, **replayed(arguments)), leaves)
+    with adp.differentiable(pipe) as call:
+        out = call(**replayed(arguments))
+    assert torch.equal(first(out), untouched)
+    found = gradient(out, leaves)
+    given = len(tensors_of(arguments))
+    for i, (g, exact) in enumerate(zip(found, truth, strict=True)):
+        assert (g is None) == (exact is None)
+        if g is not None:
+            assert torch.equal(g, exact)
+        if i < given:
+            assert float(g.abs().max()) > 0
+    assert call.stats.nfe_backward >= 3
+
+
+def held(name, steps):
+    pipe, arguments = CASES[name]()
+    with adp.differentiable(pipe) as call:
+        out = call(**arguments, num_inference_steps=steps)
+    return call, out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory_does_not_grow_with_the_steps(name):
+    four, sixteen = (held(name, steps)[0].stats for steps in (4, 16))
+    assert sixteen.nfe_forward >= 15
+    assert sixteen.bytes_saved <= 1.15 * four.bytes_saved
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionControlNetPipeline"])
+def test_nor_does_what_is_alive(name):
+    """The most bytes alive in forward and backward, by following every storage."""
+    peaks = []
+    for steps in (4, 16):
+        with LiveBytes() as live:
+            first(held(name, steps)[1]).square().sum().backward()
+        peaks.append(live.peak)
+    assert peaks[1] <= 1.15 * peaks[0]

@@ -1,0 +1,186 @@
+"""Pipelines as samplers: the contract, noise in every step replayed, pictures not clamped."""
+
+import diffusers
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import adjointdpm as adp
+from tests.tiny_pipelines import CASES, draw, first, sd, text_unet, vp, weights
+
+
+class Handed(TorchFunctionMode):
+    """Plain autograd's reference: torch.randn answers with these tensors."""
+
+    def __init__(self, *tensors):
+        super().__init__()
+        self.tensors = list(tensors)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.randn, torch.randn_like):
+            return self.tensors.pop(0)
+        return func(*args, **(kwargs or {}))
+
+
+def small(scheduler=None):
+    pipe = sd(diffusers.StableDiffusionPipeline, scheduler, text_unet(block_out_channels=(8, 16)))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def cond(batch=1, **more):
+    tensors = {
+        "prompt_embeds": draw(batch, 5, 8, seed=1),
+        "negative_prompt_embeds": draw(batch, 5, 8, seed=2),
+        "guidance_scale": torch.tensor(4.0, requires_grad=True),
+    }
+    return adp.Cond({**tensors, **more})
+
+
+def sampler_of(pipe, steps=3, **settings):
+    made = adp.PipelineSampler(pipe, steps=steps, **settings)
+    made._example = adp.Cond(
+        {k: v[:1] if v.ndim else v for k, v in cond().items()}
+    )  # there is no tokenizer
+    return made
+
+
+def plain(pipe, noise, given, steps, *later):
+    import inspect
+
+    with Handed(noise, *later):
+        out = inspect.unwrap(type(pipe).__call__)(
+            pipe, **given, num_inference_steps=steps, output_type="pt", return_dict=False
+        )
+    return out[0]
+
+
+def test_unclamped_and_otherwise_the_pipelines_picture():
+    pipe = small()
+    sampler, given = sampler_of(pipe), cond()
+    noise = sampler.noise(1, seed=4)
+    image = sampler(noise, given)
+    assert sampler.image_shape == tuple(image.shape[1:]) == (3, 16, 16)
+    assert sampler.latent_shape == (4, 8, 8)
+    assert float(image.detach().min()) < 0
+    assert torch.equal(image.clamp(0, 1), plain(pipe, noise, given, 3))
+    with torch.no_grad():
+        assert torch.equal(sampler(noise, given), image)
+    assert sampler.stats.bytes_saved == 0
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [diffusers.DDIMScheduler, diffusers.EulerAncestralDiscreteScheduler, diffusers.DDPMScheduler],
+)
+def test_gradients_are_plain_autograds(kind):
+    pipe = small(vp(kind))
+    sampler, given = sampler_of(pipe), cond()
+    noise = sampler.noise(1, seed=4).requires_grad_()
+    steps = sampler.step_noise(1).requires_grad_()
+    leaves = [noise, *given.values(), *weights(pipe)]
+    if kind is not diffusers.DDIMScheduler:
+        given, leaves = given.replace(step_noise=steps), [steps, *leaves]
+    latent = lambda image: image.clamp(0, 1).square().sum()  # noqa: E731
+    found = torch.autograd.grad(latent(sampler(noise, given)), leaves)
+    without = {k: v for k, v in given.items() if k != "step_noise"}
+    truth = torch.autograd.grad(latent(plain(pipe, noise, without, 3, *steps.unbind(1))), leaves)
+    assert all(float(g.abs().max()) > 0 for g in found[:5])
+    assert all(torch.equal(g, exact) for g, exact in zip(found, truth, strict=True))
+
+
+@pytest.mark.parametrize(
+    "kind", [diffusers.EulerAncestralDiscreteScheduler, diffusers.DPMSolverSDEScheduler]
+)
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")
+def test_noise_within_steps_is_replayed(kind):
+    sampler, given = sampler_of(small(vp(kind))), cond()
+    noise = sampler.noise(1)
+    before = torch.get_rng_state()
+    one, same = (sampler(noise, given) for _ in range(2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, sampler.replace(seed=1)(noise, given))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_step_noise_that_no_step_draws_is_an_error():
+    sampler = sampler_of(small())
+    given = cond(step_noise=sampler.step_noise(1).requires_grad_())
+    with pytest.raises(adp.InputError, match="step_noise"):
+        sampler(sampler.noise(1), given)
+
+
+@pytest.mark.parametrize("name", ["DDPMPipeline", "DDIMPipeline", "DiTPipeline", "FluxPipeline"])
+def test_noise_where_a_pipeline_takes_no_latents_or_packs_them(name):
+    pipe, arguments = CASES[name]()
+    tensors = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor) and k != "latents"}
+    known = {k: arguments[k] for k in ("class_labels", "height", "width") if k in arguments}
+    sampler = adp.PipelineSampler(pipe, steps=2, guidance_scale=1.0, arguments=known)
+    sampler._example = given = adp.Cond(tensors)
+    noise = sampler.noise(1).requires_grad_()
+    image = sampler(noise, given)
+    assert tuple(image.shape[1:]) == sampler.image_shape
+    found = torch.autograd.grad(image.square().sum(), noise)[0]
+    exact = torch.autograd.grad(
+        sampler.replace(adjoint=adp.Backprop())(noise, given).square().sum(), noise
+    )[0]
+    assert torch.equal(found, exact)
+    # Along the gradient the picture changes by its norm.
+    step = 1e-3 * found / found.norm()
+    with torch.no_grad():
+        up, down = (sampler(noise + sign * step, given).double().square().sum() for sign in (1, -1))
+    assert float((up - down) / 2e-3) == pytest.approx(float(found.norm()), rel=0.02)
+
+
+def test_the_bundled_pipeline_encodes_and_compares():
+    pipe = adp.load("emoji").field._pipe
+    sampler = adp.PipelineSampler(pipe, steps=2, guidance_scale=4.0)
+    given = sampler.encode(["a red apple", "a blue star"], "green")
+    assert list(given) == ["prompt_embeds", "negative_prompt_embeds", "guidance_scale"]
+    assert torch.equal(
+        given["prompt_embeds"], adp.load("emoji").encode(["a red apple", "a blue star"])["prompt_embeds"]
+    )
+    assert sampler.image_shape == (3, 64, 64)
+    metric = lambda image: image.mean(dim=(1, 2, 3))  # noqa: E731
+    noise, given = sampler.noise(1), sampler.encode("a red apple")
+    made = adp.gradients(sampler, metric, noise, given, ["noise", "guidance_scale"])
+    assert made.variables["noise"].shape == noise.shape
+    seen = adp.compare(
+        sampler, metric, [adp.Backprop(), adp.Truncated(last=1)], noise=noise, cond=given, repeats=1
+    )
+    errors = {(row.adjoint, row.variable): row.relative_error for row in seen.rows}
+    assert errors["Backprop()", "noise"] == errors["Backprop()", "prompt_embeds"] == 0
+    assert errors["Truncated()", "noise"] is None
+    assert 0 < errors["Truncated()", "prompt_embeds"] < 10
+
+
+def test_a_batch_is_its_pictures_one_by_one():
+    sampler, given = sampler_of(small()), cond()
+    noise = sampler.noise(2)
+    both = sampler(noise, given)
+    alone = torch.cat([sampler(noise[i : i + 1], given) for i in range(2)])
+    torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_bad_input():
+    pipe = small()
+    sampler, given = sampler_of(pipe), cond()
+    with pytest.raises(adp.InputError, match="steps must be"):
+        adp.PipelineSampler(pipe, steps=0)
+    with pytest.raises(adp.InputError, match="takes no colour"):
+        adp.PipelineSampler(pipe, arguments={"colour": 1})
+    with pytest.raises(adp.InputError, match="FlowSampler"):
+        adp.PipelineSampler(pipe, adjoint=adp.Continuous())
+    with pytest.raises(adp.InputError, match="has no solver"):
+        sampler.replace(solver=adp.Euler())
+    with pytest.raises(adp.InputError, match=r"noise must be \(batch, 4, 8, 8\)"):
+        sampler(torch.randn(1, 3, 8, 8), given)
+    with pytest.raises(adp.InputError, match="float32 or float64"):
+        sampler(sampler.noise(1).half(), given)
+    with pytest.raises(adp.InputError, match="for a batch of 2"):
+        sampler(sampler.noise(3), cond(2))
+    with pytest.raises(adp.InputError, match="takes no mood"):
+        sampler(sampler.noise(1), cond(mood=torch.ones(1)))
+    with pytest.raises(adp.InputError, match="reads no prompts"):
+        adp.PipelineSampler(CASES["DDPMPipeline"]()[0]).encode("a prompt")
+    assert first([sampler.noise(1)]).shape == (1, 4, 8, 8)
