@@ -225,6 +225,7 @@ def main() -> None:
         "top-1 on fresh renders": {
             name: accuracy(classifier(name), held_out.images, getattr(held_out, kind.names))
             for name, kind in KINDS.items()
+            if (args.zoo / f"emoji-{name}").is_dir()
         },
         "seconds": {"16 pictures": warm, "first picture of the command line": cold},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}",

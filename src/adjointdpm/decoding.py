@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ._types import Run, direct
-from .probe import PipelineCall
+from .probe import ProbedPipeline
 
 __all__ = ["outermost", "picture", "without_overflow"]
 
 
-def picture(call: PipelineCall, vae: Any, latents: Tensor, run: Run = direct) -> Tensor:
+def picture(call: ProbedPipeline, vae: Any, latents: Tensor, run: Run = direct) -> Tensor:
     """Pictures in [0, 1], not clamped, in the latents' dtype.
 
     Args:

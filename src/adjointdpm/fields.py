@@ -21,7 +21,7 @@ from .clocks import Clock, clock_of
 from .decoding import picture, without_overflow
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
 from .grids import Grid, uniform
-from .probe import PipelineCall
+from .probe import ProbedPipeline
 from .schedules import RectifiedFlow, Schedule
 
 __all__ = ["Field", "PipelineDenoiser", "PipelineField", "UNetDenoiser"]
@@ -68,7 +68,7 @@ class PipelineDenoiser(Denoiser):
         InputError: split guidance of a pipeline that does more than F_neg + w (F_pos - F_neg).
     """
 
-    def __init__(self, call: PipelineCall, network: Any, clock: Clock, split: bool = False) -> None:
+    def __init__(self, call: ProbedPipeline, network: Any, clock: Clock, split: bool = False) -> None:
         super().__init__()
         if split and not call.takes.linear_guidance:
             raise InputError(
@@ -191,7 +191,7 @@ class PipelineField(Field):
         width: int | None = None,
     ) -> None:
         super().__init__()
-        self._call = PipelineCall(pipe, height, width)
+        self._call = ProbedPipeline(pipe, height, width)
         clock = clock_of(pipe.scheduler)
         self.schedule = clock.schedule
         parts = {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}

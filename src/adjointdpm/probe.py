@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ._types import InputError
 from .arguments import Arguments, arguments_of, own_call
 
-__all__ = ["PipelineCall"]
+__all__ = ["ProbedPipeline"]
 
 
 class _Answer(Exception):  # noqa: N818, it is no error
@@ -88,7 +88,7 @@ class _Fed(nn.Module):
         return self.network(self.x, *args, **kwargs)
 
 
-class PipelineCall:
+class ProbedPipeline:
     """Questions to a pipeline.
 
     Args:
