@@ -46,7 +46,8 @@ def test_imports_run_one_way():
 def test_gradient_policy_lives_with_the_adjoints(path):
     """no_grad, detach and checkpoint decide what a gradient is: in adjoints/, or on finished results."""
     allowed = {
-        "adjoints/base.py", "adjoints/continuous.py", "adjoints/discrete.py", "ivp.py",  # ivp: in an error message
+        "adjoints/base.py", "adjoints/continuous.py", "adjoints/discrete.py", "adjoints/meter.py",
+        "ivp.py",  # in an error message
         "formats.py", "tokens.py",  # files, and leaves to be optimised
         "gradients.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results
     }  # fmt: skip

@@ -36,7 +36,8 @@ class SavedBytes(saved_tensors_hooks):
 
         def pack(tensor: Tensor) -> Any:
             self._count(tensor)
-            return outer[0](tensor) if outer else tensor
+            # Not the tensor itself: a node that saves its own output would hold itself alive for ever.
+            return outer[0](tensor) if outer else tensor.detach()
 
         def unpack(packed: Any) -> Tensor:
             return outer[1](packed) if outer else packed
