@@ -120,9 +120,9 @@ KINDS = {
     "vit": Kind(vit, "concepts", colour_shift, 3, 2000, 1e-3),
     "convnext": Kind(convnext, "concepts", colour_shift, 3, 1200, 2e-3),
     "poolformer": Kind(poolformer, "concepts", colour_shift, 3, 1500, 2e-3),
-    "judge": Kind(regnet, "concepts", bend, 7, 2600, 2e-3),
-    "judge-colour": Kind(small_resnet, "colours", shift, 7, 400, 2e-3),
-    "judge-style": Kind(small_resnet, "styles", shift, 7, 400, 2e-3),
+    "judge": Kind(regnet, "concepts", bend, 7, 3400, 2e-3),
+    "judge-colour": Kind(small_resnet, "colours", shift, 7, 1000, 2e-3),
+    "judge-style": Kind(small_resnet, "styles", shift, 7, 1600, 2e-3),
 }
 
 
