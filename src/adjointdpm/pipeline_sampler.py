@@ -119,7 +119,7 @@ class PipelineSampler(Sampler):
         draws = Draws([noise, *steps])
         given = {"noise": noise, **cond} if torch.is_grad_enabled() else {}
         given = {name: tensor for name, tensor in given.items() if tensor.requires_grad}
-        weights = list(self.parameters())
+        weights: list[Tensor] = list(self.parameters())
         wanted = torch.is_grad_enabled() and bool(given or any(w.requires_grad for w in weights))
         arguments = self._arguments(len(noise), cond)
         with torch.random.fork_rng(self._devices()):
