@@ -14,7 +14,11 @@ from tests.tiny_pipelines import draw, embeds, sd, vp
 
 PAGE = Path(__file__).parents[1] / "docs" / "schedulers.md"
 # torchsde says so of its own rounding.
-pytestmark = pytest.mark.filterwarnings("ignore:Should have t:UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Should have t:UserWarning",
+    "ignore::FutureWarning",
+    "ignore:__array_wrap__ must accept:DeprecationWarning",  # diffusers' schedulers under numpy 2
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -40,6 +40,11 @@ def weights(pipe: Any) -> list[Tensor]:
     return [w for module in modules for w in module.parameters() if w.requires_grad]
 
 
+def picture(side: int = 16) -> Tensor:
+    """In [0, 1], and a variable."""
+    return draw(1, 3, side, side, seed=5).detach().sigmoid().requires_grad_()
+
+
 def number(value: float) -> Tensor:
     return torch.tensor(value, requires_grad=True)
 
@@ -142,7 +147,7 @@ def _() -> Any:
 def _() -> Any:
     arguments = {
         **embeds(),
-        "image": draw(1, 3, 16, 16, seed=5),
+        "image": picture(),
         "strength": 1.0,
         "generator": torch.Generator().manual_seed(3),
     }
@@ -154,7 +159,7 @@ def _() -> Any:
     pipe = sd(diffusers.StableDiffusionInpaintPipeline, unet=text_unet(in_channels=9))
     arguments = {
         **embeds(),
-        "image": draw(1, 3, 16, 16, seed=5, wanted=False),
+        "image": picture().detach(),
         "mask_image": torch.ones(1, 1, 16, 16).tril(),
         "masked_image_latents": draw(1, 4, 8, 8, seed=6),
         "latents": draw(1, 4, 8, 8),
@@ -172,7 +177,7 @@ def _() -> Any:
     for parameter in control.parameters():  # its last layers begin at zero, where gradients are, too
         torch.nn.init.normal_(parameter, std=0.1)
     pipe = sd(diffusers.StableDiffusionControlNetPipeline, unet=unet, controlnet=control.eval())
-    return pipe, {**embeds(), "latents": draw(1, 4, 8, 8), "image": draw(1, 3, 16, 16, seed=5).sigmoid()}
+    return pipe, {**embeds(), "latents": draw(1, 4, 8, 8), "image": picture()}
 
 
 @case("StableDiffusionXLPipeline")

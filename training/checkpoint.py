@@ -158,12 +158,16 @@ def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> int:
 def load(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> int:
     """Load modules and optimizer state in place; returns the number of steps done."""
     step = load_modules(path, modules)
+    weights = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     with safe_open(path, "pt") as file:
         stored = file.keys()
         for key in stored:
             if key.startswith("optimizer."):
                 _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = file.get_tensor(key)
+                # In the weight's own layout: the fused optimizer reads memory, not indices.
+                value, weight = file.get_tensor(key), weights[int(index)]
+                value = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+                state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return step

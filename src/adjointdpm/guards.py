@@ -101,7 +101,7 @@ def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str,
     wanted = {name: [get_gradient_edge(tensor).node] for name, tensor in given.items()} | calls
     missing = {name: set(nodes) for name, nodes in wanted.items()}
     queue: list[Any] = [get_gradient_edge(tensor).node for tensor in outputs]
-    seen = set()
+    seen: set[Any] = set()
     left = {node for nodes in missing.values() for node in nodes}
     while queue and left:
         node = queue.pop()

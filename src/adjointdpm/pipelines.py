@@ -33,7 +33,7 @@ from .guards import (
     tensors_of,
 )
 from .prompts import call_names
-from .replay import Replay
+from .replay import Replay, attentions_of
 from .twins import denoisers, parts, twin
 from .watch import Watch
 
@@ -173,6 +173,8 @@ class _Sampling:
         self._announced = self._total = 0
         self._fresh = True  # whether the next denoiser call begins another step
         self._step: list[Replay] = []  # the present step's calls
+        self._inside: dict[int, list[nn.Module]] = {}
+        self._attentions: dict[int, list[Any]] = {}
         self._run: Run = direct
         self._policy: Run = direct
 
@@ -188,8 +190,13 @@ class _Sampling:
         with self.watch.paused():
             if self._fresh:
                 self._begin(name, module, args, kwargs)
-            refuse_hooks(name, module.modules(), self._policy is recomputed)
-            call = Replay(name, module, args, kwargs, self._step, self.stats)
+            if id(module) not in self._inside:
+                self._inside[id(module)], self._attentions[id(module)] = (
+                    list(module.modules()),
+                    attentions_of(module),
+                )
+            refuse_hooks(name, self._inside[id(module)], self._policy is recomputed)
+            call = Replay(name, module, args, kwargs, self._attentions[id(module)], self._step, self.stats)
             out = self._run(call, *call.tensors)
             self._check_finite(name, out, call.tensors)
         if self._policy is recomputed and not module.training:  # with dropout it would draw again

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from ._types import AdjointDPMError, Stats
 from .adjoints.base import without_graph
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "attentions_of"]
 
 
 class Replay:
@@ -26,13 +26,21 @@ class Replay:
 
     Args:
         name: what the pipeline calls the module.
+        attentions: those inside the module, from `attentions_of`; walking a model for them takes time.
         sources: calls of the same step; tensors that one of them has made are made by it again.
         stats: where such a call more is counted.
     `tensors` are what to call it with: replay(*replay.tensors).
     """
 
     def __init__(
-        self, name: str, module: nn.Module, args: Any, kwargs: Any, sources: "list[Replay]", stats: Stats
+        self,
+        name: str,
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+        attentions: list[Any],
+        sources: "list[Replay]",
+        stats: Stats,
     ) -> None:
         leaves, self._form = tree_flatten((args, kwargs))
         self._made: dict[int, tuple[Replay, int]] = {}
@@ -46,7 +54,8 @@ class Replay:
         self._rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._versions = [tensor._version for tensor in self.tensors]
         self._name, self._module = name, module
-        self._processors = [each.processor for each in _attentions(module)]
+        self._attentions = attentions
+        self._processors = [each.processor for each in attentions]
         self._outputs: list[tuple[Any, int]] = []  # weakly, with their versions
         self._stats = stats
 
@@ -95,7 +104,7 @@ class Replay:
     def _as_it_was(self) -> Iterator[None]:
         others = [
             (each, each.processor, then)
-            for each, then in zip(_attentions(self._module), self._processors, strict=True)
+            for each, then in zip(self._attentions, self._processors, strict=True)
             if each.processor is not then
         ]
         for each, _, then in others:
@@ -107,7 +116,8 @@ class Replay:
                 each.set_processor(now)
 
 
-def _attentions(module: nn.Module) -> list[Any]:
+def attentions_of(module: nn.Module) -> list[Any]:
+    """The modules inside one whose attention processor can be set."""
     return [
         each for each in module.modules() if hasattr(each, "set_processor") and hasattr(each, "processor")
     ]

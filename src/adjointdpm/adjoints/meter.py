@@ -36,8 +36,10 @@ class SavedBytes(saved_tensors_hooks):
 
         def pack(tensor: Tensor) -> Any:
             self._count(tensor)
-            # Not the tensor itself: a node that saves its own output would hold itself alive for ever.
-            return outer[0](tensor) if outer else tensor.detach()
+            if outer:
+                return outer[0](tensor)
+            # Not a result itself: a node that saves its own output would hold itself alive for ever.
+            return tensor if tensor.is_leaf else tensor.detach()
 
         def unpack(packed: Any) -> Tensor:
             return outer[1](packed) if outer else packed
