@@ -86,8 +86,11 @@ def alone(trained: str, adjoint):
     return [given for given, _ in parts], mean
 
 
-def compare(found, truth, rank: int, within: float = 1e-5) -> None:
-    """Equal bits, or a relative error of the norm below `within`: kernels round by alignment in memory."""
+def compare(found, truth, rank: int, within: float = 2e-4) -> None:
+    """Equal bits, or a relative error of the norm below `within`.
+
+    Kernels round by alignment in memory; a sum over processes that is left out is wrong by about 1.
+    """
     given, weights = found
     assert set(weights) == set(truth[1])
     whole = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in weights.values()]
@@ -128,7 +131,7 @@ def sharded(rank: int, trained: str, adjoint, reshard: bool = True) -> None:
     fully_shard(sampler, mesh=mesh, reshard_after_forward=reshard)
     assert all(hasattr(p, "full_tensor") for p in unet.parameters())
     # Gathered weights are other memory than a module's own, and some kernels round by alignment.
-    compare(gradients(sampler, family, rank), alone(trained, adjoint), rank, within=1e-4)
+    compare(gradients(sampler, family, rank), alone(trained, adjoint), rank)
 
 
 def refused(rank: int, trained: str, adjoint) -> None:
