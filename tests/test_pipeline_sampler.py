@@ -134,7 +134,7 @@ def test_noise_where_a_pipeline_takes_no_latents_or_packs_them(name):
 
 
 def test_the_bundled_pipeline_encodes_and_compares():
-    pipe = StableDiffusionPipeline.from_pretrained(adp.zoo.folder("emoji"), torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(adp.zoo.folder("emoji")).to(dtype=torch.float32)
     sampler = adp.PipelineSampler(pipe, steps=2, guidance_scale=4.0)
     given = sampler.encode(["a red apple", "a blue star"], "green")
     assert list(given) == ["prompt_embeds", "negative_prompt_embeds", "guidance_scale"]

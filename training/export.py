@@ -61,7 +61,7 @@ def export_pipeline(runs: Path, folder: Path) -> int:
     renderer = Renderer()
     # A run that went on from a package has no autoencoder of its own: the package's stays.
     own = (runs / "vae" / "checkpoint.safetensors").exists()
-    vae = None if own else AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    vae = None if own else AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     load_pipeline(runs, vae).to(torch.float16).save_pretrained(folder)
     about = {
         "concepts": renderer.concepts,
