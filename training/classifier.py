@@ -122,7 +122,7 @@ KINDS = {
     "poolformer": Kind(poolformer, "concepts", colour_shift, 3, 1500, 2e-3),
     "judge": Kind(regnet, "concepts", bend, 7, 3400, 2e-3),
     "judge-colour": Kind(small_resnet, "colours", shift, 7, 1000, 2e-3),
-    "judge-style": Kind(small_resnet, "styles", shift, 7, 1600, 2e-3),
+    "judge-style": Kind(small_resnet, "styles", bend, 7, 1600, 2e-3),
 }
 
 

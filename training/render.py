@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from styles import PLAIN, STYLES, apply
+from styles import PLAIN, SHARES, STYLES, apply
 from torch import Tensor
 from torch.nn import functional
 
@@ -93,13 +93,14 @@ class Renderer:
     def __call__(self, seed: int, indices: range, style: str | None = None) -> Batch:
         """Render pictures `indices` of the endless set `seed`; concepts are balanced per epoch.
 
-        Four in ten pictures are plain, one in ten has each of the six styles, unless `style` names one.
+        The styles come in the proportion of `styles.SHARES`, unless `style` names one.
         """
         concepts = self._balanced(seed, indices)
         u = torch.stack([torch.rand(9, generator=_generator(seed, i)) for i in indices])
         colours = (u[:, 0] * len(self.colours)).long()
-        # The first 40 % of [0, 1) are plain; what is left is shared out evenly.
-        styles = (1 + (u[:, 8] - 0.4) / 0.6 * (len(self.styles) - 1)).clamp(min=0).floor().long()
+        # Style k takes the numbers between the sum of the shares before it and that sum with its own.
+        bounds = torch.tensor([SHARES[name] for name in self.styles]).cumsum(0)[:-1]
+        styles = torch.bucketize(u[:, 8], bounds, right=True)
         if style is not None:
             styles.fill_(self.styles.index(style))
         return self.draw(concepts, colours, styles, u[:, 1:8])

@@ -1,7 +1,8 @@
 """Train the autoencoder (64 x 64 x 3 to 16 x 16 x 8), then normalise its latents.
 
-loss = |x - x_hat| + |x - x_hat|^2 + |grad x - grad x_hat| / 2 + w KL, the KL a mean over latent elements.
-The gradient term (finite differences) is what makes thin outlines sharp. After training, the latents' mean and
+loss = |e| + |e|^2 + |grad e| / 2 + log(|e|^2) / 20 + w KL with e = x_hat - x; the logarithm picture by picture
+(it is the PSNR that is reported), the KL a mean over latent elements. The gradient term (finite differences)
+is what makes thin outlines sharp. After training, the latents' mean and
 relative spread of each channel are folded into `quant_conv` and `post_quant_conv`, so that the one
 number `scaling_factor` brings them to zero mean and unit variance.
 """
@@ -80,7 +81,9 @@ def loss(vae: AutoencoderKL, images: Tensor, kl_weight: float) -> Tensor:
     error = decoded.float() - x
     gradient = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-    return error.abs().mean() + error.square().mean() + 0.5 * gradient + kl_weight * kl
+    square = error.square().mean((1, 2, 3))
+    log = (square + 1e-4).log().mean()
+    return error.abs().mean() + square.mean() + 0.5 * gradient + 0.05 * log + kl_weight * kl
 
 
 def main() -> None:
@@ -94,11 +97,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--package", type=Path, help="a packaged pipeline whose autoencoder to go on from")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     renderer = Renderer(args.glyphs)
-    vae = build().to(args.device, memory_format=torch.channels_last)
+    vae = build()
+    if args.package:
+        packaged = AutoencoderKL.from_pretrained(args.package, subfolder="vae", torch_dtype=torch.float32)
+        vae.load_state_dict(packaged.state_dict())
+    vae = vae.to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     held_out = renderer(HELD_OUT, range(128)).images
 
