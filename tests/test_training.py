@@ -1,6 +1,7 @@
 """Training can be cut off at any moment and goes on as if nothing had happened."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,12 +42,23 @@ def weights(runs, name):
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "name"),
-    [("vae.py", [], "vae"), ("classifier.py", ["judge-style"], "judge-style")],
+    ("script", "arguments", "name", "before"),
+    [
+        ("vae.py", [], "vae", ()),
+        ("text.py", [], "text", ("vae.py",)),
+        ("diffusion.py", ["--cache", "12"], "diffusion", ("vae.py", "text.py")),
+        ("diffusion.py", ["--cache", "12", "--optimizer", "muon"], "diffusion", ("vae.py", "text.py")),
+        ("classifier.py", ["judge-style"], "judge-style", ()),
+    ],
+    ids=["vae", "text", "diffusion", "diffusion-muon", "classifier"],
 )
-def test_a_killed_run_ends_in_the_same_weights(tmp_path, glyphs, script, arguments, name):
+def test_a_killed_run_ends_in_the_same_weights(tmp_path, glyphs, script, arguments, name, before):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run = {"env": environment(), "check": True, "capture_output": True}
+    for earlier in before:
+        subprocess.run(command(earlier, glyphs, whole), **run)
+    if before:
+        shutil.copytree(whole, killed)
     subprocess.run(command(script, glyphs, whole, *arguments), **run)
     checkpoint = killed / name / "checkpoint.safetensors"
     process = subprocess.Popen(

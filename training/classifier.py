@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--save_every", type=int, default=100)
     parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--package", type=Path, help="a packaged classifier of this kind to go on from")
     args = parser.parse_args()
 
     kind = KINDS[args.name]
@@ -176,7 +177,11 @@ def main() -> None:
     stored = cached(args.runs / f"pictures-{kind.data_seed}", args.cache, make)
     pictures, labels = stored["images"], stored[kind.names]
     torch.manual_seed(args.seed)
-    model = build_classifier(kind, renderer).train().to(args.device, memory_format=torch.channels_last)
+    model = build_classifier(kind, renderer)
+    if args.package:
+        packaged = tf.AutoModelForImageClassification.from_pretrained(args.package, dtype=torch.float32)
+        model.load_state_dict(packaged.state_dict())
+    model.train().to(args.device, memory_format=torch.channels_last)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]

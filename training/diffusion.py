@@ -26,6 +26,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from muon import Muon
 from render import Renderer, caption, contact_sheet
 from tokenizer import MAX_LENGTH, build
 from torch import Tensor
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--cache", type=int, default=57_344)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -230,7 +232,10 @@ def main() -> None:
         print(
             f"{len(latents)} latents, spread of the channels {spread}; {sum(p.numel() for p in weights):,} weights"
         )
-    optimizer = torch.optim.AdamW(weights, args.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    if args.optimizer == "muon":
+        optimizer = Muon(weights, args.lr)
+    else:
+        optimizer = torch.optim.AdamW(weights, args.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     alphas_cumprod = scheduler().alphas_cumprod
     run = Run(out, args.steps, args.lr, args.seed, save_every=args.save_every, sample_every=500)
 

@@ -213,7 +213,7 @@ def main() -> None:
         "samples": judged(judges, made, labels, renderer.styles),
         "renders": judged(judges, renders, labels, renderer.styles),
         "samples missed": missed(judges["concept"], made, labels[0], renderer.concepts),
-        "psnr_db": psnr(reconstruct(pipe.vae, held_out.images), held_out.images),
+        "psnr_db": psnr(reconstruct(pipe.vae, renders), renders),
         "frechet": {
             "samples to renders": frechet(found[0], found[1]),
             "renders to renders": frechet(found[1], found[2]),

@@ -100,7 +100,7 @@ class Renderer:
         colours = (u[:, 0] * len(self.colours)).long()
         # Style k takes the numbers between the sum of the shares before it and that sum with its own.
         bounds = torch.tensor([SHARES[name] for name in self.styles]).cumsum(0)[:-1]
-        styles = torch.bucketize(u[:, 8], bounds, right=True)
+        styles = torch.bucketize(u[:, 8].contiguous(), bounds, right=True)
         if style is not None:
             styles.fill_(self.styles.index(style))
         return self.draw(concepts, colours, styles, u[:, 1:8])
