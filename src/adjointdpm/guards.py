@@ -5,7 +5,7 @@ Each function raises `InputError`: what was found, why it has no gradient, what 
 
 import inspect
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from ._types import InputError
+from .arguments import own_call
 
 __all__ = [
     "explained",
@@ -21,6 +22,7 @@ __all__ = [
     "refuse_hooks",
     "refuse_output",
     "refuse_pipeline",
+    "refuse_placeholders",
     "refuse_untracked",
     "tensors_of",
 ]
@@ -64,6 +66,16 @@ def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
             "the pipeline casts this float16 VAE to float32 for decoding and back again, before the backward "
             "pass needs it; call pipe.vae.to(torch.float32) first"
         )
+
+
+def refuse_placeholders(parts: Mapping[str, nn.Module]) -> None:
+    """Weights are moved away between the calls of their modules, and leave placeholders behind."""
+    for name, part in parts.items():
+        if any(weight.is_meta for weight in part.parameters()):
+            raise InputError(
+                f"the weights of {name} are offloaded between its calls (sequential offloading), so their storage is "
+                "gone when the backward pass needs it; use pipe.enable_model_cpu_offload() or keep it on one device"
+            )
 
 
 def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool) -> None:
@@ -136,8 +148,7 @@ def explained(error: Exception, pipe: Any, parts: dict[str, nn.Module]) -> Input
     if "dtype" in text or "expected scalar type" in text or "input type" in text.lower():
         kinds = ", ".join(f"{name} {getattr(part, 'dtype', '?')}" for name, part in parts.items())
         return InputError(
-            f"dtypes do not fit ({kinds}); give latents and embeddings in the network's dtype, or run under "
-            f"torch.autocast: {text}"
+            f"dtypes do not fit ({kinds}); give each network one dtype, or run under torch.autocast: {text}"
         )
     return None
 
@@ -163,7 +174,7 @@ def tensors_of(arguments: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _default(pipe: Any, name: str) -> Any:
-    known = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
+    known = inspect.signature(own_call(type(pipe))).parameters
     if name in known:
         return known[name].default
     for each in getattr(getattr(pipe, "_blocks", None), "inputs", []):  # Modular Diffusers

@@ -1,7 +1,7 @@
-"""What a pipeline does to tensors around its denoiser: draws of noise, and the last clamp.
+"""What a pipeline does to tensors around its denoiser: draws of noise, numbers made tensors, the last clamp.
 
-`Watch` is a function mode of torch (`torch.overrides.TorchFunctionMode`): in force in one thread, for one
-call of a pipeline, and not inside its denoisers. Nothing is patched.
+`Watch` and `Numbers` are each a function mode of torch (`torch.overrides.TorchFunctionMode`): in force in one
+thread, for one call of a pipeline, and `Watch` not inside its denoisers. Nothing is patched.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._types import InputError
 
-__all__ = ["Draws", "Watch"]
+__all__ = ["Draws", "Numbers", "Watch"]
 
 _CLAMPS = (torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
 _DRAWS = (torch.randn, torch.randn_like)
@@ -44,6 +44,20 @@ class Draws:
         if self._given and tuple(self._given[0].shape) == shape:
             return self._given.pop(0)
         return None
+
+
+class Numbers(TorchFunctionMode):
+    """Numbers that are variables stay so where a pipeline makes tensors of them.
+
+    Distilled models are told their guidance scale: `torch.full([1], scale)`, or `torch.tensor(scale - 1)`.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        made = _variable(func, *args, **kwargs)
+        return func(*args, **kwargs) if made is None else made
 
 
 class Watch(TorchFunctionMode):
@@ -83,7 +97,8 @@ class Watch(TorchFunctionMode):
             return self._drawn(self.draws, func, args, kwargs)
         if self.finished and func in _CLAMPS and (bounds := _bounds(*args[1:], **kwargs)) in _PICTURES:
             return self._cutting(bounds, func, args, kwargs)
-        return func(*args, **kwargs)
+        made = _variable(func, *args, **kwargs)
+        return func(*args, **kwargs) if made is None else made
 
     def _cutting(self, bounds: tuple[float, float], func: Any, args: Any, kwargs: Any) -> Tensor:
         pixels = args[0]
@@ -100,9 +115,19 @@ class Watch(TorchFunctionMode):
             return own
         if not given.is_floating_point():
             raise InputError(f"noise must be floating point, but is {given.dtype}")
-        return given.to(own)
+        return given.to(own.device)  # in its own dtype: it decides that of the states
 
 
 def _bounds(min: Any = None, max: Any = None, **_: Any) -> tuple[float, float] | None:  # noqa: A002
     numbers = isinstance(min, int | float) and isinstance(max, int | float)
     return (float(min), float(max)) if numbers else None
+
+
+def _variable(func: Any, *args: Any, dtype: Any = None, device: Any = None, **_: Any) -> Tensor | None:
+    """What torch.full or torch.tensor makes of a variable, with its gradient; None of anything else."""
+    if func not in (torch.full, torch.tensor) or not (
+        isinstance(args[-1], Tensor) and args[-1].requires_grad
+    ):
+        return None
+    made = args[-1].to(dtype=dtype or args[-1].dtype, device=device or args[-1].device)
+    return made.expand(tuple(args[0])) if func is torch.full else made
