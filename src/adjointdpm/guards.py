@@ -82,9 +82,15 @@ def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool) -> Non
     """A denoiser carries hooks of diffusers with which a repeated call is another function.
 
     Args:
-        repeated: whether the call is to be recomputed; only hooks that keep state are refused otherwise.
+        repeated: whether the call is to be recomputed; only hooks that keep state, or take the weights away
+            from under a graph that is kept, are refused otherwise.
     """
     for module in modules:
+        if not repeated and torch.is_grad_enabled() and _leaves_its_device(vars(module).get("_hf_hook")):
+            raise InputError(
+                f"the weights of {name} are moved away when another model runs (model offloading), and the backward "
+                "pass through a graph that is kept needs them; use Checkpointed(), whose recomputation fetches them"
+            )
         registry = vars(module).get("_diffusers_hook")
         for kind, hook in getattr(registry, "hooks", {}).items():
             if hook._is_stateful:
@@ -97,6 +103,13 @@ def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool) -> Non
                     f"{name} carries the hook {kind!r} ({type(hook).__name__}), which need not be there when the "
                     "call is recomputed in the backward pass; remove it, or use adjoint=Backprop()"
                 )
+
+
+def _leaves_its_device(hook: Any) -> bool:
+    """Whether it is accelerate's hook of model offloading, to anywhere but the CPU."""
+    if not hasattr(hook, "prev_module_hook"):
+        return False
+    return torch.device(hook.execution_device).type != "cpu"
 
 
 def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str, list[Any]]) -> None:
