@@ -73,3 +73,28 @@ def test_nor_does_what_is_alive(name):
             first(held(name, steps)[1]).square().sum().backward()
         peaks.append(live.peak)
     assert peaks[1] <= 1.15 * peaks[0]
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "LatentConsistencyModelPipeline"])
+def test_a_scale_that_a_distilled_model_is_told(name):
+    """A variable, too: against plain autograd with the scale handed straight to the network."""
+    pipe, arguments = CASES[name]()
+    arguments["num_inference_steps"] = 3
+    scale = torch.tensor(3.5, requires_grad=True)
+    with adp.differentiable(pipe) as call:
+        image = first(call(**replayed({**arguments, "guidance_scale": scale})))
+    found = torch.autograd.grad(image.square().sum(), scale)[0]
+
+    def tell(network, args, kwargs):
+        if name == "FluxPipeline":
+            return args, {**kwargs, "guidance": scale.expand(1)}
+        return args, {**kwargs, "timestep_cond": pipe.get_guidance_scale_embedding(scale[None] - 1, 8)}
+
+    denoiser = pipe.transformer if name == "FluxPipeline" else pipe.unet
+    denoiser.register_forward_pre_hook(tell, with_kwargs=True)
+    plain = inspect.unwrap(type(pipe).__call__)
+    told = first(plain(pipe, **replayed({**arguments, "guidance_scale": 3.5})))
+    exact = torch.autograd.grad(told.square().sum(), scale)[0]
+    assert torch.equal(image, told)
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
+    assert float(exact.abs()) > 0

@@ -158,7 +158,9 @@ def test_model_offload_hooks_stay_the_pipelines_own(way):
     truth = gradients(way, pipe, adp.Checkpointed())
     pipe.enable_model_cpu_offload(device="cpu")
     hooks, held = list(pipe._all_hooks), dict(vars(pipe.unet))
-    assert same(gradients(way, pipe, adp.Checkpointed()), truth)
+    # Its weights are other memory now, and kernels round by alignment.
+    for found, exact in zip(gradients(way, pipe, adp.Checkpointed()), truth, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
     assert pipe._all_hooks == hooks
     assert vars(pipe.unet) == held
     assert pipe._all_hooks[1].model is pipe.unet

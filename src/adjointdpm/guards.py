@@ -61,11 +61,18 @@ def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
             "the invisible watermark is drawn in numpy, which has no gradient; set pipe.watermark = None"
         )
     vae = getattr(pipe, "vae", None)
-    if vae is not None and getattr(vae, "dtype", None) == torch.float16 and vae.config.get("force_upcast"):
+    half = vae is not None and getattr(vae, "dtype", None) == torch.float16
+    if half and vae.config.get("force_upcast") and _casts_its_vae(type(pipe)):
         raise InputError(
             "the pipeline casts this float16 VAE to float32 for decoding and back again, before the backward "
             "pass needs it; call pipe.vae.to(torch.float32) first"
         )
+
+
+def _casts_its_vae(kind: type) -> bool:
+    """Whether any of a pipeline's methods reads the VAE's `force_upcast`."""
+    methods = (inspect.unwrap(method) for _, method in inspect.getmembers(kind, inspect.isfunction))
+    return any("force_upcast" in method.__code__.co_names for method in methods)
 
 
 def refuse_placeholders(parts: Mapping[str, nn.Module]) -> None:
@@ -78,15 +85,16 @@ def refuse_placeholders(parts: Mapping[str, nn.Module]) -> None:
             )
 
 
-def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool) -> None:
+def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool, kept: bool) -> None:
     """A denoiser carries hooks of diffusers with which a repeated call is another function.
 
     Args:
-        repeated: whether the call is to be recomputed; only hooks that keep state, or take the weights away
-            from under a graph that is kept, are refused otherwise.
+        repeated: whether the call is to be recomputed.
+        kept: whether its graph is kept; hooks that take the weights away from under it are refused.
+    Those that keep state are refused in any case.
     """
     for module in modules:
-        if not repeated and torch.is_grad_enabled() and _leaves_its_device(vars(module).get("_hf_hook")):
+        if kept and _leaves_its_device(vars(module).get("_hf_hook")):
             raise InputError(
                 f"the weights of {name} are moved away when another model runs (model offloading), and the backward "
                 "pass through a graph that is kept needs them; use Checkpointed(), whose recomputation fetches them"

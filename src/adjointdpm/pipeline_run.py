@@ -82,7 +82,12 @@ class PipelineRun:
                     list(module.modules()),
                     attentions_of(module),
                 )
-            refuse_hooks(name, self._inside[id(module)], self._policy is recomputed)
+            refuse_hooks(
+                name,
+                self._inside[id(module)],
+                repeated=self._policy is recomputed,
+                kept=self._policy is direct and self.wanted,
+            )
             call = Replay(name, module, args, kwargs, self._attentions[id(module)], self._step, self.stats)
             self._refuse_idle(call.tensors)
             out = self._run(call, *call.tensors)

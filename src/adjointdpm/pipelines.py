@@ -30,7 +30,7 @@ from .guards import (
 )
 from .pipeline_run import PipelineRun
 from .twins import denoisers, parts, twin
-from .watch import Watch
+from .watch import Watch, numbered
 
 __all__ = ["PipelineCall", "differentiable"]
 
@@ -101,7 +101,6 @@ class PipelineCall:
         refuse_untracked()
         arguments = _named(self._pipe, args, kwargs)
         refuse_output(self._pipe, arguments)
-        refuse_pipeline(self._pipe, arguments)
         return self.run(args, kwargs, tensors_of(arguments), _weights(self._pipe))
 
     def run(
@@ -114,7 +113,9 @@ class PipelineCall:
     ) -> Any:
         """The pipeline's result; if its gradient is wanted, with the promise that its graph is whole."""
         self.stats = Stats()
-        refuse_placeholders(self._parts)
+        if wanted:
+            refuse_pipeline(self._pipe, _named(self._pipe, args, kwargs))
+            refuse_placeholders(self._parts)
         asked = bool(given) or any(weight.requires_grad for weight in weights)
         shared = [*weights, *(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))]
         with self._watch() as watch:
@@ -124,7 +125,7 @@ class PipelineCall:
                 other.set_progress_bar_config(disable=True)
             sampling.pipe = weakref.ref(other)
             try:
-                out = other(*args, **kwargs)
+                out = other(*args, **numbered(kwargs))
             except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:
                 reason = (
                     None

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ._types import InputError
 from .arguments import Arguments, arguments_of, own_call
-from .watch import Numbers
+from .watch import Numbers, numbered
 
 __all__ = ["ProbedPipeline"]
 
@@ -135,15 +135,19 @@ class ProbedPipeline:
 
     def output(self, x: Tensor, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The network's output, guidance included, at x and the pipeline's time t."""
-        others = set(arguments) - {*self.takes.conditioning, self.takes.guidance}
-        told = any(isinstance(arguments[k], Tensor) and arguments[k].requires_grad for k in others)
         for name, value in arguments.items():
             if name in self.takes.conditioning:
                 self._shapes[name] = tuple((value[0] if isinstance(value, list) else value[:1]).shape)
         replaced = self._probe(t.reshape(1))
         if "latents" in self.takes.names:
+            others = {
+                k: v
+                for k, v in arguments.items()
+                if k not in (*self.takes.conditioning, self.takes.guidance)
+            }
+            told = numbered(others)  # scales that a distilled network is told
             with Numbers() if told else nullcontext():
-                return self._ask(replaced, latents=x, **arguments)
+                return self._ask(replaced, latents=x, **{**arguments, **told})
         return self._ask({**replaced, "unet": _Fed(self.pipe.unet, x)}, generator=torch.Generator())
 
     def decode(self, latents: Tensor, vae: Any) -> Tensor:

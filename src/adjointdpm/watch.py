@@ -4,17 +4,18 @@
 thread, for one call of a pipeline, and `Watch` not inside its denoisers. Nothing is patched.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from ._types import InputError
 
-__all__ = ["Draws", "Numbers", "Watch"]
+__all__ = ["Draws", "Number", "Numbers", "Watch", "numbered"]
 
 _CLAMPS = (torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
 _DRAWS = (torch.randn, torch.randn_like)
@@ -46,6 +47,28 @@ class Draws:
         return None
 
 
+class Number(Tensor):
+    """A variable in the form in which a pipeline may make tensors of it.
+
+    torch.full takes no number that wants a gradient, so it is shown one that does not; everything else, and
+    `Numbers` in place of torch.full, computes with the variable.
+    """
+
+    variable: Tensor
+
+    @classmethod
+    def of(cls, variable: Tensor) -> "Number":
+        shown = torch.tensor(variable.item(), dtype=variable.dtype, device=variable.device)
+        made = shown.as_subclass(cls)
+        made.variable = variable
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain, named = tree_map(lambda each: _plain(each), (args, kwargs or {}))
+        return func(*plain, **named)
+
+
 class Numbers(TorchFunctionMode):
     """Numbers that are variables stay so where a pipeline makes tensors of them.
 
@@ -55,9 +78,18 @@ class Numbers(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        made = _variable(func, *args, **kwargs)
-        return func(*args, **kwargs) if made is None else made
+        made = _variable(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if made is None else made
+
+
+def numbered(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments, with numbers that are variables in the form for `Numbers` and `Watch`."""
+    return {
+        name: Number.of(each)
+        if isinstance(each, Tensor) and each.ndim == 0 and each.requires_grad
+        else each
+        for name, each in arguments.items()
+    }
 
 
 class Watch(TorchFunctionMode):
@@ -123,11 +155,16 @@ def _bounds(min: Any = None, max: Any = None, **_: Any) -> tuple[float, float] |
     return (float(min), float(max)) if numbers else None
 
 
+def _plain(each: Any) -> Any:
+    return vars(each)["variable"] if type(each) is Number else each
+
+
 def _variable(func: Any, *args: Any, dtype: Any = None, device: Any = None, **_: Any) -> Tensor | None:
     """What torch.full or torch.tensor makes of a variable, with its gradient; None of anything else."""
-    if func not in (torch.full, torch.tensor) or not (
-        isinstance(args[-1], Tensor) and args[-1].requires_grad
-    ):
+    if func not in (torch.full, torch.tensor) or not isinstance(args[-1], Tensor):
         return None
-    made = args[-1].to(dtype=dtype or args[-1].dtype, device=device or args[-1].device)
+    value = _plain(args[-1])
+    if not value.requires_grad:
+        return None
+    made = value.to(dtype=dtype or value.dtype, device=device or value.device)
     return made.expand(tuple(args[0])) if func is torch.full else made
