@@ -72,7 +72,7 @@ class PipelineSampler(Sampler):
         self.arguments = dict(arguments or {})
         self._refuse_unknown(self.arguments, type(pipe).__name__)
         self.pipe = pipe
-        self._call = PipelineCall(pipe, self.adjoint)
+        PipelineCall(pipe, self.adjoint)  # refuses what cannot be differentiated
         modules = {
             name.replace(".", "_"): part for name, part in parts(pipe) if isinstance(part, nn.Module)
         }

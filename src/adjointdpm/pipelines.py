@@ -125,7 +125,7 @@ class PipelineCall:
                 other.set_progress_bar_config(disable=True)
             sampling.pipe = weakref.ref(other)
             try:
-                out = other(*args, **numbered(kwargs))
+                out = other(*numbered(dict(enumerate(args))).values(), **numbered(kwargs))
             except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:
                 reason = (
                     None

@@ -82,7 +82,7 @@ class Numbers(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if made is None else made
 
 
-def numbered(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def numbered(arguments: Mapping[Any, Any]) -> dict[Any, Any]:
     """A call's arguments, with numbers that are variables in the form for `Numbers` and `Watch`."""
     return {
         name: Number.of(each)
