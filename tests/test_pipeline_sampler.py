@@ -187,6 +187,14 @@ def test_pipelines_that_draw_twice_before_their_first_step():
         sampler.noise(1)
 
 
+def test_a_safety_checker_is_refused_where_a_gradient_is_wanted():
+    pipe = small()
+    vars(pipe)["safety_checker"] = pipe.vae
+    sampler = sampler_of(pipe)
+    with pytest.raises(adp.InputError, match="safety_checker = None"):
+        sampler(torch.zeros(1, 4, 8, 8), cond())
+
+
 def test_the_default_guidance_scale_is_the_pipelines_own():
     assert adp.PipelineSampler(small()).guidance_scale == 7.5
     assert adp.PipelineSampler(of("flux").make()).guidance_scale == 1.0
