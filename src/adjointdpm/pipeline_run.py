@@ -21,7 +21,7 @@ from .adjoints.discrete import Discrete
 from .adjoints.ledger import Ledger
 from .decoding import outermost
 from .guards import refuse_hooks
-from .replay import Replay, attentions_of
+from .replay import Replay, attentions_of, dtype_of
 from .watch import Watch
 
 __all__ = ["PipelineRun"]
@@ -141,8 +141,8 @@ class PipelineRun:
 
     def decode(self, name: str, module: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.watch.finished = True
-        own = getattr(module, "dtype", latents.dtype)
-        if latents.is_floating_point() and not torch.is_autocast_enabled(latents.device.type):
+        own = dtype_of(module)
+        if own and latents.is_floating_point() and not torch.is_autocast_enabled(latents.device.type):
             latents = latents.to(own)  # states may be float32 where weights are bfloat16
 
         def by_blocks(latents: Tensor, run: Run) -> Any:

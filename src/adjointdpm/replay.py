@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from ._types import AdjointDPMError, Stats
 from .adjoints.base import without_graph
 
-__all__ = ["Replay", "attentions_of"]
+__all__ = ["Replay", "attentions_of", "dtype_of"]
 
 
 class Replay:
@@ -87,8 +87,8 @@ class Replay:
         for i, tensor in self._from_sources().items():
             leaves[i] = tensor
         state = next((each.dtype for each in leaves if _carries(each)), None)
-        own = getattr(self._module, "dtype", None)
-        cast = state not in (None, own) and own is not None and not _autocast(leaves)
+        own = dtype_of(self._module)
+        cast = None not in (state, own) and state != own and not _autocast(leaves)
         if cast:
             leaves = [each.to(own) if _carries(each) else each for each in leaves]
         args, kwargs = tree_unflatten(leaves, self._form)  # new lists and dictionaries each time
@@ -131,6 +131,12 @@ def attentions_of(module: nn.Module) -> list[Any]:
     return [
         each for each in module.modules() if hasattr(each, "set_processor") and hasattr(each, "processor")
     ]
+
+
+def dtype_of(module: Any) -> torch.dtype | None:
+    """The dtype in which a module takes states; None where its weights are in none that states can have."""
+    own = getattr(module, "dtype", None)
+    return own if own in (torch.float16, torch.bfloat16, torch.float32, torch.float64) else None
 
 
 def _carries(leaf: Any) -> bool:
