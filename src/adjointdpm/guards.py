@@ -60,8 +60,8 @@ def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
         raise InputError(
             "the invisible watermark is drawn in numpy, which has no gradient; set pipe.watermark = None"
         )
-    vae = getattr(pipe, "vae", None)
-    half = vae is not None and getattr(vae, "dtype", None) == torch.float16
+    vae: Any = getattr(pipe, "vae", None)
+    half = getattr(vae, "dtype", None) == torch.float16
     if half and vae.config.get("force_upcast") and _casts_its_vae(type(pipe)):
         raise InputError(
             "the pipeline casts this float16 VAE to float32 for decoding and back again, before the backward "

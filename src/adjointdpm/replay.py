@@ -81,7 +81,7 @@ class Replay:
                 f"the pipeline has written into a tensor after giving it to its {self._name}, so that call cannot "
                 "be recomputed; use adjoint=Backprop()"
             )
-        leaves = list(self._rest)
+        leaves: list[Any] = list(self._rest)
         for i, tensor in zip(self._at, tensors, strict=True):
             leaves[i] = tensor
         for i, tensor in self._from_sources().items():
