@@ -64,8 +64,8 @@ def test_memory_does_not_grow_with_the_steps(name):
     (sixteen, _), alive_at_sixteen = held_by(lambda: held(name, 16))
     assert sixteen.stats.nfe_forward >= 15
     assert sixteen.stats.bytes_saved <= 1.15 * four.stats.bytes_saved
-    # Twelve steps more, of one graph each at least.
-    assert alive_at_sixteen - alive_at_four <= 0.5 * four.stats.recomputed
+    # Twelve steps more, of one graph each: with a graph kept each that would be twelve.
+    assert alive_at_sixteen - alive_at_four <= 2 * four.stats.recomputed
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionControlNetPipeline"])
