@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import adjointdpm as adp
 from adjointdpm.denoisers import Denoiser, GaussianMixture, Prediction
 from adjointdpm.fields import Field, UNetDenoiser
 from adjointdpm.schedules import Schedule
+from tests.tiny_parts import clip, ddim, kl, unet2d
 
 torch.set_num_threads(1)
 
@@ -19,25 +21,10 @@ def scaled_linear(first: float = 0.00085, last: float = 0.012, steps: int = 1000
 
 
 def tiny_unet(dtype: torch.dtype = torch.float64, **config: object) -> torch.nn.Module:
-    from diffusers import UNet2DConditionModel
-
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        **{
-            "sample_size": 4,
-            "in_channels": 2,
-            "out_channels": 2,
-            "block_out_channels": (4, 8),
-            "layers_per_block": 1,
-            "cross_attention_dim": 6,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "attention_head_dim": 4,
-            "norm_num_groups": 2,
-            **config,
-        }
+    return (
+        unet2d(**{"in_channels": 2, "out_channels": 2, "cross_attention_dim": 6, **config}).to(dtype).eval()
     )
-    return unet.to(dtype).eval()
 
 
 def standard_mixture(schedule: Schedule, prediction: Prediction = Prediction.EPS) -> GaussianMixture:
@@ -88,45 +75,15 @@ def unet_sampler(
 
 def tiny_pipeline(scheduler: object | None = None, dtype: torch.dtype = torch.float32):
     """A stock StableDiffusionPipeline of a few thousand weights; it needs embeddings, not strings."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=2,
-        norm_num_groups=2,
-        sample_size=8,
-        scaling_factor=0.5,
-    )
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=20,
-            hidden_size=6,
-            intermediate_size=12,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=5,
-            bos_token_id=0,
-            eos_token_id=2,
-        )
-    )
-    scheduler = scheduler or DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    vae = kl(2)
+    text = clip(6, num_hidden_layers=1, max_position_embeddings=5, vocab_size=20)
     pipe = StableDiffusionPipeline(
         vae=vae.to(dtype).eval(),
         text_encoder=text.to(dtype).eval(),
         tokenizer=None,
         unet=tiny_unet(dtype),
-        scheduler=scheduler,
+        scheduler=scheduler or ddim(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -1,6 +1,8 @@
 """Bytes of tensors alive, measured without the library's own accounts."""
 
+import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,3 +37,11 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def held_by(make: Callable[[], Any]) -> tuple[Any, int]:
+    """A result, and the bytes that are alive because of it: what waits for a backward pass."""
+    with LiveBytes() as live:
+        made = make()
+    gc.collect()
+    return made, live.now

@@ -7,6 +7,7 @@ import torch
 
 import adjointdpm as adp
 from tests.test_memory import sampler_of
+from tests.tiny_families import of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -35,3 +36,24 @@ def test_peak_memory_is_flat_in_the_number_of_steps():
         sampler.latents(noise, cond).square().sum().backward()
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] <= 1.1 * peaks[0]
+
+
+@pytest.mark.parametrize("way", ["differentiable", "PipelineSampler"])
+def test_model_offload_on_a_gpu(way):
+    """Every module is on the CPU but the one that runs; the gradient is that of a pipeline all on the CPU."""
+    pytest.importorskip("accelerate", reason="accelerate is an optional dependency")
+    family, found = of("sd"), []
+    for offloaded in (False, True):
+        pipe, noise = family.make(), family.noise().requires_grad_()
+        if offloaded:
+            pipe.enable_model_cpu_offload()
+        device = pipe._execution_device
+        cond = family.cond().map(lambda tensor, device=device: tensor.to(device))
+        if way == "differentiable":
+            given = {"latents": noise.to(device), "num_inference_steps": 3, "output_type": "pt"}
+            with adp.differentiable(pipe) as call:
+                image = call(**cond, **given).images
+        else:
+            image = adp.PipelineSampler(pipe, steps=3)(noise, cond).clamp(0, 1)
+        found.append(torch.autograd.grad(image.square().sum(), noise)[0])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4 * float(found[0].abs().max()))

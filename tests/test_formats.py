@@ -7,11 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import adjointdpm as adp
-from tests.tiny_families import FAMILIES, WORDS
-
-
-def of(name):
-    return next(family for family in FAMILIES if family.name == name)
+from tests.tiny_families import WORDS, of
 
 
 def picture(pipe, noise, **given):

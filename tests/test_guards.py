@@ -1,7 +1,6 @@
 """What would lose or falsify a gradient is refused, each time with what to do instead."""
 
 import inspect
-import threading
 
 import diffusers
 import pytest
@@ -10,7 +9,7 @@ import torch
 import adjointdpm as adp
 from adjointdpm._types import Stats
 from adjointdpm.replay import Replay
-from tests.tiny_pipelines import CASES, draw, embeds, first, sd, sd_vae, text_unet, vp, weights
+from tests.tiny_pipelines import CASES, draw, embeds, first, sd, sd_vae, text_unet
 
 
 def small(**parts):
@@ -112,8 +111,16 @@ def test_a_cache_hook():
 
 
 def test_mixed_dtypes():
-    with pytest.raises(adp.InputError, match=r"dtypes do not fit .*float32"):
-        image(small(), latents=draw(1, 4, 8, 8).double())
+    """States of another dtype than the weights are a choice; a network of two dtypes is a mistake."""
+    noise = draw(1, 4, 8, 8)
+    double = noise.detach().double().requires_grad_()
+    found = [torch.autograd.grad(image(small(), latents=each).sum(), each)[0] for each in (noise, double)]
+    assert found[1].dtype == torch.float64
+    torch.testing.assert_close(found[1].float(), found[0], rtol=1e-3, atol=1e-5)
+    pipe = small()
+    pipe.unet.conv_in.double()
+    with pytest.raises(adp.InputError, match=r"dtypes do not fit .*one dtype"):
+        image(pipe)
 
 
 def test_a_vae_that_is_cast_there_and_back():
@@ -211,79 +218,3 @@ def test_attention_processors_swapped_back_after_the_call():
     assert attentions
     assert torch.equal(run(adp.Checkpointed()), run(adp.Backprop()))
     assert pipe.unet.attn_processors == plain
-
-
-def test_the_pipeline_is_as_it_was():
-    pipe = small()
-    before = {k: (v, dict(vars(v)) if hasattr(v, "__dict__") else None) for k, v in vars(pipe).items()}
-    unet, kind = dict(vars(pipe.unet)), type(pipe)
-    held = image(pipe)
-    with pytest.raises(adp.NonFiniteError):
-        image(pipe, latents=torch.full((1, 4, 8, 8), float("inf"), requires_grad=True))
-    assert type(pipe) is kind
-    assert vars(pipe).keys() == before.keys()
-    assert all(vars(pipe)[k] is v for k, (v, _) in before.items())
-    assert vars(pipe.scheduler) == before["scheduler"][1]
-    assert vars(pipe.unet) == unet
-    assert not pipe.vae.is_gradient_checkpointing
-    held.sum().backward()
-
-
-def test_nested_contexts_and_a_closed_one():
-    pipe, given = small(), arguments()
-    with adp.differentiable(pipe) as outer:
-        with adp.differentiable(pipe, adp.Backprop()) as inner:
-            a = first(inner(**given))
-        b = first(outer(**given))
-        assert inner.stats.kept > 0
-        assert outer.stats.kept == 0
-        with pytest.raises(adp.InputError, match="closed"):
-            inner(**given)
-    g = [torch.autograd.grad(each.sum(), given["latents"])[0] for each in (a, b)]
-    assert torch.equal(*g)
-
-
-def test_two_threads_share_one_pipeline():
-    pipe = small(scheduler=vp(diffusers.DPMSolverMultistepScheduler))
-    steps = (2, 5)
-
-    def gradient(steps):
-        given = arguments(num_inference_steps=steps)
-        with adp.differentiable(pipe) as call:
-            out = first(call(**given))
-        return torch.autograd.grad(out.sum(), given["latents"])[0]
-
-    alone = [gradient(n) for n in steps]
-    together = {}
-    threads = [threading.Thread(target=lambda n=n: together.__setitem__(n, gradient(n))) for n in steps]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(g, together[n]) for g, n in zip(alone, steps, strict=True))
-
-
-def test_keep_and_budget_mean_what_they_mean_elsewhere():
-    pipe = small()
-    with adp.differentiable(pipe, adp.Backprop()) as call:
-        call(**arguments())
-    graph = call.stats.kept // 2
-    calls = []
-    for adjoint in (adp.Checkpointed(keep=2), adp.Checkpointed(budget=int(3.5 * graph))):
-        with adp.differentiable(pipe, adjoint) as call:
-            first(call(**arguments(num_inference_steps=5))).sum().backward()
-        calls.append(call.stats.nfe_forward)
-    assert calls == [5 + 3, 5 + 2]
-
-
-def test_dropout_is_replayed():
-    pipe = small()
-    pipe.unet.train()
-    for module in pipe.unet.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.3
-    grads = []
-    for adjoint in (adp.Backprop(), adp.Checkpointed()):
-        torch.manual_seed(6)
-        grads.append(torch.autograd.grad(image(pipe, adjoint).sum(), weights(pipe)))
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline
 from torch.overrides import TorchFunctionMode
 
 import adjointdpm as adp
+from tests.tiny_families import of
 from tests.tiny_pipelines import CASES, draw, first, sd, text_unet, vp, weights
 
 
@@ -153,6 +154,50 @@ def test_the_bundled_pipeline_encodes_and_compares():
     assert errors["Backprop()", "noise"] == errors["Backprop()", "prompt_embeds"] == 0
     assert errors["Truncated()", "noise"] is None
     assert 0 < errors["Truncated()", "prompt_embeds"] < 10
+
+
+def test_embeddings_that_are_lists_of_any_length():
+    """Z-Image: padded in the Cond, cut again for the pipeline; against plain autograd on the lists."""
+    family = of("z-image")
+    pipe = family.make()
+    sampler = adp.PipelineSampler(pipe, steps=2, guidance_scale=3.0, arguments=family.size)
+    given = sampler.encode(["a red apple on a cat", "a pear"], "blue").map(torch.Tensor.detach)
+    assert given["prompt_embeds_lengths"].tolist()[0] > given["prompt_embeds_lengths"].tolist()[1]
+    noise = sampler.noise(2).requires_grad_()
+    leaves = [noise, *(given.requires_grad_()[name] for name in given.differentiable)]
+    found = torch.autograd.grad(sampler(noise, given).clamp(0, 1).square().sum(), leaves)
+    lists = {
+        name: [rows[:n] for rows, n in zip(given[name], given[f"{name}_lengths"], strict=True)]
+        for name in ("prompt_embeds", "negative_prompt_embeds")
+    }
+    scale = {"guidance_scale": given["guidance_scale"], **family.size}
+    truth = torch.autograd.grad(plain(pipe, noise, {**lists, **scale}, 2).square().sum(), leaves)
+    assert all(torch.equal(g, exact) for g, exact in zip(found, truth, strict=True))
+    assert not found[1][1, given["prompt_embeds_lengths"][1] :].any()  # padding
+
+
+def test_pipelines_that_draw_twice_before_their_first_step():
+    """A picture is encoded with a draw of its own; which of the two the result starts from is not plain."""
+    pipe, arguments = CASES["StableDiffusionImg2ImgPipeline"]()
+    sampler = adp.PipelineSampler(pipe, arguments={"image": arguments["image"].detach()})
+    sampler._example = adp.Cond(
+        {k: arguments[k].detach() for k in ("prompt_embeds", "negative_prompt_embeds")}
+    )
+    with pytest.raises(adp.InputError, match=r"draws noise 2 times.*use differentiable"):
+        sampler.noise(1)
+
+
+def test_a_safety_checker_is_refused_where_a_gradient_is_wanted():
+    pipe = small()
+    vars(pipe)["safety_checker"] = pipe.vae
+    sampler = sampler_of(pipe)
+    with pytest.raises(adp.InputError, match="safety_checker = None"):
+        sampler(torch.zeros(1, 4, 8, 8), cond())
+
+
+def test_the_default_guidance_scale_is_the_pipelines_own():
+    assert adp.PipelineSampler(small()).guidance_scale == 7.5
+    assert adp.PipelineSampler(of("flux").make()).guidance_scale == 1.0
 
 
 def test_a_batch_is_its_pictures_one_by_one():

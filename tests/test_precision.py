@@ -4,13 +4,9 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from tests.tiny_families import FAMILIES
+from tests.tiny_families import of
 
 BIT_EQUAL = (adp.Backprop(), adp.Checkpointed())
-
-
-def of(name):
-    return next(family for family in FAMILIES if family.name == name)
 
 
 def gradients(sampler, family, adjoint, weights=()):

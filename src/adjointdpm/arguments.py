@@ -5,6 +5,7 @@ arguments: those names are the conditioning, in the order in which encode_prompt
 """
 
 import ast
+import copy
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -14,14 +15,18 @@ from typing import Any
 
 from ._types import InputError
 
-__all__ = ["Arguments", "arguments_of", "own_call"]
+__all__ = ["LENGTHS", "Arguments", "arguments_of", "call_names", "guides", "own_call"]
+
+LENGTHS = "_lengths"
+"""Ends the name of how many rows of each padded sample count."""
 
 
 @dataclass(frozen=True)
 class Arguments:
     """The arguments of a pipeline's `__call__`.
 
-    names          all of them
+    names          all of them, in order
+    needed         those without a default, besides the prompt
     encoded        what each call of encode_prompt is assigned to, call by call
     conditioning   those of `encoded` that are arguments, too
     lists          those of them that are lists with one tensor a sample, of any length
@@ -30,7 +35,8 @@ class Arguments:
     default        the pipeline's own guidance weight
     """
 
-    names: frozenset[str]
+    names: tuple[str, ...]
+    needed: tuple[str, ...]
     encoded: tuple[tuple[str, ...], ...]
     conditioning: tuple[str, ...]
     lists: frozenset[str]
@@ -43,6 +49,11 @@ class Arguments:
         return frozenset(name for name in self.conditioning if "mask" in name)
 
     @property
+    def lengths(self) -> frozenset[str]:
+        """The names by which a Cond says how long the samples of a padded list are."""
+        return frozenset(name + LENGTHS for name in self.lists)
+
+    @property
     def linear_guidance(self) -> bool:
         """Whether guidance is F_neg + w (F_pos - F_neg) on one batch, so that it may be split in two."""
         return self.guidance == "guidance_scale" and "cfg_normalization" not in self.names
@@ -53,38 +64,47 @@ def own_call(kind: type) -> Callable[..., Any]:
     return inspect.unwrap(kind.__call__)
 
 
+def call_names(kind: type) -> tuple[str, ...]:
+    """The names of the arguments of a pipeline's call, in order."""
+    return tuple(name for name in inspect.signature(own_call(kind)).parameters if name != "self")
+
+
 @cache
 def arguments_of(kind: type) -> Arguments:
     """The arguments of a pipeline class.
 
     Raises:
-        InputError: it needs more than noise and a prompt, takes no latents although it has a prompt, or
-            its source cannot be read.
+        InputError: its source cannot be read.
     """
     parameters = dict(inspect.signature(own_call(kind)).parameters)
     parameters.pop("self")
-    needed = [
-        name
-        for name, each in parameters.items()
-        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD and name != "prompt"
-    ]
     encoded = tuple(_targets(kind))
     conditioning = tuple(name for names in encoded for name in names if name in parameters)
-    if needed or ("latents" not in parameters and (conditioning or "class_labels" in parameters)):
-        lacking = f"needs {', '.join(needed)}" if needed else "takes no latents"
-        raise InputError(
-            f"FlowSampler runs pipelines that make a picture from latents and a prompt, or from noise "
-            f"alone, but {kind.__name__} {lacking}"
-        )
     guidance = next((name for name in ("true_cfg_scale", "guidance_scale") if name in parameters), None)
+    default = parameters[guidance].default if guidance else None
     return Arguments(
-        names=frozenset(parameters),
+        names=call_names(kind),
+        needed=tuple(
+            name
+            for name, each in parameters.items()
+            if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD and name != "prompt"
+        ),
         encoded=encoded,
         conditioning=conditioning,
         lists=frozenset(n for n in conditioning if "list" in str(parameters[n].annotation).lower()),
         guidance=guidance,
-        default=float(parameters[guidance].default) if guidance else 1.0,
+        default=float(default) if isinstance(default, int | float) else 1.0,
     )
+
+
+def guides(pipe: Any, w: float) -> bool:
+    """Whether a pipeline applies classifier-free guidance of weight w at all."""
+    own = getattr(type(pipe), "do_classifier_free_guidance", None)
+    if own is None or arguments_of(type(pipe)).guidance != "guidance_scale":
+        return w > 1
+    asked = copy.copy(pipe)
+    asked.__dict__["_guidance_scale"] = w
+    return bool(own.fget(asked))
 
 
 def _targets(kind: type) -> list[tuple[str, ...]]:

@@ -17,19 +17,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._types import Cond, InputError, Run, Scalar, direct
+from .arguments import guides
 from .clocks import Clock, clock_of
 from .decoding import picture, without_overflow
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
 from .grids import Grid, uniform
+from .guards import refuse_placeholders
 from .probe import ProbedPipeline
+from .prompts import as_given, read_prompts
 from .schedules import RectifiedFlow, Schedule
 
 __all__ = ["Field", "PipelineDenoiser", "PipelineField", "UNetDenoiser"]
 
 Latents = Float[Tensor, "batch *shape"]
-
-LENGTHS = "_lengths"
-"""Ends the name of how many rows of each padded sample count."""
 
 
 class Field(nn.Module, ABC):
@@ -77,7 +77,7 @@ class PipelineDenoiser(Denoiser):
             )
         self.prediction, self.split = clock.prediction, split
         self.network: Any = network
-        self.masks = call.takes.masks | {name + LENGTHS for name in call.takes.lists}
+        self.masks = call.takes.masks | call.takes.lengths
         self._call, self._clock = call, clock
 
     def forward(self, x: Tensor, t: Scalar, cond: Cond, run: Run = direct) -> Tensor:
@@ -101,37 +101,23 @@ class PipelineDenoiser(Denoiser):
 
     def _arguments(self, cond: dict[str, Tensor]) -> dict[str, Any]:
         """The conditioning as the pipeline's arguments, in the network's dtype."""
-        takes, out = self._call.takes, {}
-        for name, tensor in cond.items():
-            if name in takes.lists:
-                each = tensor.to(self.network.dtype).unbind()
-                lengths = cond[name + LENGTHS].tolist() if name + LENGTHS in cond else [None] * len(each)
-                out[name] = [rows[:n] for rows, n in zip(each, lengths, strict=True)]
-            elif name in takes.conditioning:
-                out[name] = tensor if name in takes.masks else tensor.to(self.network.dtype)
-            elif name == takes.guidance:
-                out[name] = tensor
-            elif name not in self.masks:
-                out[name] = self._number(name, tensor)
+        takes = self._call.takes
+        known = {*takes.conditioning, *takes.lengths, takes.guidance}
+        for name in cond:
+            if name not in known and (name not in takes.names or cond[name].ndim):
+                raise InputError(
+                    f"cond[{name!r}] is nothing this pipeline takes; it takes "
+                    f"{', '.join(name for name in (*takes.conditioning, takes.guidance) if name)}"
+                )
+        out = as_given(takes, cond, self.network.dtype)
         if not any(name.startswith("negative_") for name in cond):
             return {**out, takes.guidance: 0.0} if takes.guidance else out
-        if takes.guidance not in cond or not self._call.guides(cond[takes.guidance].item()):
+        if takes.guidance not in cond or not guides(self._call.pipe, cond[takes.guidance].item()):
             raise InputError(
                 f"the conditioning holds negative embeddings, which the pipeline would ignore: it needs "
                 f"{takes.guidance} > 1; leave the negative tensors out, or use split_guidance=True"
             )
         return out
-
-    def _number(self, name: str, tensor: Tensor) -> float:
-        """A number that the pipeline takes, but not as a tensor (the scale a distilled model embeds)."""
-        takes = self._call.takes
-        if name not in takes.names or tensor.ndim or tensor.requires_grad:
-            known = ", ".join([*takes.conditioning, *([takes.guidance] if takes.guidance else [])])
-            raise InputError(
-                f"cond[{name!r}] is nothing this pipeline differentiates; it takes {known}"
-                + (", and this one as a number without requires_grad" if name in takes.names else "")
-            )
-        return float(tensor)
 
 
 class UNetDenoiser(GuidedDenoiser):
@@ -205,13 +191,8 @@ class PipelineField(Field):
         for name, part in parts.items():
             self.add_module(name, part)
         self.vocabulary = vocabulary
+        refuse_placeholders({"network": network, **parts})
         like = next(network.parameters())
-        if like.is_meta:
-            raise InputError(
-                "the network's weights are offloaded between its calls (sequential offloading), so their "
-                "storage is gone when the backward pass needs it; use pipe.enable_model_cpu_offload() or "
-                "keep the network on one device"
-            )
         if "vae" not in parts:
             sample = pipe.unet.config
             size = (sample.sample_size,) * 2 if isinstance(sample.sample_size, int) else sample.sample_size
@@ -231,20 +212,7 @@ class PipelineField(Field):
         self._check_words([*prompts, negative])
         if not self._call.takes.encoded:
             return Cond()
-        tensors = {}
-        for name, value in self._call.encode(prompts, negative, guidance_scale).items():
-            if isinstance(value, list):
-                lengths = torch.tensor([len(rows) for rows in value], device=value[0].device)
-                tensors[name + LENGTHS] = lengths
-                value = nn.utils.rnn.pad_sequence(value, batch_first=True)
-            # Gradients and optimisers want float32; the network gets its own dtype back, unrounded.
-            wide = torch.promote_types(value.dtype, torch.float32)
-            tensors[name] = value.to(wide) if value.is_floating_point() else value
-        if any(name.startswith("negative_") for name in tensors):
-            like = tensors[self._call.takes.conditioning[0]]
-            scale = torch.tensor(guidance_scale, device=like.device, dtype=like.dtype)
-            tensors[str(self._call.takes.guidance)] = scale
-        return Cond(tensors)
+        return read_prompts(self._call.pipe, prompts, negative, guidance_scale, self._call.fixed)
 
     def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch 3 h w"]:
         return picture(self._call, getattr(self, "vae", None), latents, run)

@@ -5,7 +5,7 @@ Each function raises `InputError`: what was found, why it has no gradient, what 
 
 import inspect
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from ._types import InputError
+from .arguments import own_call
 
 __all__ = [
     "explained",
@@ -21,6 +22,7 @@ __all__ = [
     "refuse_hooks",
     "refuse_output",
     "refuse_pipeline",
+    "refuse_placeholders",
     "refuse_untracked",
     "tensors_of",
 ]
@@ -58,21 +60,45 @@ def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
         raise InputError(
             "the invisible watermark is drawn in numpy, which has no gradient; set pipe.watermark = None"
         )
-    vae = getattr(pipe, "vae", None)
-    if vae is not None and getattr(vae, "dtype", None) == torch.float16 and vae.config.get("force_upcast"):
+    vae: Any = getattr(pipe, "vae", None)
+    half = getattr(vae, "dtype", None) == torch.float16
+    if half and vae.config.get("force_upcast") and _casts_its_vae(type(pipe)):
         raise InputError(
             "the pipeline casts this float16 VAE to float32 for decoding and back again, before the backward "
             "pass needs it; call pipe.vae.to(torch.float32) first"
         )
 
 
-def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool) -> None:
+def _casts_its_vae(kind: type) -> bool:
+    """Whether any of a pipeline's methods reads the VAE's `force_upcast`."""
+    methods = (inspect.unwrap(method) for _, method in inspect.getmembers(kind, inspect.isfunction))
+    return any("force_upcast" in method.__code__.co_names for method in methods)
+
+
+def refuse_placeholders(parts: Mapping[str, nn.Module]) -> None:
+    """Weights are moved away between the calls of their modules, and leave placeholders behind."""
+    for name, part in parts.items():
+        if any(weight.is_meta for weight in part.parameters()):
+            raise InputError(
+                f"the weights of {name} are offloaded between its calls (sequential offloading), so their storage is "
+                "gone when the backward pass needs it; use pipe.enable_model_cpu_offload() or keep it on one device"
+            )
+
+
+def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool, kept: bool) -> None:
     """A denoiser carries hooks of diffusers with which a repeated call is another function.
 
     Args:
-        repeated: whether the call is to be recomputed; only hooks that keep state are refused otherwise.
+        repeated: whether the call is to be recomputed.
+        kept: whether its graph is kept; hooks that take the weights away from under it are refused.
+    Those that keep state are refused in any case.
     """
     for module in modules:
+        if kept and _leaves_its_device(vars(module).get("_hf_hook")):
+            raise InputError(
+                f"the weights of {name} are moved away when another model runs (model offloading), and the backward "
+                "pass through a graph that is kept needs them; use Checkpointed(), whose recomputation fetches them"
+            )
         registry = vars(module).get("_diffusers_hook")
         for kind, hook in getattr(registry, "hooks", {}).items():
             if hook._is_stateful:
@@ -85,6 +111,13 @@ def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool) -> Non
                     f"{name} carries the hook {kind!r} ({type(hook).__name__}), which need not be there when the "
                     "call is recomputed in the backward pass; remove it, or use adjoint=Backprop()"
                 )
+
+
+def _leaves_its_device(hook: Any) -> bool:
+    """Whether it is accelerate's hook of model offloading, to anywhere but the CPU."""
+    if not hasattr(hook, "prev_module_hook"):
+        return False
+    return torch.device(hook.execution_device).type != "cpu"
 
 
 def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str, list[Any]]) -> None:
@@ -136,8 +169,7 @@ def explained(error: Exception, pipe: Any, parts: dict[str, nn.Module]) -> Input
     if "dtype" in text or "expected scalar type" in text or "input type" in text.lower():
         kinds = ", ".join(f"{name} {getattr(part, 'dtype', '?')}" for name, part in parts.items())
         return InputError(
-            f"dtypes do not fit ({kinds}); give latents and embeddings in the network's dtype, or run under "
-            f"torch.autocast: {text}"
+            f"dtypes do not fit ({kinds}); give each network one dtype, or run under torch.autocast: {text}"
         )
     return None
 
@@ -163,7 +195,7 @@ def tensors_of(arguments: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _default(pipe: Any, name: str) -> Any:
-    known = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
+    known = inspect.signature(own_call(type(pipe))).parameters
     if name in known:
         return known[name].default
     for each in getattr(getattr(pipe, "_blocks", None), "inputs", []):  # Modular Diffusers

@@ -5,7 +5,6 @@ stand-in, and leaves the call, by an exception, as soon as the answer is there:
 
     output   the network's guided output at (x, t): one time, and `step` is the answer
     decode   the picture of latents: no time at all, and `postprocess` is the answer, before it clamps
-    encode   the conditioning of a prompt: what encode_prompt returned
     times    the times its scheduler would visit, with the shift it would use
     sizes    the latents' shape and the picture's size
 
@@ -15,7 +14,8 @@ code. A question costs 1-3 ms beyond the network, and the pipeline itself is nev
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ._types import InputError
 from .arguments import Arguments, arguments_of, own_call
+from .watch import Numbers, numbered
 
 __all__ = ["ProbedPipeline"]
 
@@ -99,9 +100,10 @@ class ProbedPipeline:
     """
 
     def __init__(self, pipe: Any, height: int | None = None, width: int | None = None) -> None:
-        self._pipe = pipe
+        self.pipe = pipe
         self._call = own_call(type(pipe))
         self.takes: Arguments = arguments_of(type(pipe))
+        _refuse_other_inputs(type(pipe).__name__, self.takes)
         fixed = {
             "height": height,
             "width": width,
@@ -110,17 +112,17 @@ class ProbedPipeline:
             "return_dict": False,
             "use_resolution_binning": False,
         }
-        self._fixed = {k: v for k, v in fixed.items() if k in self.takes.names and v is not None}
+        self.fixed = {k: v for k, v in fixed.items() if k in self.takes.names and v is not None}
         if "negative_prompt" in self.takes.names:  # "" by default in some, which clashes with embeddings
-            self._fixed["negative_prompt"] = None
+            self.fixed["negative_prompt"] = None
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _ask(self, replaced: dict[str, Any], **arguments: Any) -> Any:
         # A fresh copy each time: a pipeline's call leaves its settings behind on the object.
-        pipe = copy.copy(self._pipe)
+        pipe = copy.copy(self.pipe)
         pipe.__dict__.update(replaced, _progress_bar_config={"disable": True})
         try:
-            self._call(pipe, **{**self._fixed, **arguments})
+            self._call(pipe, **{**self.fixed, **arguments})
         except _Answer as answer:
             return answer.value
         raise InputError(
@@ -129,7 +131,7 @@ class ProbedPipeline:
         )
 
     def _probe(self, timesteps: Tensor | None) -> dict[str, Any]:
-        return {"scheduler": _Probe(self._pipe.scheduler.config, timesteps)}
+        return {"scheduler": _Probe(self.pipe.scheduler.config, timesteps)}
 
     def output(self, x: Tensor, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The network's output, guidance included, at x and the pipeline's time t."""
@@ -138,50 +140,25 @@ class ProbedPipeline:
                 self._shapes[name] = tuple((value[0] if isinstance(value, list) else value[:1]).shape)
         replaced = self._probe(t.reshape(1))
         if "latents" in self.takes.names:
-            return self._ask(replaced, latents=x, **arguments)
-        return self._ask({**replaced, "unet": _Fed(self._pipe.unet, x)}, generator=torch.Generator())
+            others = {
+                k: v
+                for k, v in arguments.items()
+                if k not in (*self.takes.conditioning, self.takes.guidance)
+            }
+            told = numbered(others)  # scales that a distilled network is told
+            with Numbers() if told else nullcontext():
+                return self._ask(replaced, latents=x, **{**arguments, **told})
+        return self._ask({**replaced, "unet": _Fed(self.pipe.unet, x)}, generator=torch.Generator())
 
     def decode(self, latents: Tensor, vae: Any) -> Tensor:
         """The picture of latents in [0, 1], not clamped."""
-        processor = copy.copy(self._pipe.image_processor)
+        processor = copy.copy(self.pipe.image_processor)
         processor.postprocess = _answer
         own = {"vae": vae, "image_processor": processor, "safety_checker": None, "watermark": None}
         none = torch.zeros(0, device=latents.device)
         stand_ins = self._stand_ins(len(latents), latents)
         image = self._ask({**self._probe(none), **own}, latents=latents, **stand_ins)
         return image / 2 + 0.5 if processor.config.get("do_normalize", True) else image
-
-    def guides(self, w: float) -> bool:
-        """Whether the pipeline applies classifier-free guidance of weight w at all."""
-        own = getattr(type(self._pipe), "do_classifier_free_guidance", None)
-        if own is None or self.takes.guidance != "guidance_scale":
-            return w > 1
-        pipe = copy.copy(self._pipe)
-        pipe.__dict__["_guidance_scale"] = w
-        return bool(own.fget(pipe))
-
-    def encode(
-        self, prompts: Sequence[str], negative: str, guidance_scale: float
-    ) -> dict[str, Tensor | list[Tensor]]:
-        """What encode_prompt returns in the pipeline's own call, by the names of the call's arguments."""
-        heard: dict[str, Any] = {}
-        names = iter(self.takes.encoded)
-        own = type(self._pipe).encode_prompt
-        # Bound to the pipeline itself: only what it reads is needed, and it changes nothing.
-
-        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            out = own(self._pipe, *args, **kwargs)
-            heard.update(zip(next(names), out if isinstance(out, tuple) else (out,), strict=False))
-            return out
-
-        text: dict[str, Any] = {"prompt": list(prompts)}
-        if "negative_prompt" in self.takes.names and self.guides(guidance_scale):
-            text["negative_prompt"] = [negative] * len(prompts)
-        if self.takes.guidance:
-            text[self.takes.guidance] = guidance_scale
-        replaced = {**self._probe(None), "encode_prompt": encode_prompt, "prepare_latents": _answer}
-        self._ask(replaced, **text)
-        return {k: v for k, v in heard.items() if k in self.takes.conditioning and _given(v)}
 
     def asks(self, steps: int, like: Tensor) -> dict[str, Any]:
         """What the pipeline passes to its scheduler's `set_timesteps` for this many steps."""
@@ -190,14 +167,14 @@ class ProbedPipeline:
 
     def times(self, steps: int, like: Tensor) -> Tensor:
         """The times that the pipeline's own scheduler visits in this many steps."""
-        own = self._pipe.scheduler
+        own = self.pipe.scheduler
         scheduler = type(own).from_config(own.config)
         scheduler.set_timesteps(**self.asks(steps, like))
         return scheduler.timesteps.to("cpu", torch.float64)
 
     def sizes(self, like: Tensor) -> tuple[tuple[int, ...], int, int]:
         """The shape of one sample's latents, and the picture's height and width."""
-        own: Callable[..., Any] = self._pipe.prepare_latents
+        own: Callable[..., Any] = self.pipe.prepare_latents
         signature = inspect.signature(own)
 
         def prepare_latents(*args: Any, **kwargs: Any) -> Any:
@@ -230,6 +207,11 @@ class ProbedPipeline:
         return out
 
 
-def _given(value: Any) -> bool:
-    """Whether an output of encode_prompt is there: unguided calls return None or empty lists."""
-    return value is not None and len(value) > 0
+def _refuse_other_inputs(kind: str, takes: Arguments) -> None:
+    prompted = takes.conditioning or "class_labels" in takes.names
+    if takes.needed or ("latents" not in takes.names and prompted):
+        lacking = f"needs {', '.join(takes.needed)}" if takes.needed else "takes no latents"
+        raise InputError(
+            f"FlowSampler runs pipelines that make a picture from latents and a prompt, or from noise "
+            f"alone, but {kind} {lacking}"
+        )

@@ -1,87 +1,122 @@
 """A pipeline's own reading of prompts, as tensors under the names that its call takes them by.
 
-`encode_prompt` of a pipeline returns a tuple; which is which stands in its `return` statement.
+The pipeline's `__call__` runs on a twin as far as its latents, or its first denoiser call if it has none,
+while its `encode_prompt` is listened to; so the arguments of that method are the pipeline's own business.
+Where a call takes a list with one tensor a sample, a Cond has one padded tensor and `<name>_lengths`.
 """
 
-import ast
-import inspect
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._types import Cond, InputError
+from .arguments import LENGTHS, Arguments, arguments_of, guides
+from .twins import twin
 
-__all__ = ["call_names", "encode_prompt"]
-
-
-def call_names(pipe: Any) -> list[str]:
-    """The names of the arguments of a pipeline's call."""
-    return [
-        name for name in inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters if name != "self"
-    ]
+__all__ = ["Left", "Scout", "as_given", "read_prompts"]
 
 
-def encode_prompt(pipe: Any, prompts: Sequence[str], negative: str, guidance_scale: float) -> Cond:
-    """What a pipeline tells its denoiser about prompts; without negative tensors where there is no guidance.
+class Left(Exception):  # noqa: N818, it is no error
+    """A pipeline has come as far as it was wanted to."""
 
+
+class Scout:
+    """Lets a pipeline run up to its first denoiser call."""
+
+    def evaluate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        raise Left
+
+    def decode(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        raise Left
+
+    def stepped(self) -> None:
+        """No step is taken."""
+
+
+def read_prompts(
+    pipe: Any, prompts: Sequence[str], negative: str, guidance_scale: float, given: Mapping[str, Any]
+) -> Cond:
+    """What a pipeline tells its denoiser about prompts, in float32 or better, with the guidance scale.
+
+    There are no negative tensors and no scale where the pipeline would not guide.
+
+    Args:
+        given: other arguments of the call, such as height and width.
     Raises:
-        InputError: the pipeline has no `encode_prompt`, or what it returns cannot be told apart.
+        InputError: the pipeline reads no prompts, or hands nothing of them to its call's arguments.
     """
-    method = getattr(type(pipe), "encode_prompt", None)
-    if method is None:
+    takes = arguments_of(type(pipe))
+    if not takes.encoded:
         raise InputError(
             f"{type(pipe).__name__} reads no prompts; give what it takes as PipelineSampler(arguments={{...}}) and "
             "sample with an empty Cond()"
         )
-    plain = inspect.unwrap(method)
-    guided = guidance_scale > 1
-    offered = {
-        "prompt": list(prompts),
-        "negative_prompt": [negative] * len(prompts) if guided else None,
-        "do_classifier_free_guidance": guided,
-        "device": pipe._execution_device,
-        "num_images_per_prompt": 1,
-        "num_videos_per_prompt": 1,
-    }
-    known = inspect.signature(plain).parameters
-    needed = [
-        name
-        for name, each in known.items()
-        if each.default is each.empty and each.kind is not each.VAR_KEYWORD
-    ]
-    given = {name: value for name, value in offered.items() if name in known}
-    given |= {
-        name: None for name in needed if name not in given and name != "self"
-    }  # prompt_2 and the like
-    out = plain(pipe, **given)
-    out = out if isinstance(out, tuple) else (out,)
-    names = _returned(plain)
-    if len(names) != len(out):
-        raise InputError(
-            f"{type(pipe).__name__}.encode_prompt returns {len(out)} values under the names {names}, which cannot "
-            "be told apart; make the Cond yourself, with the names of the pipeline's arguments"
-        )
-    taken = call_names(pipe)
-    found = {k: v for k, v in zip(names, out, strict=True) if isinstance(v, Tensor) and k in taken}
-    if not guided:
-        found = {k: v for k, v in found.items() if not k.startswith("negative")}
+    text: dict[str, Any] = {"prompt": list(prompts)}
+    if "negative_prompt" in takes.names:
+        guided = guides(pipe, guidance_scale)
+        text["negative_prompt"] = [negative] * len(prompts) if guided else None
+    if takes.guidance:
+        text[takes.guidance] = guidance_scale
+    heard = _heard(pipe, takes, {**given, **text})
+    tensors: dict[str, Tensor] = {}
+    for name, value in heard.items():
+        if isinstance(value, list):
+            tensors[name + LENGTHS] = torch.tensor([len(rows) for rows in value], device=value[0].device)
+            value = nn.utils.rnn.pad_sequence(value, batch_first=True)
+        # Gradients and optimisers want float32; the network gets its own dtype back, unrounded.
+        wide = torch.promote_types(value.dtype, torch.float32)
+        tensors[name] = value.to(wide) if value.is_floating_point() else value
+    if any(name.startswith("negative_") for name in tensors) and takes.guidance:
+        like = tensors[takes.conditioning[0]]
+        tensors[takes.guidance] = torch.tensor(guidance_scale, device=like.device, dtype=like.dtype)
+    return Cond(tensors)
+
+
+def as_given(
+    takes: Arguments, cond: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """A conditioning as a pipeline's call takes it: lists where it wants lists, in a dtype if one is named."""
+    out: dict[str, Any] = {}
+    for name, tensor in cond.items():
+        cast = dtype is not None and name in takes.conditioning and tensor.is_floating_point()
+        shown = tensor.to(dtype) if cast else tensor
+        if name in takes.lists:
+            lengths = cond[name + LENGTHS].tolist() if name + LENGTHS in cond else [None] * len(shown)
+            out[name] = [rows[:n] for rows, n in zip(shown.unbind(), lengths, strict=True)]
+        elif name not in takes.lengths:
+            out[name] = shown
+    return out
+
+
+def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]:
+    """What encode_prompt returned in the pipeline's own call, by the names of the call's arguments."""
+    scout, names, heard = twin(pipe, Scout()), iter(takes.encoded), {}
+    own = scout.encode_prompt
+
+    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        heard.update(zip(next(names, ()), out if isinstance(out, tuple) else (out,), strict=False))
+        return out
+
+    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+        raise Left
+
+    vars(scout).update(encode_prompt=encode_prompt, prepare_latents=prepare_latents)
+    scout.set_progress_bar_config(disable=True)
+    with suppress(Left):
+        scout(**given)
+    found = {name: heard[name] for name in takes.conditioning if _there(heard.get(name))}
     if not found:
         raise InputError(
-            f"{type(pipe).__name__}.encode_prompt returns {', '.join(names)}, none of which is a tensor that its "
-            "call takes; use differentiable(pipe)"
+            f"{type(pipe).__name__} takes nothing of what its encode_prompt returns as an argument of its call, so "
+            "a prompt cannot be encoded apart from sampling; use differentiable(pipe)"
         )
-    if guided and "guidance_scale" in taken and any(k.startswith("negative") for k in found):
-        like = next(iter(found.values()))
-        found["guidance_scale"] = torch.tensor(guidance_scale, device=like.device, dtype=like.dtype)
-    return Cond(found)
+    return found
 
 
-def _returned(method: Callable[..., Any]) -> list[str]:
-    """The names in a method's last return statement."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-    last = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)][-1:]
-    values = last[0].elts if last and isinstance(last[0], ast.Tuple) else last
-    return [value.id for value in values if isinstance(value, ast.Name)]
+def _there(value: Any) -> bool:
+    """Whether an output of encode_prompt is there: unguided calls return None or empty lists."""
+    return value is not None and len(value) > 0

@@ -3,6 +3,9 @@
 A pipeline may meanwhile change what the call was made of: it swaps attention processors back, pops from
 the lists it passed, writes into its latents. The first two are put as they were; the last is an error.
 
+A network is shown states in its own dtype, and its answer has theirs: so states may be float32 where
+weights are bfloat16. Under autocast that is autocast's business.
+
 What another denoiser of the same step has made (a ControlNet's residuals, far larger than latents) is not
 held until then, but made again from that one's own inputs.
 """
@@ -12,13 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ._types import AdjointDPMError, Stats
 from .adjoints.base import without_graph
 
-__all__ = ["Replay", "attentions_of"]
+__all__ = ["Replay", "attentions_of", "dtype_of"]
 
 
 class Replay:
@@ -77,14 +81,20 @@ class Replay:
                 f"the pipeline has written into a tensor after giving it to its {self._name}, so that call cannot "
                 "be recomputed; use adjoint=Backprop()"
             )
-        leaves = list(self._rest)
+        leaves: list[Any] = list(self._rest)
         for i, tensor in zip(self._at, tensors, strict=True):
             leaves[i] = tensor
         for i, tensor in self._from_sources().items():
             leaves[i] = tensor
+        state = next((each.dtype for each in leaves if _carries(each)), None)
+        own = dtype_of(self._module)
+        cast = None not in (state, own) and state != own and not _autocast(leaves)
+        if cast:
+            leaves = [each.to(own) if _carries(each) else each for each in leaves]
         args, kwargs = tree_unflatten(leaves, self._form)  # new lists and dictionaries each time
         with self._as_it_was():
-            return self._module(*args, **kwargs)
+            out = self._module(*args, **kwargs)
+        return tree_map(lambda each: each.to(state) if _carries(each) else each, out) if cast else out
 
     def _from_sources(self) -> dict[int, Tensor]:
         if self._first or not self._made:
@@ -121,3 +131,18 @@ def attentions_of(module: nn.Module) -> list[Any]:
     return [
         each for each in module.modules() if hasattr(each, "set_processor") and hasattr(each, "processor")
     ]
+
+
+def dtype_of(module: Any) -> torch.dtype | None:
+    """The dtype in which a module takes states; None where its weights are in none that states can have."""
+    own = getattr(module, "dtype", None)
+    return own if own in (torch.float16, torch.bfloat16, torch.float32, torch.float64) else None
+
+
+def _carries(leaf: Any) -> bool:
+    """Whether it is a state or an embedding; times and scales keep their dtype, which may be finer."""
+    return isinstance(leaf, Tensor) and leaf.ndim > 1 and leaf.is_floating_point()
+
+
+def _autocast(leaves: list[Any]) -> bool:
+    return any(isinstance(each, Tensor) and torch.is_autocast_enabled(each.device.type) for each in leaves)

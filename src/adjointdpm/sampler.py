@@ -6,7 +6,7 @@ with every solver, grid and adjoint.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,9 +20,11 @@ from .grids import Grid, TimeGrid, uniform
 from .ivp import IVP
 from .solvers import DPMSolverPP, Solver
 
-__all__ = ["FlowSampler", "Sampler"]
+__all__ = ["FlowSampler", "Sampler", "check_noise", "for_batch", "listed", "normal"]
 
 Images = Float[Tensor, "batch 3 height width"]
+
+Self = TypeVar("Self", bound="Sampler")
 
 
 class Sampler(nn.Module, ABC):
@@ -33,6 +35,9 @@ class Sampler(nn.Module, ABC):
 
     image_shape: tuple[int, ...]
     """(3, height, width) of one picture."""
+
+    settings: ClassVar[tuple[str, ...]]
+    """What `replace` can exchange: arguments of the constructor, kept as attributes of the same names."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str] | str, negative: str = "") -> Cond:
@@ -54,9 +59,14 @@ class Sampler(nn.Module, ABC):
             NonFiniteError: the denoiser returned NaN or infinity; the message names the step.
         """
 
-    @abstractmethod
-    def replace(self, **changes: Any) -> "Sampler":
+    def replace(self: Self, **changes: Any) -> Self:
         """A copy with other settings, sharing the weights."""
+        unknown = sorted(set(changes) - set(self.settings))
+        if unknown:
+            raise InputError(
+                f"a {type(self).__name__} has no {', '.join(unknown)}; it has {', '.join(self.settings)}"
+            )
+        return type(self)(**{**{name: getattr(self, name) for name in self.settings}, **changes})
 
 
 class FlowSampler(Sampler):
@@ -74,6 +84,8 @@ class FlowSampler(Sampler):
     Raises:
         InputError: steps < 1, or a grid that does not decrease or leaves the schedule.
     """
+
+    settings = ("field", "solver", "steps", "grid", "guidance_scale", "adjoint")
 
     def __init__(
         self,
@@ -124,17 +136,10 @@ class FlowSampler(Sampler):
         return cls(field, **{"guidance_scale": field.guidance_scale, "grid": field.grid, **settings})
 
     def encode(self, prompts: Sequence[str] | str, negative: str = "") -> Cond:
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise InputError("encode needs at least one prompt, but the list is empty")
-        return self.field.encode(prompts, negative, float(self.guidance_scale))
+        return self.field.encode(listed(prompts), negative, float(self.guidance_scale))
 
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
-        first = next(self.field.denoiser.parameters())
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(batch, *self.field.latent_shape, generator=generator, dtype=dtype)
-        return noise.to(first.device)
+        return normal((batch, *self.field.latent_shape), seed, next(self.field.denoiser.parameters()))
 
     def forward(self, noise: Tensor, cond: Cond) -> Images:
         return self.decode(self.latents(noise, cond))
@@ -153,46 +158,56 @@ class FlowSampler(Sampler):
         weights = self.field.decoder_weights()
         return self.adjoint.decode(self.field.decode, latents, weights, self.stats)
 
-    def replace(self, **changes: Any) -> "FlowSampler":
-        settings = {
-            "field": self.field,
-            "solver": self.solver,
-            "steps": self.steps,
-            "grid": self.grid,
-            "guidance_scale": self.guidance_scale,
-            "adjoint": self.adjoint,
-        }
-        unknown = sorted(set(changes) - set(settings))
-        if unknown:
-            raise InputError(f"a FlowSampler has no {', '.join(unknown)}; it has {', '.join(settings)}")
-        return FlowSampler(**{**settings, **changes})
-
     def _times(self) -> TimeGrid:
         if isinstance(self.grid, Tensor):
             return TimeGrid.checked(self.field.schedule, self.grid)
         return TimeGrid.checked(self.field.schedule, self.grid(self.field.schedule, self.steps))
 
     def _checked(self, noise: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
-        shape = self.field.latent_shape
-        if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
-            raise InputError(
-                f"noise must be (batch, {', '.join(map(str, shape))}), but is {tuple(noise.shape)}; "
-                "make it with sampler.noise(batch, seed)"
-            )
-        if noise.dtype not in (torch.float32, torch.float64):
-            raise InputError(
-                f"noise carries the solver's state and must be float32 or float64, but is {noise.dtype}; "
-                "the network may have any dtype"
-            )
-        tensors = {}
+        check_noise(noise, self.field.latent_shape)
         for name, tensor in cond.items():
             if not tensor.is_floating_point() and name not in self.field.denoiser.masks:
                 raise InputError(f"cond[{name!r}] must be floating point, but is {tensor.dtype}")
-            if tensor.ndim and len(tensor) not in (1, len(noise)):
-                raise InputError(
-                    f"cond[{name!r}] is for a batch of {len(tensor)} and the noise for {len(noise)}; "
-                    "give one prompt for all, or one for each"
-                )
-            wide = tensor.ndim and len(tensor) == 1 < len(noise)
-            tensors[name] = tensor.expand(len(noise), *tensor.shape[1:]) if wide else tensor
-        return noise, Cond(tensors)
+        return noise, for_batch(cond, len(noise))
+
+
+def listed(prompts: Sequence[str] | str) -> list[str]:
+    """Prompts as a list of at least one."""
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise InputError("encode needs at least one prompt, but the list is empty")
+    return prompts
+
+
+def normal(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
+    """Standard normal, the same for the same seed on any device, in at least float32."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(like.device)
+
+
+def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
+    """That noise has the latents' shape and a dtype that states can have."""
+    if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
+        raise InputError(
+            f"noise must be (batch, {', '.join(map(str, shape))}), but is {tuple(noise.shape)}; "
+            "make it with sampler.noise(batch, seed)"
+        )
+    if noise.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"noise carries the solver's state and must be float32 or float64, but is {noise.dtype}; "
+            "the network may have any dtype"
+        )
+
+
+def for_batch(cond: Cond, batch: int) -> Cond:
+    """A conditioning for as many samples as there are: one prompt serves them all."""
+    tensors = {}
+    for name, tensor in cond.items():
+        if tensor.ndim and len(tensor) not in (1, batch):
+            raise InputError(
+                f"cond[{name!r}] is for a batch of {len(tensor)} and the noise for {batch}; "
+                "give one prompt for all, or one for each"
+            )
+        wide = tensor.ndim and len(tensor) == 1 < batch
+        tensors[name] = tensor.expand(batch, *tensor.shape[1:]) if wide else tensor
+    return Cond(tensors)

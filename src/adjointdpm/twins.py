@@ -2,7 +2,8 @@
 
 A twin is a second object over a first one's attributes, of a subclass made on the spot:
 
-    pipeline    its attributes copied; methods that switch gradients off (`no_grad`) have them on
+    pipeline    its attributes copied; methods that switch gradients off (`no_grad`) have them on; models
+                that it moves from device to device for a call are left where they are at its end
     scheduler   its attributes and lists copied, so that no graph outlives the run in it; says when it steps
     guider      likewise (Modular Diffusers)
     blocks      likewise, down to the last one (Modular Diffusers)
@@ -20,6 +21,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+from .arguments import own_call
 
 __all__ = ["Routes", "denoisers", "parts", "twin", "undecorated"]
 
@@ -44,6 +47,9 @@ def twin(pipe: Any, routes: Routes) -> Any:
     """The twin of a pipeline, whose denoisers, VAE and scheduler answer through `routes`."""
     made = _made(undecorated(type(pipe)), {k: _part(k, v, routes) for k, v in vars(pipe).items()})
     vars(made).pop("_num_timesteps", None)  # an earlier run's
+    # It would hook the shared modules anew, in the name of the twin, and empty the devices before the
+    # backward pass; a module's own hooks still fetch it when it is called again.
+    vars(made)["maybe_free_model_hooks"] = lambda: None
     return made
 
 
@@ -156,7 +162,7 @@ def undecorated(kind: Any, enabling: bool = False) -> Any:
         if _switches(method)
     }
     if not enabling:
-        methods["__call__"] = inspect.unwrap(kind.__call__)
+        methods["__call__"] = own_call(kind)
     return _subclass(kind, methods)
 
 

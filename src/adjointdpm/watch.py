@@ -1,20 +1,21 @@
-"""What a pipeline does to tensors around its denoiser: draws of noise, and the last clamp.
+"""What a pipeline does to tensors around its denoiser: draws of noise, numbers made tensors, the last clamp.
 
-`Watch` is a function mode of torch (`torch.overrides.TorchFunctionMode`): in force in one thread, for one
-call of a pipeline, and not inside its denoisers. Nothing is patched.
+`Watch` and `Numbers` are each a function mode of torch (`torch.overrides.TorchFunctionMode`): in force in one
+thread, for one call of a pipeline, and `Watch` not inside its denoisers. Nothing is patched.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from ._types import InputError
 
-__all__ = ["Draws", "Watch"]
+__all__ = ["Draws", "Number", "Numbers", "Watch", "numbered"]
 
 _CLAMPS = (torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
 _DRAWS = (torch.randn, torch.randn_like)
@@ -44,6 +45,51 @@ class Draws:
         if self._given and tuple(self._given[0].shape) == shape:
             return self._given.pop(0)
         return None
+
+
+class Number(Tensor):
+    """A variable in the form in which a pipeline may make tensors of it.
+
+    torch.full takes no number that wants a gradient, so it is shown one that does not; everything else, and
+    `Numbers` in place of torch.full, computes with the variable.
+    """
+
+    variable: Tensor
+
+    @classmethod
+    def of(cls, variable: Tensor) -> "Number":
+        shown = torch.tensor(variable.item(), dtype=variable.dtype, device=variable.device)
+        made = shown.as_subclass(cls)
+        made.variable = variable
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain, named = tree_map(lambda each: _plain(each), (args, kwargs or {}))
+        return func(*plain, **named)
+
+
+class Numbers(TorchFunctionMode):
+    """Numbers that are variables stay so where a pipeline makes tensors of them.
+
+    Distilled models are told their guidance scale: `torch.full([1], scale)`, or `torch.tensor(scale - 1)`.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = _variable(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if made is None else made
+
+
+def numbered(arguments: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A call's arguments, with numbers that are variables in the form for `Numbers` and `Watch`."""
+    return {
+        name: Number.of(each)
+        if isinstance(each, Tensor) and each.ndim == 0 and each.requires_grad
+        else each
+        for name, each in arguments.items()
+    }
 
 
 class Watch(TorchFunctionMode):
@@ -83,7 +129,8 @@ class Watch(TorchFunctionMode):
             return self._drawn(self.draws, func, args, kwargs)
         if self.finished and func in _CLAMPS and (bounds := _bounds(*args[1:], **kwargs)) in _PICTURES:
             return self._cutting(bounds, func, args, kwargs)
-        return func(*args, **kwargs)
+        made = _variable(func, *args, **kwargs)
+        return func(*args, **kwargs) if made is None else made
 
     def _cutting(self, bounds: tuple[float, float], func: Any, args: Any, kwargs: Any) -> Tensor:
         pixels = args[0]
@@ -100,9 +147,24 @@ class Watch(TorchFunctionMode):
             return own
         if not given.is_floating_point():
             raise InputError(f"noise must be floating point, but is {given.dtype}")
-        return given.to(own)
+        return given.to(own.device)  # in its own dtype: it decides that of the states
 
 
 def _bounds(min: Any = None, max: Any = None, **_: Any) -> tuple[float, float] | None:  # noqa: A002
     numbers = isinstance(min, int | float) and isinstance(max, int | float)
     return (float(min), float(max)) if numbers else None
+
+
+def _plain(each: Any) -> Any:
+    return vars(each)["variable"] if type(each) is Number else each
+
+
+def _variable(func: Any, *args: Any, dtype: Any = None, device: Any = None, **_: Any) -> Tensor | None:
+    """What torch.full or torch.tensor makes of a variable, with its gradient; None of anything else."""
+    if func not in (torch.full, torch.tensor) or not isinstance(args[-1], Tensor):
+        return None
+    value = _plain(args[-1])
+    if not value.requires_grad:
+        return None
+    made = value.to(dtype=dtype or value.dtype, device=device or value.device)
+    return made.expand(tuple(args[0])) if func is torch.full else made
