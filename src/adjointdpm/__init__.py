@@ -1,7 +1,7 @@
 """Gradients through diffusion samplers: exact by default, at the memory of one denoiser call."""
 
-from ._types import AdjointDPMError, Cond, InputError, NonFiniteError, Stats
-from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from ._types import AdjointDPMError, Cond, DriftError, InputError, NonFiniteError, Stats
+from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Reversible, Truncated
 from .compare import Comparison, compare
 from .denoisers import Prediction
 from .formats import load_noise, save_lora, save_noise, save_textual_inversion
@@ -11,7 +11,7 @@ from .pipeline_sampler import PipelineSampler
 from .pipelines import differentiable
 from .sampler import FlowSampler, Sampler
 from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
-from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from .solvers import RK4, AdamsBashforth, Coupled, DPMSolverPP, Euler, Heun, Midpoint, Solver
 from .tokens import TokenRows
 from .zoo import load, load_classifier
 
@@ -26,7 +26,9 @@ __all__ = [
     "Comparison",
     "Cond",
     "Continuous",
+    "Coupled",
     "DPMSolverPP",
+    "DriftError",
     "Euler",
     "FlowSampler",
     "Gradients",
@@ -38,6 +40,7 @@ __all__ = [
     "PipelineSampler",
     "Prediction",
     "RectifiedFlow",
+    "Reversible",
     "Sampler",
     "Schedule",
     "Solver",

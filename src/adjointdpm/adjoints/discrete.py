@@ -9,12 +9,16 @@ import re
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .._types import InputError, Run, State, Stats, Time, direct
+from ..grids import TimeGrid
 from ..ivp import IVP, integrate
+from ..solvers import Euler
 from .base import Adjoint, recomputed, wants_gradient, without_graph
 from .ledger import Ledger
+from .trace import Trace
 
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
 
@@ -39,7 +43,12 @@ class Discrete(Adjoint):
             run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
             return (ivp.velocity(time, state[0], ledger.enter(run)),)
 
-        return integrate(f, (ivp.initial,), ivp.grid, ivp.solver)[0]
+        trace = Trace(stats, ivp.grid)
+
+        def observe(i: int, state: State) -> None:
+            trace.follow(ivp.grid[i], state[0])
+
+        return integrate(f, (ivp.initial,), ivp.grid, ivp.solver, observe)[0]
 
 
 @dataclass(frozen=True)
@@ -108,29 +117,70 @@ class Truncated(Discrete):
 
     Args:
         last: K >= 1, how many calls are differentiated, each recomputed when its turn comes.
+        repeats: n > 1 is DRaFT-LV: the finished latents are noised again to the last step's level n times,
+            and the last step's gradient is the mean over them, in n calls more. The picture stays what
+            it was, and the metric's own gradient is taken there once, where the paper takes it at each of
+            the n pictures; for a metric linear in the latents it is the same. The noise is torch's global.
     Raises:
-        InputError: last < 1, or a gradient is asked of the noise or the grid.
+        InputError: last < 1, repeats < 1, repeats with last > 1, or a gradient is asked of the noise or
+            the grid.
     """
 
     last: int = 1
+    repeats: int = 1
 
     def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise InputError(f"repeats is a number of noised copies, at least 1, but is {self.repeats}")
+        if self.repeats > 1 and self.last != 1:
+            raise InputError(
+                f"repeats averages over the last call alone, but last = {self.last}; give last=1"
+            )
         if self.last < 1:
             raise InputError(f"last is a number of denoiser calls, at least 1, but is {self.last}")
 
     def refuse(self, ivp: IVP) -> None:
-        if self.last >= ivp.calls:
+        if self.last >= ivp.calls and self.repeats == 1:
             return
         for name, tensor in (("the time grid", ivp.grid.times), ("the noise", ivp.initial)):
             if tensor.requires_grad:
                 raise InputError(
-                    f"Truncated(last={self.last}) makes no gradient before the last {self.last} of "
+                    f"{self!r} makes no gradient before the last {self.last} of "
                     f"{ivp.calls} denoiser calls, so it has none for {name}; use Checkpointed(), or "
                     f"pass {name} without requires_grad"
                 )
 
     def policy(self, i: int, calls: int, graph: int | None) -> Run:
         return recomputed if i >= calls - self.last else without_graph
+
+    def solve(self, ivp: IVP, stats: Stats) -> Tensor:
+        if self.repeats == 1 or not wants_gradient(ivp):
+            return super().solve(ivp, stats)
+        self.refuse(ivp)
+        return _low_variance(ivp, without_graph(Backprop().solve, ivp, stats), self.repeats, stats)
+
+
+def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor:
+    """`final`, with the mean gradient of the last step from noised copies of it (DRaFT-LV).
+
+    x = (alpha / alpha_0) x_0 + sqrt(sigma^2 - (alpha / alpha_0)^2 sigma_0^2) eps,   eps standard normal
+    """
+    N = len(ivp.grid)
+    now, end = ivp.grid[N - 1], ivp.grid[N]
+    keep = now.alpha / end.alpha
+    spread = (now.sigma**2 - (keep * end.sigma) ** 2).sqrt()
+    last = TimeGrid(ivp.grid.schedule, ivp.grid.times[-2:])
+    ledger = Ledger(stats, [*ivp.cond.values(), *ivp.flow.denoiser.parameters()])
+
+    def f(time: Time, state: State) -> State:
+        return (ivp.velocity(time, state[0], ledger.enter(recomputed)),)
+
+    out = final
+    for _ in range(repeats):
+        z = (keep * end.scale * final + spread * torch.randn_like(final)) / now.scale
+        (again,) = integrate(f, (z,), last, Euler())
+        out = out + (again - again.detach()) / repeats
+    return out
 
 
 def _bytes(size: int | str) -> int:
