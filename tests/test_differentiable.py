@@ -7,7 +7,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.guards import tensors_of
-from tests.live import LiveBytes
+from benchmarks.live import LiveBytes
 from tests.tiny_pipelines import CASES, first, weights
 
 # Stable Audio's decoder, as diffusers builds it.

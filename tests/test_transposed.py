@@ -64,7 +64,7 @@ def test_a_coarser_transpose_converges_at_its_order(solver, schedule):
         found = gradient(sampler.replace(adjoint=adp.Continuous(steps=n, solver=solver)))
         errors.append([float((g - e).norm() / e.norm()) for g, e in zip(found, exact, strict=True)])
     for each in zip(*errors, strict=True):
-        assert slope(list(each), steps) == pytest.approx(solver.order, abs=0.25)
+        assert slope(list(each), steps) > solver.order - 0.25
 
 
 def test_a_written_out_two_step_transpose():
@@ -114,7 +114,7 @@ def test_nodes_are_distinct_forward_nodes(end):
 
 def test_the_tolerance_chooses_and_reports():
     chosen = []
-    for tolerance in (1.0, 3e-3, 1e-4):
+    for tolerance in (1.0, 0.03, 1e-4):
         adjoint = adp.Continuous(tolerance=tolerance)
         sampler = mixture(adp.VPLinear(), solver=adp.DPMSolverPP(2), steps=60, adjoint=adjoint)
         gradient(sampler)

@@ -2,7 +2,9 @@
 
 from ._types import AdjointDPMError, Cond, DriftError, InputError, NonFiniteError, Stats
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Reversible, Truncated
-from .compare import Comparison, compare
+from .brownian import Brownian
+from .compare import compare
+from .comparison import Comparison
 from .denoisers import Prediction
 from .formats import load_noise, save_lora, save_noise, save_textual_inversion
 from .gradients import Gradients, Metric, gradients
@@ -11,7 +13,19 @@ from .pipeline_sampler import PipelineSampler
 from .pipelines import differentiable
 from .sampler import FlowSampler, Sampler
 from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
-from .solvers import RK4, AdamsBashforth, Coupled, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from .solvers import (
+    RK4,
+    AdamsBashforth,
+    Ancestral,
+    Coupled,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Midpoint,
+    SDEDPMSolverPP,
+    Solver,
+)
 from .tokens import TokenRows
 from .zoo import load, load_classifier
 
@@ -21,7 +35,9 @@ __all__ = [
     "AdamsBashforth",
     "Adjoint",
     "AdjointDPMError",
+    "Ancestral",
     "Backprop",
+    "Brownian",
     "Checkpointed",
     "Comparison",
     "Cond",
@@ -30,6 +46,7 @@ __all__ = [
     "DPMSolverPP",
     "DriftError",
     "Euler",
+    "EulerMaruyama",
     "FlowSampler",
     "Gradients",
     "Heun",
@@ -41,6 +58,7 @@ __all__ = [
     "Prediction",
     "RectifiedFlow",
     "Reversible",
+    "SDEDPMSolverPP",
     "Sampler",
     "Schedule",
     "Solver",

@@ -145,6 +145,8 @@ class Stats:
     recomputed     bytes of the largest denoiser graph made anew in the backward pass
     decoder        bytes that the decoder's backward pass needs, its largest recomputed block included
     clamped        share of the pixels that a pipeline's own clamp cut: they have no gradient
+    reserved       bytes that a planner leaves free for the decoder
+    predicted      the planner's figure for `bytes_saved`
     trace          (t, |dL/dz| there) at each node, in the order of the backward pass
     backward_steps steps of a backward pass that has its own; None where it has the sampler's
     error_estimate what `Continuous(tolerance=)` estimated
@@ -161,6 +163,8 @@ class Stats:
     decoder: int = 0
     clamped: float = 0.0
     measured: bool = True
+    reserved: int = 0
+    predicted: int | None = None
     trace: list[tuple[float, float]] = field(default_factory=list)
     backward_steps: int | None = None
     error_estimate: float | None = None

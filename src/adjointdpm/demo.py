@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ._types import InputError
-from .compare import Comparison, compare
+from .compare import compare
+from .comparison import Comparison
 from .gradients import check_metric, score
 from .metrics import Chroma, Margin, PixelDistance
 from .pictures import as_8_bit, output_folder, png, read_picture, sheet

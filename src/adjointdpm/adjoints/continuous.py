@@ -12,6 +12,9 @@ itself, linearised at the remembered states, by a solver on M of the N nodes, an
     dz_{k+1} = A_k dz_k + sum_j w_{k,j} e_{k-j},     e_k = (df/dz)(z_k) dz_k
     mu_k     = sum_j w_{k+j,j} a_{k+j+1},            a_k = A_k^T a_{k+1} + (df/dz)^T mu_k
 
+Along the path of an SDE the adjoint stays an ODE, since the noise does not depend on z; its right sides
+are those of the SDE's drift (AdjointDEIS; Blasingame and Liu, 2024, arXiv 2405.15020).
+
 It is the exact gradient of that coarser solver's linearisation: of the sampler itself for M = N and its
 own solver, and in between it has no error of the kind that taking products at the wrong end of a step has.
 """
@@ -104,8 +107,22 @@ class Continuous(Adjoint):
                 f"Continuous(steps={self.steps}) has more backward steps than the {len(ivp.grid)} forward; "
                 "give at most as many, or transposed=False"
             )
+        if ivp.solver.drift != 1 and not self.is_transposed:
+            self._refuse_on_a_path(ivp)
         leaves = Leaves(ivp, "Continuous")
         return _Flow.apply(self, ivp, stats, leaves, ivp.initial, *leaves.tensors)
+
+    def _refuse_on_a_path(self, ivp: IVP) -> None:
+        if self.trajectory == "resolved":
+            raise InputError(
+                f"the states of {ivp.solver!r} cannot be solved for again, since the flow backwards knows nothing "
+                'of its noise; use trajectory="stored"'
+            )
+        if self.solver is None or self.solver.drift != 1 or self.solver.calls(1) != 1:
+            raise InputError(
+                "the paper's form along a noisy path needs a backward solver of one call a step, such as "
+                f"solver=Euler() or AdamsBashforth(2), but got {self.solver!r}; or use transposed=True"
+            )
 
     def memory(self, ivp: IVP) -> Trajectory:
         """What the forward pass has to remember."""
@@ -243,7 +260,9 @@ def _augmented(ctx: Any, final: Tensor, cotangent: Tensor, leaves: list[Tensor])
     solver = ctx.ivp.solver if adjoint.solver is None else adjoint.solver
     grid = ctx.ivp.grid.reversed()
     if adjoint.steps is not None and adjoint.steps != len(grid):
-        grid = grid.resampled(adjoint.steps)
+        noisy = ctx.ivp.solver.drift != 1  # a path with noise is known at its nodes alone
+        nodes = even_nodes(ctx.ivp.grid, adjoint.steps) if noisy else []
+        grid = coarser(ctx.ivp.grid, nodes).reversed() if noisy else grid.resampled(adjoint.steps)
     ctx.stats.backward_steps = len(grid)
     zeros = tuple(torch.zeros_like(leaf) for leaf in leaves)
     stored = adjoint.trajectory == "stored"
@@ -251,7 +270,8 @@ def _augmented(ctx: Any, final: Tensor, cotangent: Tensor, leaves: list[Tensor])
     def f(time: Time, state: State) -> State:
         z, a = (ctx.trajectory(time), state[0]) if stored else state[:2]
         slope, *pulled = products(time, z, a, leaves)
-        return (*(() if stored else (slope,)), *(-each for each in pulled))
+        drift = ctx.ivp.solver.drift
+        return (*(() if stored else (slope,)), *(-drift * each for each in pulled))
 
     def observe(i: int, state: State) -> None:
         products.trace.record(grid[i], state[0] if stored else state[1])

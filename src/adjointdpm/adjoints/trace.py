@@ -53,6 +53,8 @@ class Trace:
     def record(self, time: Time, cotangent: Tensor) -> None:
         """Record dL/dz at an instant."""
         t = float(time.t)
+        if self._stats.trace and self._stats.trace[-1][0] == t:
+            return  # a sampling that was begun anew, with guidance split, has hooked its start twice
         norm = float(torch.linalg.vector_norm(cotangent, dtype=_wide(cotangent)))
         self._stats.trace.append((t, norm))
         if self._kept is not None:
