@@ -21,6 +21,8 @@ from torch import Tensor
 
 import adjointdpm as adp
 
+EXACT = ("Backprop()", "Checkpointed()")
+
 PROMPTS = ["a red apple on a blue background", "a cat", "a yellow star", "a dog", "a house"]
 
 
@@ -73,19 +75,24 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--guidance_scale", type=float, default=4.0)
+    parser.add_argument("--only", default="", help="measure only methods whose name has this in it")
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args(argv)
 
     sampler = adp.load("emoji", steps=args.steps, guidance_scale=args.guidance_scale)
     sampler.field.denoiser.requires_grad_(False)
-    samplers = {name: sampler.replace(adjoint=adjoint) for name, adjoint in contenders(args.steps).items()}
+    samplers = {
+        name: sampler.replace(adjoint=adjoint)
+        for name, adjoint in contenders(args.steps).items()
+        if args.only in name or name in EXACT
+    }
     errors: dict[str, list[list[float]]] = {name: [[], []] for name in samplers}
     cosines: dict[str, list[list[float]]] = {name: [[], []] for name in samplers}
     for first in range(0, args.seeds, args.batch):
         given = problem(sampler, range(first, min(first + args.batch, args.seeds)))
         exact = gradient(samplers["Checkpointed()"], *given)
         for name, each in samplers.items():
-            if name in ("Backprop()", "Checkpointed()"):
+            if name in EXACT:
                 continue
             for variable, (g, e) in enumerate(zip(gradient(each, *given), exact, strict=True)):
                 for store, values in zip((errors, cosines), accuracy(g, e), strict=True):

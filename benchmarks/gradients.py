@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
             f"N = {steps}, guidance {args.guidance_scale}, weights {'trained' if args.trained else 'frozen'}"
         )
         print(
-            f"{'method':38} {'noise err':>9} {'cosine':>8} {'prompt err':>10} {'MB saved':>8} {'MB live':>8} calls   time"
+            f"{'method':38} {'noise err':>9} {'cosine':>8} {'prompt err':>10} MB saved  MB live calls   time"
         )
         rows += (found := measured(steps, args))
         print("\n".join(map(shown, found)), flush=True)
