@@ -61,11 +61,12 @@ def compare(
     """Measure every gradient's error and cost on the bundled model: a table, JSON and a picture."""
     folder = output_folder(output_dir)
     sampler = load("emoji", steps=steps, guidance_scale=guidance_scale)
+    sampler.requires_grad_(False)
     sampler.field.denoiser.requires_grad_(weights)
     cond, noise = sampler.encode(prompt), sampler.noise(1, seed)
     found = compare_gradients(sampler, Chroma(), noise=noise, cond=cond, repeats=repeats)
-    (folder / "compare.json").write_text(found.to_json())
     print(found)
+    (folder / "compare.json").write_text(found.to_json())
     print(found.picture(folder / "compare.png"))
 
 

@@ -131,6 +131,11 @@ class Continuous(Adjoint):
             return Evaluations()
         return Trajectory()
 
+    def needs_slopes(self, ivp: IVP) -> bool:
+        """Whether a state is asked for between nodes, or slopes for the estimate."""
+        solver = ivp.solver if self.solver is None else self.solver
+        return not self.transposed or self.tolerance is not None or solver.calls(4) != 4
+
     def backward_grid(self, ivp: IVP, trajectory: Trajectory, stats: Stats) -> TimeGrid:
         """The nodes of the transposed solver, from the noise to the clean end."""
         N = len(ivp.grid)
@@ -176,11 +181,12 @@ class _Flow(torch.autograd.Function):
         ready = [products.check(ivp.grid[0], initial)]
         trajectory = adjoint.memory(ivp)
         stored = adjoint.trajectory == "stored"
+        slopes = stored and (adjoint.needs_slopes(ivp) or isinstance(trajectory, Evaluations))
 
         def f(time: Time, state: State) -> State:
             # The check has already made the first evaluation, which is at the first node.
             slope = ready.pop() if ready else ivp.velocity(time, state[0], products.run)
-            if stored:
+            if slopes:
                 trajectory.add_slope(time, state[0], slope)
             return (slope,)
 
