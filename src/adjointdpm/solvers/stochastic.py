@@ -40,7 +40,7 @@ class EulerMaruyama(Solver):
         _check(self.eta)
 
     @property
-    def drift(self) -> float:
+    def drift(self) -> float:  # type: ignore[override]
         return 1 + self.eta**2
 
     def step(
@@ -79,7 +79,7 @@ class Ancestral(Solver):
         _check(self.eta)
 
     @property
-    def drift(self) -> float:
+    def drift(self) -> float:  # type: ignore[override]
         return 1 + self.eta**2
 
     def step(
