@@ -146,6 +146,10 @@ def test_every_variable_of_a_guided_unet():
         torch.testing.assert_close(transposed, exact, rtol=1e-10, atol=1e-12 * float(exact.abs().max()))
 
 
+def sampled(adjoint):
+    return gradient(mixture(adp.VPLinear(), solver=adp.Ancestral(), steps=2, adjoint=adjoint))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -174,6 +178,8 @@ def test_every_variable_of_a_guided_unet():
             ),
             "one call a step",
         ),
+        (lambda: sampled(adp.Continuous(solver=adp.Euler())), "does not solve the SDE"),
+        (lambda: sampled(adp.Continuous(tolerance=0.1)), "other noise"),
     ],
 )
 def test_bad_input(make, message):

@@ -107,12 +107,24 @@ class Continuous(Adjoint):
                 f"Continuous(steps={self.steps}) has more backward steps than the {len(ivp.grid)} forward; "
                 "give at most as many, or transposed=False"
             )
-        if ivp.solver.drift != 1 and not self.is_transposed:
+        if ivp.solver.drift != 1:
             self._refuse_on_a_path(ivp)
         leaves = Leaves(ivp, "Continuous")
         return _Flow.apply(self, ivp, stats, leaves, ivp.initial, *leaves.tensors)
 
     def _refuse_on_a_path(self, ivp: IVP) -> None:
+        if self.is_transposed:
+            if self.solver is not None and self.solver.drift != ivp.solver.drift:
+                raise InputError(
+                    f"{self.solver!r} does not solve the SDE that {ivp.solver!r} sampled; leave solver=None, or use "
+                    "transposed=False"
+                )
+            if self.tolerance is not None:
+                raise InputError(
+                    f"a coarser {ivp.solver!r} draws other noise, so its distance says nothing; give steps= instead "
+                    "of tolerance="
+                )
+            return
         if self.trajectory == "resolved":
             raise InputError(
                 f"the states of {ivp.solver!r} cannot be solved for again, since the flow backwards knows nothing "
