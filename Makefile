@@ -27,7 +27,9 @@ check: install
 	$(BIN)/pyright
 
 bench: install
-	$(BIN)/python benchmarks/gradients.py
+	$(BIN)/python benchmarks/gradients.py --output docs/gradients.json
+	$(BIN)/python benchmarks/curve.py --output docs/curve.json
+	$(BIN)/python benchmarks/pipelines.py
 
 clean:
 	rm -rf .venv outputs

@@ -1,109 +1,182 @@
 """The cost and the error of every way to differentiate the bundled sampler, measured in one run.
 
-    python benchmarks/gradients.py [--steps 30] [--repeats 5] [--trained] [--output docs/gradients.json]
+    python benchmarks/gradients.py [--steps 10 25 50 100] [--repeats 5] [--trained] [--output docs/gradients.json]
 
 Contenders take turns, round after round, after one round of warm-up; times are medians, and are shown as
-ratios to plain backpropagation. Two peers are written out here: the loop with `torch.utils.checkpoint`
-round the UNet that one would write by hand, and what the paper's release runs (torchdiffeq's
-`odeint_adjoint` with Euler steps over rho). All share one UNet, one noise and one cotangent of the latents.
+ratios to plain backpropagation. The peers are in peers.py; all share one UNet, one noise and one cotangent of
+the latents. The error is against the exact gradient of the sampler that the method itself runs: plain autograd
+through the same steps (for adaptive dopri5, which has no fixed steps, against DDIM's, so its error includes the
+difference of the two samplers; its states are not stored). `live` is the most bytes alive at once in one
+gradient, counted by following every storage (weights not included).
 """
 
 import argparse
+import gc
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from torchdiffeq import odeint_adjoint
+from live import LiveBytes
+from peers import Latents, OdeField, by_hand, edict, torchdiffeq_peer, torchsde_peer
+from torch import Tensor
 
 import adjointdpm as adp
-from adjointdpm.grids import TimeGrid
 
-Latents = Callable[[Tensor, Tensor], Tensor]
-
-
-def guided(sampler: adp.FlowSampler, cond: adp.Cond) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The guided UNet, as one would write it."""
-    unet: Any = sampler.field.denoiser.network
-    w = cond["guidance_scale"]
-
-    def eps(x: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
-        text = torch.cat([cond["negative_prompt_embeds"], prompt])
-        out = unet(torch.cat([x, x]), t, encoder_hidden_states=text, return_dict=False)[0]
-        unguided, aimed = out.chunk(2)
-        time = sampler.field.schedule.at(t.double().reshape(1))[0]
-        return sampler.field.denoiser.prediction.eps(unguided + w * (aimed - unguided), x, time)
-
-    return eps
+PLAIN = "plain backpropagation by hand"
 
 
-def by_hand(sampler: adp.FlowSampler, cond: adp.Cond, recompute: bool) -> Latents:
-    """DDIM as a loop; with `recompute`, torch.utils.checkpoint round the UNet."""
-    eps = guided(sampler, cond)
-    nodes = TimeGrid.checked(sampler.field.schedule, adp.uniform(sampler.field.schedule, sampler.steps))
-    plan = [
-        (
-            nodes[i].t.float(),
-            float(nodes[i].alpha),
-            float(nodes[i + 1].alpha),
-            float(nodes[i + 1].tau - nodes[i].tau),
+@dataclass
+class Contender:
+    """A method, the one whose plain gradient is its truth, and what was seen."""
+
+    latents: Latents
+    truth: str
+    field: OdeField | None = None
+    sampler: adp.FlowSampler | None = None
+    noise: bool = True
+    timed: bool = True
+
+
+def contenders(
+    sampler: adp.FlowSampler, cond: adp.Cond, shape: torch.Size, keep: int
+) -> dict[str, Contender]:
+    """Everything that is measured at one number of steps."""
+    N = sampler.steps
+    ours: dict[str, tuple[adp.Adjoint, adp.Solver, str]] = {
+        "ours: Checkpointed()": (adp.Checkpointed(), adp.Euler(), PLAIN),
+        f"ours: Checkpointed(budget={keep // 10**6} MB)": (
+            adp.Checkpointed(budget=keep),
+            adp.Euler(),
+            PLAIN,
+        ),
+        "ours: Continuous(steps=0.5 N)": (adp.Continuous(steps=max(1, N // 2)), adp.Euler(), PLAIN),
+        "ours: Continuous(steps=0.3 N)": (adp.Continuous(steps=max(1, round(0.3 * N))), adp.Euler(), PLAIN),
+        "ours: Reversible(), coupled Euler": (
+            adp.Reversible(tolerance=1e9),
+            adp.Coupled(adp.Euler()),
+            "truth: coupled Euler",
+        ),
+        "truth: coupled Euler": (adp.Backprop(), adp.Coupled(adp.Euler()), "truth: coupled Euler"),
+        "DRaFT-1": (adp.Truncated(last=1), adp.Euler(), PLAIN),
+    }
+
+    def of(each: adp.FlowSampler) -> Latents:
+        return lambda noise, prompt: each.latents(noise, cond.replace(prompt_embeds=prompt))
+
+    made = {
+        PLAIN: Contender(by_hand(sampler, cond, recompute=False), PLAIN),
+        "checkpointed loop by hand": Contender(by_hand(sampler, cond, recompute=True), PLAIN),
+    }
+    for name, (adjoint, solver, truth) in ours.items():
+        own = sampler.replace(adjoint=adjoint, solver=solver)
+        noise = not isinstance(adjoint, adp.Truncated)
+        made[name] = Contender(of(own), truth, None, own, noise, not name.startswith("truth"))
+    for name, adaptive in (("paper's release (torchdiffeq, Euler)", False), ("torchdiffeq, dopri5", True)):
+        latents, field = torchdiffeq_peer(sampler, cond, adaptive)
+        made[name] = Contender(latents, PLAIN, field)
+    for name, exact in (("torchsde's adjoint, midpoint", False), ("truth: torchsde", True)):
+        latents, field = torchsde_peer(sampler, cond, shape, exact)
+        made[name] = Contender(latents, "truth: torchsde", field, timed=not exact)
+    made["EDICT, reversed as in DOODL"] = Contender(edict(sampler, cond, exact=False), "truth: EDICT")
+    made["truth: EDICT"] = Contender(edict(sampler, cond, exact=True), "truth: EDICT", timed=False)
+    return made
+
+
+class Counter:
+    """Calls of the network."""
+
+    def __init__(self, network: Any) -> None:
+        self.calls = 0
+        network.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.calls += 1
+
+
+def gradient(
+    each: Contender, noise: Tensor, cond: adp.Cond, cotangent: Tensor, weights: list[Tensor]
+) -> list[Tensor]:
+    """Of noise, prompt and weights; without the noise where a method has none."""
+    x = noise.clone().requires_grad_(each.noise)
+    prompt = each.field.prompt if each.field else cond["prompt_embeds"].clone().requires_grad_()
+    out = each.latents(x, prompt)
+    leaves = [*([x] if each.noise else []), prompt, *weights]
+    return list(torch.autograd.grad((out * cotangent).sum(), leaves))
+
+
+def measured(steps: int, args: argparse.Namespace) -> list[dict[str, object]]:
+    """The rows of one number of steps."""
+    sampler = adp.load("emoji", steps=steps, solver=adp.Euler(), guidance_scale=args.guidance_scale)
+    sampler.field.denoiser.requires_grad_(args.trained)
+    cond, noise = sampler.encode("a red apple on a blue background"), sampler.noise(1, seed=1)
+    cotangent = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0))
+    weights: list[Tensor] = [p for p in sampler.field.denoiser.parameters() if p.requires_grad]
+    counter = Counter(sampler.field.denoiser.network)
+    everyone = contenders(sampler, cond, noise.shape, args.budget * 10**6)
+    run: Callable[[str], list[Tensor]] = lambda name: gradient(  # noqa: E731
+        everyone[name], noise, cond, cotangent, weights
+    )
+    found, live, calls = {}, {}, {}
+    for name in everyone:
+        gc.collect()
+        before = counter.calls
+        with LiveBytes() as bytes_alive:
+            found[name] = run(name)
+        live[name], calls[name] = bytes_alive.peak, counter.calls - before
+    seconds: dict[str, list[float]] = {name: [] for name, each in everyone.items() if each.timed}
+    for _ in range(args.repeats):
+        for name in seconds:
+            start = time.perf_counter()
+            run(name)
+            seconds[name].append(time.perf_counter() - start)
+    plain = statistics.median(seconds[PLAIN])
+    rows: list[dict[str, object]] = []
+    for name, each in everyone.items():
+        if not each.timed:
+            continue
+        exact = found[each.truth][:2] if each.noise else found[each.truth][1:2]
+        wrong = [float((g - e).norm() / e.norm()) for g, e in zip(found[name], exact, strict=False)]
+        cosines = [
+            float(torch.cosine_similarity(g.flatten(), e.flatten(), dim=0))
+            for g, e in zip(found[name], exact, strict=False)
+        ]
+        rows.append(
+            {
+                "steps": steps,
+                "method": name,
+                "noise_error": wrong[0] if each.noise else None,
+                "noise_cosine": cosines[0] if each.noise else None,
+                "prompt_error": wrong[-1],
+                "prompt_cosine": cosines[-1],
+                "bytes_saved": each.sampler.stats.bytes_saved if each.sampler else None,
+                "live_bytes": live[name],
+                "network_calls": calls[name],
+                "seconds": statistics.median(seconds[name]),
+                "time_ratio": statistics.median(seconds[name]) / plain,
+            }
         )
-        for i in range(len(nodes))
-    ]
-
-    def latents(noise: Tensor, prompt: Tensor) -> Tensor:
-        x = noise
-        for t, alpha, after, h in plan:
-            e = checkpoint(eps, x, t, prompt, use_reentrant=False) if recompute else eps(x, t, prompt)
-            x = after * (x / alpha + h * e)
-        return x
-
-    return latents
+    return rows
 
 
-class OdeField(nn.Module):
-    """dy/drho = eps for torchdiffeq, which differentiates what are parameters: the prompt is one."""
+def shown(row: dict[str, Any]) -> str:
+    """One line of the table."""
 
-    def __init__(self, sampler: adp.FlowSampler, cond: adp.Cond, prompt: Tensor) -> None:
-        super().__init__()
-        self.schedule, self.eps = sampler.field.schedule, guided(sampler, cond)
-        self.prompt = nn.Parameter(prompt)
-        self.network = sampler.field.denoiser.network
-        self.nfe = 0
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
 
-    def forward(self, rho: Tensor, y: Tensor) -> Tensor:
-        self.nfe += 1
-        now = self.schedule.at_tau(rho.double())
-        return self.eps(y * now.alpha, now.t.float(), self.prompt)
-
-
-def release(sampler: adp.FlowSampler, cond: adp.Cond) -> tuple[Latents, OdeField]:
-    """odeint_adjoint, Euler, over the same rho grid: states solved again, products at arrival."""
-    nodes = TimeGrid.checked(sampler.field.schedule, adp.uniform(sampler.field.schedule, sampler.steps))
-    rhos = torch.stack([nodes[i].tau for i in range(len(nodes) + 1)]).float()
-    field = OdeField(sampler, cond, cond["prompt_embeds"].detach().clone())
-
-    def steps(function: Any, y: Tensor, span: Tensor) -> Tensor:
-        # torchdiffeq turns a falling time into a rising one by its sign.
-        signed = rhos if span[0] * rhos[0] > 0 else -rhos
-        return signed if signed[0] == span[0] else signed.flip(0)
-
-    def latents(noise: Tensor, prompt: Tensor) -> Tensor:
-        # Only the ends are asked for: at every time that is asked for, torchdiffeq stores the state.
-        span, options = rhos[[0, -1]], {"grid_constructor": steps}
-        y: Any = odeint_adjoint(
-            field, noise / nodes[0].alpha.float(), span, method="euler", options=options
-        )
-        return y[-1] * nodes[len(nodes)].alpha.float()
-
-    return latents, field
+    saved = None if row["bytes_saved"] is None else row["bytes_saved"] / 1e6
+    return (
+        f"{row['method']:38} {number(row['noise_error'], '9.1e'):>9} {number(row['noise_cosine'], '8.4f'):>8} "
+        f"{row['prompt_error']:10.1e} {number(saved, '8.1f'):>8} {row['live_bytes'] / 1e6:8.1f} "
+        f"{row['network_calls']:5d} {row['time_ratio']:6.2f}"
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -111,82 +184,23 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--trained", action="store_true", help="differentiate the UNet's weights, too")
     parser.add_argument("--guidance_scale", type=float, default=4.0)
+    parser.add_argument("--budget", type=int, default=500, help="of Checkpointed(budget=), in MB")
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args(argv)
-
-    sampler = adp.load("emoji", steps=args.steps, solver=adp.Euler(), guidance_scale=args.guidance_scale)
-    sampler.field.denoiser.requires_grad_(args.trained)
-    cond = sampler.encode("a red apple on a blue background")
-    noise = sampler.noise(1, seed=1)
-    cotangent = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0))
-    ours: dict[str, adp.FlowSampler] = {
-        name: sampler.replace(adjoint=adjoint)
-        for name, adjoint in {
-            "ours: Checkpointed()": adp.Checkpointed(),
-            f"ours: Checkpointed(keep={args.steps})": adp.Checkpointed(keep=args.steps),
-            f"ours: Continuous(steps={args.steps // 2})": adp.Continuous(steps=args.steps // 2),
-        }.items()
-    }
-    paper, field = release(sampler, cond)
-    contenders: dict[str, Latents] = {
-        "plain backpropagation by hand": by_hand(sampler, cond, recompute=False),
-        "checkpointed loop by hand": by_hand(sampler, cond, recompute=True),
-        **{
-            name: lambda noise, prompt, each=each: each.latents(noise, cond.replace(prompt_embeds=prompt))
-            for name, each in ours.items()
-        },
-        "paper's release (torchdiffeq, Euler)": paper,
-    }
-    weights = [p for p in sampler.field.denoiser.parameters() if p.requires_grad]
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    forward: list[float] = []  # of plain backpropagation, its graph included: the f of f + b
-    found: dict[str, list[Tensor]] = {}
-    for turn in range(args.repeats + 1):
-        for name, latents in contenders.items():
-            x = noise.clone().requires_grad_()
-            prompt = field.prompt if latents is paper else cond["prompt_embeds"].clone().requires_grad_()
-            start = time.perf_counter()
-            out = latents(x, prompt)
-            if turn and name == "plain backpropagation by hand":
-                forward.append(time.perf_counter() - start)
-            found[name] = list(torch.autograd.grad((out * cotangent).sum(), [x, prompt, *weights]))
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    plain = statistics.median(seconds["plain backpropagation by hand"])
-    # What recomputing every call must cost: (2 f + b) / (f + b), f + b the time of plain backpropagation.
-    theory = (plain + statistics.median(forward)) / plain
-    exact = found["plain backpropagation by hand"]
     rows = []
-    for name in contenders:
-        wrong = [float((g - e).norm() / e.norm()) for g, e in zip(found[name][:2], exact[:2], strict=True)]
-        cosine = torch.cosine_similarity(found[name][0].flatten(), exact[0].flatten(), dim=0)
-        stats = ours[name].stats if name in ours else None
-        rows.append(
-            {
-                "method": name,
-                "noise_error": wrong[0],
-                "prompt_error": wrong[1],
-                "noise_cosine": float(cosine),
-                "seconds": statistics.median(seconds[name]),
-                "time_ratio": statistics.median(seconds[name]) / plain,
-                "bytes_saved": stats.bytes_saved if stats else None,
-            }
-        )
-    print(
-        f"N = {args.steps}, guidance {args.guidance_scale}, weights {'trained' if args.trained else 'frozen'}"
-    )
-    print(f"{'method':38} {'noise err':>9} {'cosine':>8} {'prompt err':>10} {'time':>6}   MB saved")
-    for row in rows:
-        megabytes = "-" if row["bytes_saved"] is None else f"{row['bytes_saved'] / 1e6:.1f}"
+    for steps in args.steps:
         print(
-            f"{row['method']:38} {row['noise_error']:9.1e} {row['noise_cosine']:8.4f} "
-            f"{row['prompt_error']:10.1e} {row['time_ratio']:6.2f}   {megabytes}"
+            f"N = {steps}, guidance {args.guidance_scale}, weights {'trained' if args.trained else 'frozen'}"
         )
-    print(f"recomputing every call, in theory: {theory:.2f}")
+        print(
+            f"{'method':38} {'noise err':>9} {'cosine':>8} {'prompt err':>10} MB saved  MB live calls   time"
+        )
+        rows += (found := measured(steps, args))
+        print("\n".join(map(shown, found)), flush=True)
     if args.output:
         machine = {
             "processor": platform.processor() or platform.machine(),
@@ -194,9 +208,7 @@ def main(argv: list[str]) -> None:
         }
         record = {"command": f"python benchmarks/gradients.py {' '.join(argv)}", "machine": machine}
         versions = {"torch": torch.__version__, "adjointdpm": adp.__version__}
-        args.output.write_text(
-            json.dumps(record | versions | {"theory": theory, "rows": rows}, indent=1) + "\n"
-        )
+        args.output.write_text(json.dumps(record | versions | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ def test_sample_writes_the_pictures_of_the_sampler(tmp_path):
         (["sample", "a cat", "--num_inference_steps", "0"], "at least 1"),
         (["sample", "a cat", "--output_dir", "/dev/null/here"], "cannot write"),
         (["demo", "--output_dir", "/dev/null/here"], "cannot write"),
+        (["compare", "a xylophone"], "xylophone"),
+        (["compare", "a cat", "--num_inference_steps", "0"], "num_inference_steps"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):
@@ -52,6 +54,19 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_compare_prints_a_table_and_writes_json_and_a_picture(tmp_path):
+    done = adjointdpm(
+        *("compare", "a cat", "--output_dir", str(tmp_path), "--num_inference_steps", "2", "--repeats", "1")
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert all(check["agrees"] for check in found["checks"])
+    assert found["recommendation"] in done.stdout
+    assert (tmp_path / "compare.png").stat().st_size > 1000
+    exact = [row for row in found["rows"] if row["adjoint"] in ("Backprop()", "Continuous(steps=2)")]
+    assert all(row["relative_error"] < 1e-5 for row in exact)
 
 
 def test_the_demonstration_ends_in_one_page_without_links(tmp_path):

@@ -1,8 +1,14 @@
+import json
+
 import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.comparison import Comparison, Row
+from adjointdpm.finite import finite_difference
 from tests.test_bad_input import picture_sampler
+
+PAPER = adp.Continuous(solver=adp.Euler(), transposed=False)
 
 
 def metric(images):
@@ -13,6 +19,7 @@ def metric(images):
 
 def compared(adjoints, **settings):
     sampler = picture_sampler(solver=adp.Euler())
+    settings = {"check": False, **settings}
     return adp.compare(sampler, metric, adjoints, repeats=1, cond=sampler.encode("a"), **settings)
 
 
@@ -22,7 +29,7 @@ def row(comparison, adjoint, variable):
 
 
 def test_exact_adjoints_have_no_error_and_the_papers_does():
-    comparison = compared([adp.Backprop(), adp.Checkpointed(keep=1), adp.Continuous(solver=adp.Euler())])
+    comparison = compared([adp.Backprop(), adp.Checkpointed(keep=1), PAPER])
     for variable in ("noise", "prompt_embeds", "weights"):
         assert row(comparison, "Backprop", variable).relative_error == 0
         assert row(comparison, "Checkpointed", variable).relative_error == 0
@@ -42,9 +49,9 @@ def test_error_cosine_and_norm_are_those_of_the_two_gradients():
     noise, cond = sampler.noise(), sampler.encode("a")
     g, exact = (
         adp.gradients(sampler.replace(adjoint=each), metric, noise, cond).variables["noise"].flatten()
-        for each in (adp.Continuous(solver=adp.Euler()), adp.Backprop())
+        for each in (PAPER, adp.Backprop())
     )
-    found = row(compared([adp.Continuous(solver=adp.Euler())], variables=["noise"]), "Continuous", "noise")
+    found = row(compared([PAPER], variables=["noise"]), "Continuous", "noise")
     assert found.relative_error == pytest.approx(float((g - exact).norm() / exact.norm()), rel=1e-12)
     assert found.cosine == pytest.approx(float(torch.cosine_similarity(g, exact, dim=0)), rel=1e-12)
     assert found.norm_ratio == pytest.approx(float(g.norm() / exact.norm()), rel=1e-12)
@@ -61,3 +68,61 @@ def test_a_refused_variable_is_said_to_be_refused():
 def test_no_repeats():
     with pytest.raises(adp.InputError, match="at least 1"):
         adp.compare(picture_sampler(), metric, repeats=0)
+
+
+def test_the_finite_difference_confirms_the_exact_gradient_and_catches_a_wrong_one():
+    sampler = picture_sampler(solver=adp.DPMSolverPP(2))
+    noise, cond = sampler.noise(), sampler.encode("a")
+    exact = adp.gradients(sampler, metric, noise, cond, ["noise", "prompt_embeds", "weights"]).variables
+    before = [p.clone() for p in sampler.parameters()]
+    for name, g in exact.items():
+        right = finite_difference(sampler, metric, noise, cond, name, g)
+        assert right.agrees, name
+        assert right.relative_error < 1e-5
+        half = g.clone()
+        half.view(-1)[::2] = 0
+        for wrong in (1.05 * g, -g, half):
+            assert not finite_difference(sampler, metric, noise, cond, name, wrong).agrees, name
+    assert all(torch.equal(*pair) for pair in zip(before, sampler.parameters(), strict=True))
+
+
+def test_the_profile_says_where_the_error_arises(tmp_path):
+    found = compared([adp.Backprop(), PAPER, adp.Continuous(steps=2)], variables=["noise"], check=True)
+    exact, paper, coarse = found.profiles
+    assert max(exact.errors) == 0
+    assert paper.errors[0] == 0  # the cotangent of the end is given
+    assert paper.errors[-1] == pytest.approx(
+        row(found, "Continuous(solver", "noise").relative_error, rel=1e-6
+    )
+    assert coarse.errors[-1] == pytest.approx(
+        row(found, "Continuous(steps=2", "noise").relative_error, rel=1e-6
+    )
+    assert len(exact.times) == 5
+    assert len(coarse.times) == 3
+    stored = json.loads(found.to_json())
+    assert stored["profiles"][1]["errors"] == list(paper.errors)
+    assert stored["checks"][0]["agrees"]
+    assert found.picture(tmp_path / "sub" / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(adp.InputError, match="cannot write"):
+        found.picture("/dev/null/a.png")
+
+
+def made(adjoint, error, cosine, held, seconds):
+    return Row(adjoint, "noise", error, cosine, 1.0, held, 1, 1, seconds)
+
+
+@pytest.mark.parametrize(
+    ("free", "chosen"), [(None, "Fast()"), (250, "Exact()"), (10_000, "Fast()"), (100, "smaller parts")]
+)
+def test_the_recommendation(free, chosen):
+    rows = (
+        made("Exact()", 0.0, 1.0, 100, 2.0),
+        made("Fast()", 0.1, 0.995, 1000, 1.0),
+        made("Wrong()", 0.5, 0.9, 10, 0.1),
+    )
+    assert chosen in Comparison(rows, free_bytes=free).recommendation
+
+
+def test_an_exact_gradient_is_recommended_where_it_costs_no_more():
+    rows = (made("Exact()", 0.0, 1.0, 100, 1.05), made("Fast()", 0.1, 0.995, 100, 1.0))
+    assert Comparison(rows).recommendation.startswith("Use Exact(): it is exact")

@@ -74,8 +74,8 @@ def steps_for(solver):
 
 @pytest.mark.parametrize("trajectory", ["stored", "resolved"])
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-def test_continuous_gradients_converge_at_the_solvers_order(solver, trajectory, truth):
-    adjoint = adp.Continuous(solver=solver, trajectory=trajectory)
+def test_the_papers_form_converges_at_the_solvers_order(solver, trajectory, truth):
+    adjoint = adp.Continuous(solver=solver, trajectory=trajectory, transposed=False)
     check_slopes(solver, adjoint, truth, steps_for(solver))
 
 
@@ -89,7 +89,7 @@ def test_gaussian_gradient_is_the_closed_form(trajectory):
     """dx_end/dx_start of a Gaussian flow is the ratio of the standard deviations, whatever x is."""
     schedule = adp.VPLinear()
     field = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 2).double(), 0.5), (2,))
-    adjoint = adp.Continuous(solver=adp.RK4(), trajectory=trajectory)
+    adjoint = adp.Continuous(trajectory=trajectory, transposed=False)
     sampler = adp.FlowSampler(field, solver=adp.RK4(), steps=200, grid=adp.log_snr, adjoint=adjoint)
     noise, cond = leaves_of(sampler)
     (found,) = torch.autograd.grad(sampler.latents(noise, cond).sum(), noise)
@@ -112,7 +112,10 @@ def test_arrival_point_is_what_the_paper_release_computes():
     slopes = [float(t.tau / (0.25 + t.tau**2)) for t in (grid[0], grid[1], grid[2])]  # d eps / d y
     h = [float(grid[i + 1].tau - grid[i].tau) for i in (0, 1)]
     scale = float(grid[2].scale * schedule.prior_std(grid[0].t) / grid[0].scale)
-    for adjoint, at in ((adp.Checkpointed(), (0, 1)), (adp.Continuous(solver=adp.Euler()), (1, 2))):
+    for adjoint, at in (
+        (adp.Checkpointed(), (0, 1)),
+        (adp.Continuous(solver=adp.Euler(), transposed=False), (1, 2)),
+    ):
         sampler = adp.FlowSampler(field, solver=adp.Euler(), grid=grid.times, adjoint=adjoint)
         noise, cond = leaves_of(sampler)
         (found,) = torch.autograd.grad(sampler.latents(noise, cond).sum(), noise)
@@ -124,7 +127,7 @@ def test_fewer_backward_than_forward_steps():
     schedule = adp.VPLinear()
     exact = gradient(mixture(schedule, solver=adp.RK4(), steps=400))
     for steps, tolerance in ((100, 0.06), (50, 0.25)):
-        adjoint = adp.Continuous(steps=steps)
+        adjoint = adp.Continuous(steps=steps, solver=adp.AdamsBashforth(2), transposed=False)
         sampler = mixture(schedule, solver=adp.DPMSolverPP(2), steps=200, adjoint=adjoint)
         found = gradient(sampler)
         assert sampler.stats.nfe_forward == 200 + steps
@@ -139,7 +142,7 @@ def test_stored_trajectory_is_interpolated_at_fourth_order():
     exact = gradient(mixture(schedule, solver=adp.RK4(), steps=600))
     errors = []
     for n in (41, 82, 164):
-        adjoint = adp.Continuous(solver=adp.RK4(), steps=n - 3)
+        adjoint = adp.Continuous(steps=n - 3, transposed=False)
         found = gradient(mixture(schedule, solver=adp.RK4(), steps=n, adjoint=adjoint))
         errors.append(float((found[0] - exact[0]).norm() / exact[0].norm()))
     assert slope(errors, [41, 82, 164]) > 3.7
@@ -148,7 +151,7 @@ def test_stored_trajectory_is_interpolated_at_fourth_order():
 def test_all_variables_in_one_backward_pass_on_a_unet():
     """Noise, prompt, negative prompt, guidance scale and every weight, near the exact ones at fine steps."""
     exact, found = [], []
-    for store, adjoint in ((exact, adp.Checkpointed()), (found, adp.Continuous(solver=adp.RK4()))):
+    for store, adjoint in ((exact, adp.Checkpointed()), (found, adp.Continuous(transposed=False))):
         sampler = unet_sampler(solver=adp.RK4(), steps=40, grid=adp.log_snr, adjoint=adjoint)
         noise = torch.randn(1, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         cond = sampler.encode("a prompt").requires_grad_()

@@ -7,7 +7,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.guards import tensors_of
-from tests.live import LiveBytes, held_by
+from benchmarks.live import LiveBytes, held_by
 from tests.tiny_pipelines import CASES, first, weights
 
 # Stable Audio's decoder, as diffusers builds it.

@@ -1,6 +1,7 @@
 """What is saved for backward does not grow with the number of steps."""
 
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 import adjointdpm as adp
 from adjointdpm.denoisers import Prediction
 from adjointdpm.fields import UNetDenoiser
+from benchmarks.live import LiveBytes
 from tests.conftest import BareField, scaled_linear, tiny_unet
-from tests.live import LiveBytes
 
 
 def sampler_of(trained, **settings):
@@ -101,12 +102,64 @@ def test_split_guidance_halves_one_graph():
 def test_budget_keeps_as_many_graphs_as_fit():
     probe = sampler_of(False, steps=8)
     run(probe)
+    graph, states = probe.stats.recomputed, 8 * probe.noise(1).nbytes
+    seen = []
+    for graphs in (1.5, 3.5, 99):
+        budget = states + int(graphs * graph)
+        sampler = sampler_of(False, steps=8, adjoint=adp.Checkpointed(budget=budget))
+        held = peak(sampler)
+        kept = min(int(graphs), 7)
+        assert sampler.stats.nfe_forward == 16 - kept
+        assert sampler.stats.kept == kept * graph
+        assert sampler.stats.predicted <= budget
+        assert sampler.stats.predicted == pytest.approx(sampler.stats.bytes_saved, rel=0.1)
+        seen.append((sampler.stats.predicted, held))
+    # Counted by following every storage: what it holds besides is one call's temporaries, whatever is kept.
+    for (planned, held), (planned_more, held_more) in itertools.pairwise(seen):
+        assert held_more - held == pytest.approx(planned_more - planned, rel=0.02)
+
+
+def test_a_budget_below_one_graph_splits_guidance_or_says_what_is_missing():
+    probe = sampler_of(False, steps=3)
+    run(probe)
     graph = probe.stats.recomputed
-    for graphs in (0.5, 1.5, 3.5):
-        sampler = sampler_of(False, steps=8, adjoint=adp.Checkpointed(budget=int(graphs * graph)))
-        run(sampler)
-        assert sampler.stats.nfe_forward == 16 - int(graphs)
-        assert sampler.stats.kept <= graphs * graph
+    sampler = sampler_of(False, steps=3, adjoint=adp.Checkpointed(budget=int(0.7 * graph)))
+    noise = sampler.noise(1).requires_grad_()
+    cond = sampler.encode("a prompt").map(lambda t: t.float())
+    (found,) = torch.autograd.grad(sampler.latents(noise, cond).square().sum(), noise)
+    (exact,) = torch.autograd.grad(probe.latents(noise, cond).square().sum(), noise)
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5 * float(exact.abs().max()))
+    assert sampler.stats.predicted == pytest.approx(sampler.stats.bytes_saved, rel=0.1)
+    assert sampler.stats.bytes_saved < 0.7 * graph
+    assert not sampler.field.denoiser.split  # the user's own is left alone
+    with pytest.raises(adp.InputError, match=r"KiB are missing"):
+        run(sampler_of(False, steps=3, adjoint=adp.Checkpointed(budget=int(0.3 * graph))))
+
+
+def test_the_decoder_is_planned_for():
+    from tests.conftest import tiny_pipeline
+
+    sampler = adp.FlowSampler.from_pipeline(tiny_pipeline(), steps=4)
+    sampler.requires_grad_(False)
+    noise = torch.randn(1, 2, 4, 4).requires_grad_()
+    cond = adp.Cond({"prompt_embeds": torch.randn(1, 5, 6)})
+    sampler(noise, cond)
+    one, decoder = sampler.stats.recomputed, sampler.stats.decoder
+    states = 4 * noise.nbytes
+    for room, kept in (
+        (decoder + int(2.5 * one), 2),
+        (max(decoder, one) + 1, int(max(one - decoder, 0) / one)),
+    ):
+        planned = sampler.replace(adjoint=adp.Checkpointed(budget=states + room))
+        planned(noise, cond)
+        assert planned.stats.kept == kept * one
+        assert planned.stats.predicted == pytest.approx(planned.stats.bytes_saved, rel=0.1)
+    if decoder > one:
+        with pytest.raises(adp.InputError, match="tiles"):
+            sampler.replace(adjoint=adp.Checkpointed(budget=(states + one + decoder) // 2))(noise, cond)
+    auto = sampler.replace(adjoint=adp.Checkpointed(budget="auto"))
+    auto(noise, cond)
+    assert auto.stats.kept == 3 * one
 
 
 def test_a_users_own_hooks_stay_in_force():

@@ -34,6 +34,25 @@ def test_half_weights_with_float32_states_and_gradients(name, dtype):
     assert sampler(family.noise(), read).dtype == torch.float32
 
 
+def test_rescaling_saves_small_cotangents_from_float16():
+    """A loss of size 1e-9: its products vanish in half precision, unless they are scaled on the way."""
+    family = of("sd")
+    sampler = family.sampler(family.make().to(torch.float16), steps=2, guidance_scale=3.0)
+    found = []
+    for adjoint, size in (
+        (adp.Backprop(), 1.0),
+        (adp.Continuous(), 1e-9),
+        (adp.Continuous(rescale=True), 1e-9),
+    ):
+        cond = family.cond().requires_grad_()
+        latents = sampler.replace(adjoint=adjoint).latents(family.noise(), cond)
+        loss = size * latents.square().sum()
+        found.append(torch.autograd.grad(loss, cond["prompt_embeds"])[0] / size)
+    exact, lost, kept = found
+    assert float((kept - exact).norm()) < 0.02 * float(exact.norm())
+    assert float((lost - exact).norm()) > 0.5 * float(exact.norm())
+
+
 @pytest.mark.parametrize("trajectory", ["stored", "resolved"])
 def test_autocast_is_entered_again_in_the_backward_pass(trajectory):
     """The backward pass is called outside of the user's autocast, and must not compute otherwise for it."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from tests.live import held_by
+from benchmarks.live import held_by
 from tests.scheduler_table import CLASSES, NAMES, row, table
 from tests.tiny_pipelines import draw, embeds, first, sd, text_unet, vp
 

@@ -1,8 +1,10 @@
 """Gradients through diffusion samplers: exact by default, at the memory of one denoiser call."""
 
-from ._types import AdjointDPMError, Cond, InputError, NonFiniteError, Stats
-from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
-from .compare import Comparison, compare
+from ._types import AdjointDPMError, Cond, DriftError, InputError, NonFiniteError, Stats
+from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Reversible, Truncated
+from .brownian import Brownian
+from .compare import compare
+from .comparison import Comparison
 from .denoisers import Prediction
 from .formats import load_noise, save_lora, save_noise, save_textual_inversion
 from .gradients import Gradients, Metric, gradients
@@ -11,7 +13,19 @@ from .pipeline_sampler import PipelineSampler
 from .pipelines import differentiable
 from .sampler import FlowSampler, Sampler
 from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
-from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from .solvers import (
+    RK4,
+    AdamsBashforth,
+    Ancestral,
+    Coupled,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Midpoint,
+    SDEDPMSolverPP,
+    Solver,
+)
 from .tokens import TokenRows
 from .zoo import load, load_classifier
 
@@ -21,13 +35,18 @@ __all__ = [
     "AdamsBashforth",
     "Adjoint",
     "AdjointDPMError",
+    "Ancestral",
     "Backprop",
+    "Brownian",
     "Checkpointed",
     "Comparison",
     "Cond",
     "Continuous",
+    "Coupled",
     "DPMSolverPP",
+    "DriftError",
     "Euler",
+    "EulerMaruyama",
     "FlowSampler",
     "Gradients",
     "Heun",
@@ -38,6 +57,8 @@ __all__ = [
     "PipelineSampler",
     "Prediction",
     "RectifiedFlow",
+    "Reversible",
+    "SDEDPMSolverPP",
     "Sampler",
     "Schedule",
     "Solver",

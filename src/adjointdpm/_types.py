@@ -17,6 +17,7 @@ __all__ = [
     "AdjointDPMError",
     "Cond",
     "Derivative",
+    "DriftError",
     "InputError",
     "NonFiniteError",
     "Run",
@@ -47,6 +48,10 @@ class InputError(AdjointDPMError, ValueError):
 
 class NonFiniteError(AdjointDPMError, ArithmeticError):
     """NaN or infinity came out of a denoiser or a metric; the message says where."""
+
+
+class DriftError(AdjointDPMError, ArithmeticError):
+    """States rebuilt in a backward pass are not those that were; the message says how far off."""
 
 
 def direct(fn: Callable[..., Any], *tensors: Any) -> Any:
@@ -140,6 +145,12 @@ class Stats:
     recomputed     bytes of the largest denoiser graph made anew in the backward pass
     decoder        bytes that the decoder's backward pass needs, its largest recomputed block included
     clamped        share of the pixels that a pipeline's own clamp cut: they have no gradient
+    reserved       bytes that a planner leaves free for the decoder
+    predicted      the planner's figure for `bytes_saved`
+    trace          (t, |dL/dz| there) at each node, in the order of the backward pass
+    backward_steps steps of a backward pass that has its own; None where it has the sampler's
+    error_estimate what `Continuous(tolerance=)` estimated
+    drift          how far `Reversible` came back from its start, relative to it
 
     Weights and conditioning are not counted: they are there anyway.
     """
@@ -152,6 +163,12 @@ class Stats:
     decoder: int = 0
     clamped: float = 0.0
     measured: bool = True
+    reserved: int = 0
+    predicted: int | None = None
+    trace: list[tuple[float, float]] = field(default_factory=list)
+    backward_steps: int | None = None
+    error_estimate: float | None = None
+    drift: float | None = None
 
     @property
     def bytes_saved(self) -> int | None:

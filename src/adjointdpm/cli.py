@@ -11,7 +11,9 @@ import torch
 import typer
 
 from ._types import AdjointDPMError
+from .compare import compare as compare_gradients
 from .demo import demo as run_demo
+from .metrics import Chroma
 from .pictures import as_8_bit, output_folder, png
 from .zoo import load
 
@@ -44,6 +46,28 @@ def sample(
             path = folder / f"{number:02d}-{i:02d}.png"
             path.write_bytes(png(image))
             print(path)
+
+
+@app.command()
+def compare(
+    prompt: Annotated[str, typer.Argument(help="Of the bundled model.")],
+    output_dir: OutputDir = Path("outputs/compare"),
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    steps: Annotated[int, typer.Option("--num_inference_steps", min=1)] = 25,
+    guidance_scale: Annotated[float, typer.Option("--guidance_scale")] = 4.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 3,
+    weights: Annotated[bool, typer.Option(help="Differentiate the weights, too.")] = False,
+) -> None:
+    """Measure every gradient's error and cost on the bundled model: a table, JSON and a picture."""
+    folder = output_folder(output_dir)
+    sampler = load("emoji", steps=steps, guidance_scale=guidance_scale)
+    sampler.requires_grad_(False)
+    sampler.field.denoiser.requires_grad_(weights)
+    cond, noise = sampler.encode(prompt), sampler.noise(1, seed)
+    found = compare_gradients(sampler, Chroma(), noise=noise, cond=cond, repeats=repeats)
+    print(found)
+    (folder / "compare.json").write_text(found.to_json())
+    print(found.picture(folder / "compare.png"))
 
 
 @app.command()

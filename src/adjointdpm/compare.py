@@ -1,84 +1,37 @@
 """How wrong is a gradient, and what did it cost? Every adjoint against the exact gradient, in one run."""
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ._types import Cond, InputError
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from .adjoints.trace import cotangents
+from .comparison import Check, Comparison, Profile, Row
+from .finite import finite_difference
 from .gradients import Metric, gradients
-from .sampler import Sampler
+from .sampler import FlowSampler, Sampler
 from .solvers import Euler
 
 __all__ = ["Comparison", "Row", "compare"]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One adjoint's gradient of one variable, beside the exact one.
+@dataclass
+class _Contender:
+    """One adjoint and what was seen of it."""
 
-    relative_error  |g - g*| / |g*|     cosine  g . g* / (|g| |g*|)     norm_ratio  |g| / |g*|
-    bytes_saved     peak of what was saved for backward     seconds  forward and backward, median
-    nfe_forward, nfe_backward   denoiser calls made and differentiated
-    The three accuracies are None where the adjoint refuses this variable; `refusal` then says why.
-    """
-
-    adjoint: str
-    variable: str
-    relative_error: float | None
-    cosine: float | None
-    norm_ratio: float | None
-    bytes_saved: int | None
-    nfe_forward: int
-    nfe_backward: int
-    seconds: float
-    refusal: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The rows of a comparison; `print(comparison)` is a table, `as_dicts()` is for JSON."""
-
-    rows: tuple[Row, ...]
-
-    def as_dicts(self) -> list[dict[str, object]]:
-        """The rows as plain dictionaries."""
-        return [asdict(row) for row in self.rows]
-
-    def cells(self) -> list[tuple[str, ...]]:
-        """The table as text: a line of heads, then a line a row."""
-        return [_HEAD, *(_cells(row) for row in self.rows)]
-
-    def __str__(self) -> str:
-        lines = self.cells()
-        widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
-
-
-_HEAD = ("adjoint", "variable", "error", "cosine", "norm", "MB saved", "calls f/b", "seconds")
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    def shown(number: float | None, form: str) -> str:
-        return "-" if number is None else format(number, form)
-
-    return (
-        row.adjoint,
-        row.variable,
-        "refused" if row.refusal else shown(row.relative_error, ".1e"),
-        shown(row.cosine, ".4f"),
-        shown(row.norm_ratio, ".3f"),
-        shown(None if row.bytes_saved is None else row.bytes_saved / 1e6, ".1f"),
-        f"{row.nfe_forward}/{row.nfe_backward}",
-        f"{row.seconds:.2f}",
-    )
+    adjoint: Adjoint
+    sampler: Sampler
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    trace: list[tuple[float, Tensor]] = field(default_factory=list)
+    peak: int | None = None
 
 
 def compare(
@@ -90,23 +43,26 @@ def compare(
     cond: Cond | None = None,
     variables: Sequence[str] | None = None,
     repeats: int = 3,
+    check: bool = True,
 ) -> Comparison:
-    """Each adjoint's gradient against the exact one of the same sampler, with its cost.
+    """Each adjoint's gradient against the exact one of the same sampler, with its cost and a recommendation.
 
-    The exact gradient is `Checkpointed()`'s, which equals plain autograd. Adjoints are timed in turn,
-    `repeats` times round after one round of warm-up; a time is the median.
+    The exact gradient is `Checkpointed()`'s, which equals plain autograd, and is itself checked against a
+    finite difference of the sampler. Adjoints are timed in turn, `repeats` times round after one round of
+    warm-up, in which the gradients along the trajectory are kept; a time is the median.
 
     Args:
         sampler: the sampler; its own adjoint does not matter.
         metric: one value a picture.
-        adjoints: those to compare; by default every exact one, DRaFT-1, and the paper's in three forms.
+        adjoints: those to compare; by default those that the sampler can have, see `default_adjoints`.
         noise: (batch, *shape); by default one sample of seed 0.
         cond: the conditioning; by default the empty prompt's.
         variables: among "noise", the names in `cond`, and "weights"; by default noise and prompt, and
             the weights if any is trainable.
         repeats: timed rounds, at least 1.
+        check: make the finite difference, 18 samplings without a gradient a variable.
     Raises:
-        InputError: repeats < 1, or an input or metric that `gradients` would refuse.
+        InputError: repeats < 1, no adjoints, or an input or metric that `gradients` would refuse.
     """
     if repeats < 1:
         raise InputError(f"repeats must be at least 1, but is {repeats}")
@@ -114,51 +70,94 @@ def compare(
     cond = sampler.encode("") if cond is None else cond
     if variables is None:
         trained = any(p.requires_grad for p in sampler.parameters())
-        variables = ["noise", "prompt_embeds", *(["weights"] if trained else [])]
-    adjoints = default_adjoints() if adjoints is None else adjoints
-    exact = gradients(sampler.replace(adjoint=Checkpointed()), metric, noise, cond, variables).variables
-    samplers = [sampler.replace(adjoint=adjoint) for adjoint in adjoints]
-    seconds: list[list[float]] = [[] for _ in adjoints]
-    found: list[dict[str, Tensor]] = [{} for _ in adjoints]
-    refusals: list[dict[str, str]] = [{} for _ in adjoints]
-    for turn in range(repeats + 1):
-        for each, own, times, refused in zip(
-            range(len(adjoints)), samplers, seconds, refusals, strict=True
-        ):
-            wanted = [name for name in variables if name not in refused]
+        prompt = [name for name in cond.differentiable if name == "prompt_embeds"]
+        variables = ["noise", *prompt, *(["weights"] if trained else [])]
+    adjoints = default_adjoints(sampler) if adjoints is None else adjoints
+    if not adjoints:
+        raise InputError("compare needs at least one adjoint, but the list is empty")
+    contenders = [_Contender(each, sampler.replace(adjoint=each)) for each in adjoints]
+    exact = _Contender(Checkpointed(), sampler.replace(adjoint=Checkpointed()))
+    for each in (exact, *contenders):
+        with cotangents() as each.trace:
+            _take(each, metric, noise, cond, variables, first=True)
+    for _ in range(repeats):
+        for each in contenders:
             start = time.perf_counter()
-            try:
-                found[each] = gradients(own, metric, noise, cond, wanted).variables
-            except InputError as error:
-                if "noise" not in wanted or turn:
-                    raise
-                # Only a gradient of the noise is ever refused; the rest is asked for again.
-                refused["noise"] = str(error)
-                wanted.remove("noise")
-                found[each] = gradients(own, metric, noise, cond, wanted).variables
+            _take(each, metric, noise, cond, variables)
             _wait(noise)
-            if turn:
-                times.append(time.perf_counter() - start)
-    rows = []
-    for each, (adjoint, own) in enumerate(zip(adjoints, samplers, strict=True)):
-        cost = (own.stats.bytes_saved, own.stats.nfe_forward, own.stats.nfe_backward)
-        for name in variables:
-            accuracy = _accuracy(found[each].get(name), exact[name])
-            took, why = statistics.median(seconds[each]), refusals[each].get(name, "")
-            rows.append(Row(_label(adjoint), name, *accuracy, *cost, took, why))
-    return Comparison(tuple(rows))
+            each.seconds.append(time.perf_counter() - start)
+    checks: list[Check] = []
+    for name in variables if check else ():
+        checks.append(finite_difference(exact.sampler, metric, noise, cond, name, exact.gradients[name]))
+    return Comparison(
+        tuple(row for each in contenders for row in _rows(each, exact, variables)),
+        tuple(_profile(each, exact) for each in contenders if each.trace),
+        tuple(checks),
+        _free(noise),
+    )
 
 
-def default_adjoints() -> list[Adjoint]:
-    """Every way to differentiate, the paper's release's (Euler, states solved again) included."""
+def default_adjoints(sampler: Sampler) -> list[Adjoint]:
+    """The exact ones and DRaFT-1; for a `FlowSampler` also fewer backward steps and the paper's release's."""
+    everyone: list[Adjoint] = [Backprop(), Checkpointed(), Truncated(last=1)]
+    if not isinstance(sampler, FlowSampler):
+        return everyone
     return [
-        Backprop(),
-        Checkpointed(),
-        Truncated(last=1),
-        Continuous(),
-        Continuous(solver=Euler()),
+        *everyone,
+        *(Continuous(steps=max(1, sampler.length // part)) for part in (2, 3)),
+        Continuous(solver=Euler(), transposed=False),
         Continuous(solver=Euler(), trajectory="resolved"),
     ]
+
+
+def _take(
+    each: _Contender,
+    metric: Metric,
+    noise: Tensor,
+    cond: Cond,
+    variables: Sequence[str],
+    first: bool = False,
+) -> None:
+    """One gradient of all variables that are not refused."""
+    wanted = [name for name in variables if name not in each.refusals]
+    if noise.is_cuda:
+        torch.cuda.reset_peak_memory_stats(noise.device)
+    try:
+        each.gradients = gradients(each.sampler, metric, noise, cond, wanted).variables
+    except InputError as error:
+        if "noise" not in wanted or not first:
+            raise
+        # Only a gradient of the noise is ever refused; the rest is asked for again.
+        each.refusals["noise"] = str(error)
+        wanted.remove("noise")
+        if wanted:
+            each.gradients = gradients(each.sampler, metric, noise, cond, wanted).variables
+    if noise.is_cuda:
+        each.peak = torch.cuda.max_memory_allocated(noise.device)
+
+
+def _rows(each: _Contender, exact: _Contender, variables: Sequence[str]) -> list[Row]:
+    stats = each.sampler.stats
+    cost = (stats.bytes_saved, stats.nfe_forward, stats.nfe_backward, statistics.median(each.seconds))
+    return [
+        Row(
+            _label(each.adjoint),
+            name,
+            *_accuracy(each.gradients.get(name), exact.gradients[name]),
+            *cost,
+            refusal=each.refusals.get(name, ""),
+            peak_bytes=each.peak,
+        )
+        for name in variables
+    ]
+
+
+def _profile(each: _Contender, exact: _Contender) -> Profile:
+    known = dict(exact.trace)
+    errors = [_accuracy(g, known[t])[0] if t in known else None for t, g in each.trace]
+    norms = [float(g.double().norm()) for _, g in each.trace]
+    times = [t for t, _ in each.trace]
+    return Profile(_label(each.adjoint), tuple(times), tuple(norms), tuple(errors))
 
 
 def _label(adjoint: Adjoint) -> str:
@@ -182,3 +181,13 @@ def _accuracy(found: Tensor | None, exact: Tensor) -> tuple[float | None, float 
 def _wait(tensor: Tensor) -> None:
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
+
+
+def _free(tensor: Tensor) -> int | None:
+    """Free memory of the device, where it can be told."""
+    if tensor.is_cuda:
+        return torch.cuda.mem_get_info(tensor.device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system says
+        return None

@@ -12,7 +12,7 @@ from .flow import ProbabilityFlow
 from .grids import TimeGrid
 from .solvers.base import History, Solver
 
-__all__ = ["IVP", "integrate"]
+__all__ = ["IVP", "advanced", "integrate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +70,20 @@ def integrate(
         f: d state / d tau.
         observe: called with every node's number and state, the first and the last included.
     """
+    return advanced(f, state, grid, solver, observe)[0]
+
+
+def advanced(
+    f: Derivative,
+    state: State,
+    grid: TimeGrid,
+    solver: Solver,
+    observe: Callable[[int, State], None] = lambda i, state: None,
+) -> tuple[State, History]:
+    """`integrate`, with the history that the last step leaves: the second state of a coupled solver."""
     history: History = ()
     observe(0, state)
     for i in range(len(grid)):
         state, history = solver.step(f, state, grid, i, history)
         observe(i + 1, state)
-    return state
+    return state, history

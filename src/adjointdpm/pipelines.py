@@ -78,9 +78,9 @@ class PipelineCall:
     def __init__(
         self, pipe: Any, adjoint: Adjoint, watch: Callable[[], Watch] = Watch, quiet: bool = False
     ) -> None:
-        if not isinstance(adjoint, Discrete):
+        if not isinstance(adjoint, Discrete) or (isinstance(adjoint, Truncated) and adjoint.repeats > 1):
             raise InputError(
-                f"{type(adjoint).__name__} solves an adjoint ODE, and a pipeline with its scheduler is not one; "
+                f"{adjoint!r} needs steps of this library's own, and a pipeline takes its scheduler's; "
                 "use FlowSampler.from_pipeline(pipe, adjoint=...) for it, or Checkpointed() here"
             )
         self._parts = denoisers(pipe)

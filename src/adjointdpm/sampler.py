@@ -105,6 +105,7 @@ class FlowSampler(Sampler):
         self.adjoint = Checkpointed() if adjoint is None else adjoint
         self.stats = Stats()
         self._time_grid = self._times()
+        self._measured: tuple[torch.Size, int] | None = None
 
     @classmethod
     def from_pipeline(
@@ -142,21 +143,39 @@ class FlowSampler(Sampler):
         return normal((batch, *self.field.latent_shape), seed, next(self.field.denoiser.parameters()))
 
     def forward(self, noise: Tensor, cond: Cond) -> Images:
-        return self.decode(self.latents(noise, cond))
+        return self.decode(self._latents(noise, cond, self._decoder_bytes(noise)))
 
     def latents(self, noise: Tensor, cond: Cond) -> Tensor:
         """The latents at the grid's clean end, before decoding."""
+        return self._latents(noise, cond)
+
+    def _decoder_bytes(self, noise: Tensor) -> int:
+        """What the decoder's backward pass will hold, for an adjoint that plans: one decoding, once a shape."""
+        if getattr(self.adjoint, "budget", None) is None or not torch.is_grad_enabled():
+            return 0
+        if self._measured is None or self._measured[0] != noise.shape:
+            stats, grey = Stats(), torch.zeros_like(noise).requires_grad_()
+            self.adjoint.decode(self.field.decode, grey, self.field.decoder_weights(), stats)
+            self._measured = (noise.shape, stats.decoder)
+        return self._measured[1]
+
+    def _latents(self, noise: Tensor, cond: Cond, reserved: int = 0) -> Tensor:
         noise, cond = self._checked(noise, cond)
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
         flow = ProbabilityFlow(self.field.schedule, self.field.denoiser)
         ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
-        self.stats = Stats()
+        self.stats = Stats(reserved=reserved)
         return flow.sample(self.adjoint.solve(ivp, self.stats), grid[len(grid)])
 
     def decode(self, latents: Tensor) -> Images:
         """Pictures of latents, the decoder's memory spared as the adjoint says."""
         weights = self.field.decoder_weights()
         return self.adjoint.decode(self.field.decode, latents, weights, self.stats)
+
+    @property
+    def length(self) -> int:
+        """Number of steps of the grid in use."""
+        return len(self._time_grid)
 
     def _times(self) -> TimeGrid:
         if isinstance(self.grid, Tensor):

@@ -1,7 +1,8 @@
-"""Gradients as values: exact by recomputation, truncated, or the paper's adjoint ODE."""
+"""Gradients as values: exact by recomputation or reversal, truncated, or the flow's on fewer nodes."""
 
 from .base import Adjoint
 from .continuous import Continuous
 from .discrete import Backprop, Checkpointed, Truncated
+from .reversible import Reversible
 
-__all__ = ["Adjoint", "Backprop", "Checkpointed", "Continuous", "Truncated"]
+__all__ = ["Adjoint", "Backprop", "Checkpointed", "Continuous", "Reversible", "Truncated"]

@@ -1,4 +1,4 @@
-"""Optimise, then discretise: the paper's adjoint ODE, in coordinates without a stiff part.
+"""The gradient of the flow, on fewer nodes than the sampling had.
 
 With a = dL/dz, f = dz/dtau and theta the weights (AdjointDPM, Pan et al., 2024, arXiv 2307.10711):
 
@@ -6,85 +6,174 @@ With a = dL/dz, f = dz/dtau and theta the weights (AdjointDPM, Pan et al., 2024,
     da_c/dtau     = -a^T df/dc          a_c(end) = 0
     da_theta/dtau = -a^T df/dtheta      a_theta(end) = 0
 
-solved from the clean end back to the noise, where a, a_c and a_theta are the gradients.
+The paper discretises this by a solver of its own, backwards. The transposed form discretises the flow
+itself, linearised at the remembered states, by a solver on M of the N nodes, and takes the transpose:
+
+    dz_{k+1} = A_k dz_k + sum_j w_{k,j} e_{k-j},     e_k = (df/dz)(z_k) dz_k
+    mu_k     = sum_j w_{k+j,j} a_{k+j+1},            a_k = A_k^T a_{k+1} + (df/dz)^T mu_k
+
+Along the path of an SDE the adjoint stays an ODE, since the noise does not depend on z; its right sides
+are those of the SDE's drift (AdjointDEIS; Blasingame and Liu, 2024, arXiv 2405.15020).
+
+It is the exact gradient of that coarser solver's linearisation: of the sampler itself for M = N and its
+own solver, and in between it has no error of the kind that taking products at the wrong end of a step has.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._types import Derivative, InputError, State, Stats, Time
+from .._types import InputError, State, Stats, Time
+from ..grids import TimeGrid
 from ..ivp import IVP, integrate
-from ..solvers import AdamsBashforth, Solver
+from ..solvers import Solver
 from .base import Adjoint, wants_gradient
 from .discrete import Backprop
-from .meter import SavedBytes
-from .trajectory import Trajectory
+from .nodes import coarser, even_nodes
+from .products import Leaves, Products
+from .trajectory import Evaluations, Trajectory
 
 __all__ = ["Continuous"]
 
 
 @dataclass(frozen=True)
 class Continuous(Adjoint):
-    """The gradient of AdjointDPM: the augmented ODE, solved backwards with its own solver and steps.
-
-    Its gradient is that of the exact flow, not of the sampler that ran, and converges to it at the
-    backward solver's order; at the coarse steps and high guidance of image sampling the difference is
-    visible (see `compare`). Use it when fewer backward than forward steps are wanted, or to reproduce
-    the paper; otherwise `Checkpointed` is exact at about the same cost.
+    """The gradient of the flow by a backward pass with its own solver and steps.
 
         N f + M (f + b) of time for N steps forward and M back;  N states, or one, and one graph of memory
 
+    Use it when a backward pass should cost less than the exact one (`steps` about N / 3 is near it; see
+    `compare`), or to reproduce the paper. With `steps=None` and the sampler's own solver it is exact, and
+    `Checkpointed` is too, with fewer limits.
+
     Args:
-        steps: M, the number of backward steps; as many as forward if None. Nodes lie at equal
-            fractions of the forward grid.
-        solver: the backward scheme; Adams-Bashforth of order 2 by default. `Euler()` with
-            `trajectory="resolved"` is what the paper's release runs.
-        trajectory: "stored" remembers the forward states and slopes (two latents a step) and
-            interpolates between them; "resolved" solves for the state again, backwards, in the memory
-            of one state, which adds an error of its own and can drift far at high guidance.
+        steps: M <= N, the number of backward steps; as many as forward if None. Nodes are forward
+            nodes, see `nodes` (paper's form: at equal fractions of the forward grid).
+        solver: the backward scheme; the sampler's own if None.
+        trajectory: "stored" remembers the forward states, and the slopes where they are needed;
+            "resolved" is the paper's form and solves for the state again, backwards, in the memory of
+            one state, which adds an error of its own and can drift far at high guidance.
+        transposed: the transpose of a coarser solver; False is the paper's augmented ODE, whose gradient is
+            off by a multiple of the step also for M = N. `Continuous(solver=Euler(),
+            trajectory="resolved")` is what the paper's release runs.
+        tolerance: choose M instead: the fewest steps (of N/5, N/4, N/3, N/2, N) whose own quadrature of
+            the remembered slopes ends within this distance of the state that sampling reached, relative
+            to its norm. It costs no denoiser call. `stats.error_estimate` reports it, and
+            `stats.backward_steps` M. It tells of the discretisation, not of the gradient's error itself,
+            which is larger by a factor of the model's: `compare` measures that.
+        rescale: scale cotangents by powers of two on their way through a network in float16.
     Raises:
-        InputError: bad arguments; a gradient of the time grid; a denoiser that depends on tensors
-            captured by a closure, or holds weights that are sharded (DTensor).
+        InputError: bad arguments; more backward than forward steps; a gradient of the time grid; a
+            denoiser that depends on tensors captured by a closure, or holds sharded weights (DTensor).
+        NonFiniteError: in the backward pass, naming the step.
     """
 
     steps: int | None = None
-    solver: Solver = AdamsBashforth(2)  # noqa: RUF009, it is frozen
+    solver: Solver | None = None
     trajectory: Literal["stored", "resolved"] = "stored"
+    transposed: bool = True
+    tolerance: float | None = None
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise InputError(f"steps, the backward steps, must be at least 1, but is {self.steps}")
         if self.trajectory not in ("stored", "resolved"):
             raise InputError(f'trajectory is "stored" or "resolved", but {self.trajectory!r} was given')
+        if self.tolerance is None:
+            return
+        if self.steps is not None:
+            raise InputError("give steps or tolerance, not both: the tolerance decides how many steps")
+        if not self.tolerance > 0:
+            raise InputError(f"tolerance is a positive number, but is {self.tolerance}")
+        if self.trajectory == "resolved" or not self.transposed:
+            raise InputError(
+                "tolerance needs the transposed form over stored states; leave both as they are"
+            )
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the transpose of a coarser solver is taken, which needs the stored states."""
+        return self.transposed and self.trajectory == "stored"
 
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
         if not wants_gradient(ivp):
             return Backprop().solve(ivp, stats)  # the plain loop, and no graph to keep
-        weights: list[Tensor] = [p for p in ivp.flow.denoiser.parameters() if p.requires_grad]
-        _refuse(ivp, weights)
-        names = [name for name, tensor in ivp.cond.items() if tensor.requires_grad]
-        conds = [ivp.cond[name] for name in names]
-        return _AdjointODE.apply(self, ivp, stats, names, ivp.initial, *conds, *weights)
+        if self.is_transposed and self.steps is not None and self.steps > len(ivp.grid):
+            raise InputError(
+                f"Continuous(steps={self.steps}) has more backward steps than the {len(ivp.grid)} forward; "
+                "give at most as many, or transposed=False"
+            )
+        if ivp.solver.drift != 1:
+            self._refuse_on_a_path(ivp)
+        leaves = Leaves(ivp, "Continuous")
+        return _Flow.apply(self, ivp, stats, leaves, ivp.initial, *leaves.tensors)
+
+    def _refuse_on_a_path(self, ivp: IVP) -> None:
+        if self.is_transposed:
+            if self.solver is not None and self.solver.drift != ivp.solver.drift:
+                raise InputError(
+                    f"{self.solver!r} does not solve the SDE that {ivp.solver!r} sampled; leave solver=None, or use "
+                    "transposed=False"
+                )
+            if self.tolerance is not None:
+                raise InputError(
+                    f"a coarser {ivp.solver!r} draws other noise, so its distance says nothing; give steps= instead "
+                    "of tolerance="
+                )
+            return
+        if self.trajectory == "resolved":
+            raise InputError(
+                f"the states of {ivp.solver!r} cannot be solved for again, since the flow backwards knows nothing "
+                'of its noise; use trajectory="stored"'
+            )
+        if self.solver is None or self.solver.drift != 1 or self.solver.calls(1) != 1:
+            raise InputError(
+                "the paper's form along a noisy path needs a backward solver of one call a step, such as "
+                f"solver=Euler() or AdamsBashforth(2), but got {self.solver!r}; or use transposed=True"
+            )
+
+    def memory(self, ivp: IVP) -> Trajectory:
+        """What the forward pass has to remember."""
+        same = self.solver is None or self.solver == ivp.solver
+        if self.is_transposed and same and self.tolerance is None and self.steps in (None, len(ivp.grid)):
+            return Evaluations()
+        return Trajectory()
+
+    def needs_slopes(self, ivp: IVP) -> bool:
+        """Whether a state is asked for between nodes, or slopes for the estimate."""
+        solver = ivp.solver if self.solver is None else self.solver
+        return not self.transposed or self.tolerance is not None or solver.calls(4) != 4
+
+    def backward_grid(self, ivp: IVP, trajectory: Trajectory, stats: Stats) -> TimeGrid:
+        """The nodes of the transposed solver, from the noise to the clean end."""
+        N = len(ivp.grid)
+        solver = ivp.solver if self.solver is None else self.solver
+        if self.tolerance is None:
+            M = N if self.steps is None else self.steps
+            stats.backward_steps = M
+            return ivp.grid if M == N else coarser(ivp.grid, even_nodes(ivp.grid, M))
+        grid = ivp.grid
+        for M in sorted({max(1, round(N / part)) for part in (5, 4, 3, 2, 1)}):
+            grid = ivp.grid if M == N else coarser(ivp.grid, even_nodes(ivp.grid, M))
+            stats.backward_steps, stats.error_estimate = M, _quadrature_error(trajectory, grid, solver)
+            if stats.error_estimate <= self.tolerance:
+                break
+        return grid
 
 
-def _refuse(ivp: IVP, weights: list[Tensor]) -> None:
-    if ivp.grid.times.requires_grad:
-        raise InputError("Continuous has no gradient for the time grid; use Checkpointed()")
-    if any(hasattr(weight, "full_tensor") for weight in weights):
-        raise InputError(
-            "Continuous cannot return gradients to sharded (DTensor) weights; use Checkpointed(), "
-            "or freeze the weights"
-        )
+def _quadrature_error(trajectory: Trajectory, grid: TimeGrid, solver: Solver) -> float:
+    """How far a coarser solver ends from the sampler, both with the slopes that the sampler saw."""
+    start, end = trajectory(grid[0]), trajectory(grid[len(grid)])
+    (reached,) = integrate(lambda time, state: (trajectory.slope(time),), (start,), grid, solver)
+    return float((reached - end).norm() / end.norm().clamp(min=torch.finfo(end.dtype).tiny))
 
 
-class _AdjointODE(torch.autograd.Function):
-    """z(end) of the IVP, whose backward is the augmented ODE.
+class _Flow(torch.autograd.Function):
+    """z(end) of the IVP, with a backward pass that makes one graph at a time.
 
     Every tensor that the result depends on is an input, and its cotangent an output: nothing is
     written to `.grad`, so hooks of wrappers such as DDP fire as for any other operation.
@@ -96,20 +185,21 @@ class _AdjointODE(torch.autograd.Function):
         adjoint: Continuous,
         ivp: IVP,
         stats: Stats,
-        names: list[str],
+        leaves: Leaves,
         initial: Tensor,
-        *leaves: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
-        field = _Field(ivp, stats, names, leaves[len(names) :])
-        ready = [field.check(ivp.grid[0], initial, leaves[: len(names)])]
-        trajectory = Trajectory()
+        products = Products(ivp, stats, leaves, adjoint.rescale)
+        ready = [products.check(ivp.grid[0], initial)]
+        trajectory = adjoint.memory(ivp)
         stored = adjoint.trajectory == "stored"
+        slopes = stored and (adjoint.needs_slopes(ivp) or isinstance(trajectory, Evaluations))
 
         def f(time: Time, state: State) -> State:
             # The check has already made the first evaluation, which is at the first node.
-            slope = ready.pop() if ready else ivp.velocity(time, state[0], field.run)
-            if stored:
-                trajectory.add_slope(slope)
+            slope = ready.pop() if ready else ivp.velocity(time, state[0], products.run)
+            if slopes:
+                trajectory.add_slope(time, state[0], slope)
             return (slope,)
 
         def observe(i: int, state: State) -> None:
@@ -117,108 +207,93 @@ class _AdjointODE(torch.autograd.Function):
                 trajectory.add_state(ivp.grid[i], *state)
 
         (final,) = integrate(f, (initial,), ivp.grid, ivp.solver, observe)
-        ctx.adjoint, ctx.field, ctx.trajectory, ctx.grid = adjoint, field, trajectory, ivp.grid
-        ctx.autocast = _autocast(initial.device.type)
-        ctx.save_for_backward(final, *leaves)
+        ctx.adjoint, ctx.ivp, ctx.stats = adjoint, ivp, stats
+        ctx.products, ctx.trajectory = products, trajectory
+        ctx.save_for_backward(final, *tensors)
         stats.states = final.nbytes + trajectory.nbytes
+        if adjoint.is_transposed:
+            ctx.grid = adjoint.backward_grid(ivp, trajectory, stats)
         return final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         final, *leaves = ctx.saved_tensors
-        adjoint: Continuous = ctx.adjoint
-        grid = ctx.grid.reversed()
-        if adjoint.steps is not None and adjoint.steps != len(grid):
-            grid = grid.resampled(adjoint.steps)
-        a_leaves = tuple(torch.zeros_like(leaf) for leaf in leaves)
-        with ctx.autocast():
-            if adjoint.trajectory == "stored":
-                f = ctx.field.given(ctx.trajectory, leaves)
-                a, *a_leaves = integrate(f, (cotangent, *a_leaves), grid, adjoint.solver)
-            else:
-                f = ctx.field.augmented(leaves)
-                _, a, *a_leaves = integrate(f, (final, cotangent, *a_leaves), grid, adjoint.solver)
-        return None, None, None, None, a, *a_leaves
+        solve = _transposed if ctx.adjoint.is_transposed else _augmented
+        return None, None, None, None, *solve(ctx, final, cotangent, leaves)
 
 
-def _autocast(device: str) -> Callable[[], torch.autocast]:
-    """The autocast in force now, to be entered again: a backward pass runs outside of the user's."""
-    return partial(
-        torch.autocast,
-        device,
-        dtype=torch.get_autocast_dtype(device),
-        enabled=torch.is_autocast_enabled(device),
-        cache_enabled=torch.is_autocast_cache_enabled(),
-    )
+def _transposed(ctx: Any, final: Tensor, cotangent: Tensor, leaves: list[Tensor]) -> State:
+    """Plain autograd through the coarser solver, whose every slope is linear in its state.
+
+    The value at which a linear map is differentiated does not matter, so the solver runs on zeros and no
+    denoiser is called on the way forward.
+    """
+    solver = ctx.ivp.solver if ctx.adjoint.solver is None else ctx.adjoint.solver
+    trace = ctx.products.trace
+    with torch.enable_grad():
+        dz = torch.zeros_like(final).requires_grad_()
+        copies = [leaf.detach().requires_grad_() for leaf in leaves]
+
+        def f(time: Time, state: State) -> State:
+            z = ctx.trajectory(time)
+            return (_Linear.apply(ctx.products, time, z, leaves, state[0], *copies),)
+
+        def observe(i: int, state: State) -> None:
+            trace.follow(ctx.grid[i], state[0])
+
+        (end,) = integrate(f, (dz,), ctx.grid, solver, observe)
+    return torch.autograd.grad(end, [dz, *copies], cotangent, materialize_grads=True)
 
 
-class _Field:
-    """The IVP's velocity and its vector-Jacobian products with z, conditioning and weights."""
+class _Linear(torch.autograd.Function):
+    """The velocity linearised at a remembered state: no value, only products.
 
-    def __init__(self, ivp: IVP, stats: Stats, names: list[str], weights: tuple[Tensor, ...]) -> None:
-        self._ivp = ivp
-        self._names, self._weights, self._stats = names, weights, stats
-        self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
+    The denoiser holds `leaves` themselves; their `copies` are where autograd adds up what they get.
+    """
 
-    def run(self, fn: Any, *tensors: Tensor) -> Tensor:
-        """One counted call of the denoiser."""
-        self._stats.nfe_forward += 1
-        return fn(*tensors)
+    @staticmethod
+    def forward(
+        ctx: Any,
+        products: Products,
+        time: Time,
+        z: Tensor,
+        leaves: list[Tensor],
+        dz: Tensor,
+        *copies: Tensor,
+    ) -> Tensor:
+        ctx.products, ctx.time, ctx.z, ctx.leaves = products, time, z, leaves
+        return torch.zeros_like(dz)
 
-    def _graph(self, time: Time, z: Tensor, conds: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        z = z.detach().requires_grad_()
-        conds = [cond.detach().requires_grad_() for cond in conds]
-        cond = self._ivp.cond.replace(**dict(zip(self._names, conds, strict=True)))
-        with torch.enable_grad():
-            slope = replace(self._ivp, cond=cond).velocity(time, z, self.run)
-        return slope, [z, *conds]
-
-    def check(self, time: Time, z: Tensor, conds: tuple[Tensor, ...]) -> Tensor:
-        """The velocity, once it is sure that every tensor it depends on is one we differentiate."""
-        with SavedBytes(self._shared) as saved:
-            slope, inputs = self._graph(time, z, list(conds))
-        self._stats.measured &= saved.bytes is not None
-        self._stats.recomputed = saved.bytes or 0
-        known = {id(tensor) for tensor in (*inputs, *self._weights)}
-        strangers = [leaf for leaf in _leaves(slope) if id(leaf) not in known]
-        if strangers:
-            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in strangers[:3])
-            raise InputError(
-                f"the denoiser depends on {len(strangers)} differentiable tensors (shape {shapes}) "
-                "that are neither in the conditioning nor among its parameters, so Continuous would "
-                "lose their gradient: register them as nn.Parameter or pass them in the Cond, or use "
-                "Checkpointed()"
-            )
-        return slope.detach()
-
-    def _products(self, time: Time, z: Tensor, a: Tensor, leaves: list[Tensor]) -> State:
-        """(f, -a^T df/dz, -a^T df/dc, -a^T df/dtheta) at one instant."""
-        slope, inputs = self._graph(time, z, leaves[: len(self._names)])
-        self._stats.nfe_backward += 1
-        targets = [*inputs, *leaves[len(self._names) :]]
-        products = torch.autograd.grad(slope, targets, -a, materialize_grads=True)
-        return slope.detach(), *products
-
-    def given(self, trajectory: Trajectory, leaves: list[Tensor]) -> Derivative:
-        """The augmented ODE along remembered states."""
-        return lambda time, state: self._products(time, trajectory(time), state[0], leaves)[1:]
-
-    def augmented(self, leaves: list[Tensor]) -> Derivative:
-        """The augmented ODE with the state as its first component."""
-        return lambda time, state: self._products(time, state[0], state[1], leaves)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, mu: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, None, None, *ctx.products(ctx.time, ctx.z, mu, ctx.leaves)[1:]
 
 
-def _leaves(tensor: Tensor) -> list[Tensor]:
-    """The leaf tensors that a result's graph ends in."""
-    found, queue, seen = [], [tensor.grad_fn], set()
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.append(leaf)
-        queue.extend(parent for parent, _ in node.next_functions)
-    return found
+def _augmented(ctx: Any, final: Tensor, cotangent: Tensor, leaves: list[Tensor]) -> State:
+    """The paper's form: the ODE of (a, a_c, a_theta), and of z where it was not remembered."""
+    products: Products = ctx.products
+    adjoint: Continuous = ctx.adjoint
+    solver = ctx.ivp.solver if adjoint.solver is None else adjoint.solver
+    grid = ctx.ivp.grid.reversed()
+    if adjoint.steps is not None and adjoint.steps != len(grid):
+        noisy = ctx.ivp.solver.drift != 1  # a path with noise is known at its nodes alone
+        nodes = even_nodes(ctx.ivp.grid, adjoint.steps) if noisy else []
+        grid = coarser(ctx.ivp.grid, nodes).reversed() if noisy else grid.resampled(adjoint.steps)
+    ctx.stats.backward_steps = len(grid)
+    zeros = tuple(torch.zeros_like(leaf) for leaf in leaves)
+    stored = adjoint.trajectory == "stored"
+
+    def f(time: Time, state: State) -> State:
+        z, a = (ctx.trajectory(time), state[0]) if stored else state[:2]
+        slope, *pulled = products(time, z, a, leaves)
+        drift = ctx.ivp.solver.drift
+        return (*(() if stored else (slope,)), *(-drift * each for each in pulled))
+
+    def observe(i: int, state: State) -> None:
+        products.trace.record(grid[i], state[0] if stored else state[1])
+
+    start = (cotangent, *zeros) if stored else (final, cotangent, *zeros)
+    end = integrate(f, start, grid, solver, observe)
+    return end if stored else end[1:]

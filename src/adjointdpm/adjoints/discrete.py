@@ -5,16 +5,20 @@ reaches it (`torch.utils.checkpoint`, non-reentrant, which is right under DDP, F
 dropout), or never made. Everything between the calls is linear and saves next to nothing.
 """
 
-import re
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .._types import InputError, Run, State, Stats, Time, direct
+from ..grids import TimeGrid
 from ..ivp import IVP, integrate
+from ..solvers import Euler
 from .base import Adjoint, recomputed, wants_gradient, without_graph
 from .ledger import Ledger
+from .planner import Budget, TooLargeError, bytes_of, parsed, split
+from .trace import Trace
 
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
 
@@ -39,7 +43,12 @@ class Discrete(Adjoint):
             run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
             return (ivp.velocity(time, state[0], ledger.enter(run)),)
 
-        return integrate(f, (ivp.initial,), ivp.grid, ivp.solver)[0]
+        trace = Trace(stats, ivp.grid)
+
+        def observe(i: int, state: State) -> None:
+            trace.follow(ivp.grid[i], state[0])
+
+        return integrate(f, (ivp.initial,), ivp.grid, ivp.solver, observe)[0]
 
 
 @dataclass(frozen=True)
@@ -67,10 +76,13 @@ class Checkpointed(Discrete):
 
     Args:
         keep: number of calls, counted from the last, whose graph is kept; more than there are keeps all.
-        budget: memory for graphs instead, in bytes or as "8GiB", "500MB"; k follows from the measured
-            size of the first call's graph (torch >= 2.8). Graphs only: the decoder comes on top.
+        budget: memory for what the backward pass holds instead (states, graphs, decoder), in bytes, as
+            "8GiB" or "500MB", or "auto": 0.8 of what is free. k follows from the measured sizes (torch >=
+            2.8); if not one graph fits, guidance is split into two calls. `stats.predicted` is the plan's
+            figure. In `differentiable` and `PipelineSampler`, graphs only, and never split.
     Raises:
-        InputError: keep is negative, both are given, or the budget cannot be read.
+        InputError: keep is negative, both are given, the budget cannot be read, or is too small: the
+            message says by how much.
     Reference: Griewank and Walther, 2000 (revolve); Chen et al., 2016, arXiv 1604.06174.
     """
 
@@ -83,19 +95,68 @@ class Checkpointed(Discrete):
         if self.budget is not None:
             if self.keep:
                 raise InputError("give keep or budget, not both: the budget decides how many to keep")
-            _bytes(self.budget)
+            if self.budget != "auto":
+                parsed(self.budget)
 
     def policy(self, i: int, calls: int, graph: int | None) -> Run:
-        return direct if i >= calls - self._kept(i, graph) else recomputed
-
-    def _kept(self, i: int, graph: int | None) -> int:
         if self.budget is None:
-            return self.keep
+            return direct if i >= calls - self.keep else recomputed
         if i == 0:  # the first call is measured, and is the last one worth keeping
-            return 0
-        if graph is None:
-            raise InputError("Checkpointed(budget=) needs torch >= 2.8; use Checkpointed(keep=)")
-        return _bytes(self.budget) // max(graph, 1)
+            return recomputed
+        # A pipeline's policy: its scheduler's states are not known here, and its device only by default.
+        budget = Budget(bytes_of(self.budget, torch.get_default_device()))
+        try:
+            keep = budget.keep(calls, _known(graph), _known(graph))
+        except TooLargeError as error:
+            raise budget.refuse(error.graph) from None
+        return direct if i >= calls - keep else recomputed
+
+    def solve(self, ivp: IVP, stats: Stats) -> Tensor:
+        if self.budget is None or not wants_gradient(ivp):
+            return super().solve(ivp, stats)
+        total = bytes_of(self.budget, ivp.initial.device)
+        budget = Budget(total, ivp.calls * ivp.initial.nbytes, stats.reserved)
+        try:
+            return _Planned(budget, stats).solve(ivp, stats)
+        except TooLargeError as error:
+            halves = split(ivp)
+            if halves is None:
+                raise budget.refuse(error.graph) from None
+        stats.states = stats.kept = stats.recomputed = 0  # of the call that did not fit
+        try:
+            return _Planned(budget, stats).solve(halves, stats)
+        except TooLargeError as error:
+            raise budget.refuse(error.graph) from None
+
+
+@dataclass(frozen=True, eq=False)
+class _Planned(Discrete):
+    """`Checkpointed` with as many kept graphs as a budget allows, once one of them has been measured."""
+
+    budget: Budget
+    stats: Stats
+
+    def policy(self, i: int, calls: int, graph: int | None) -> Run:
+        if i == 0:
+            return recomputed
+        # A call is one graph, or two where guidance is split, of which the larger is made anew at a time.
+        graph, largest = _known(graph), self.stats.recomputed
+        keep = self.budget.keep(calls, graph, largest)
+        self.stats.predicted = self.budget.held(keep, graph, largest)
+        return direct if i >= calls - keep else recomputed
+
+    def solve(self, ivp: IVP, stats: Stats) -> Tensor:
+        final = super().solve(ivp, stats)
+        if ivp.calls == 1:  # there was no second call to be asked about
+            self.budget.keep(1, stats.recomputed, stats.recomputed)
+            stats.predicted = self.budget.held(0, stats.recomputed, stats.recomputed)
+        return final
+
+
+def _known(graph: int | None) -> int:
+    if graph is None:
+        raise InputError("Checkpointed(budget=) needs torch >= 2.8; use Checkpointed(keep=)")
+    return graph
 
 
 @dataclass(frozen=True)
@@ -108,23 +169,35 @@ class Truncated(Discrete):
 
     Args:
         last: K >= 1, how many calls are differentiated, each recomputed when its turn comes.
+        repeats: n > 1 is DRaFT-LV: the finished latents are noised again to the last step's level n times,
+            and the last step's gradient is the mean over them, in n calls more. The picture stays what
+            it was, and the metric's own gradient is taken there once, where the paper takes it at each of
+            the n pictures; for a metric linear in the latents it is the same. The noise is torch's global.
     Raises:
-        InputError: last < 1, or a gradient is asked of the noise or the grid.
+        InputError: last < 1, repeats < 1, repeats with last > 1, or a gradient is asked of the noise or
+            the grid.
     """
 
     last: int = 1
+    repeats: int = 1
 
     def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise InputError(f"repeats is a number of noised copies, at least 1, but is {self.repeats}")
+        if self.repeats > 1 and self.last != 1:
+            raise InputError(
+                f"repeats averages over the last call alone, but last = {self.last}; give last=1"
+            )
         if self.last < 1:
             raise InputError(f"last is a number of denoiser calls, at least 1, but is {self.last}")
 
     def refuse(self, ivp: IVP) -> None:
-        if self.last >= ivp.calls:
+        if self.last >= ivp.calls and self.repeats == 1:
             return
         for name, tensor in (("the time grid", ivp.grid.times), ("the noise", ivp.initial)):
             if tensor.requires_grad:
                 raise InputError(
-                    f"Truncated(last={self.last}) makes no gradient before the last {self.last} of "
+                    f"{self!r} makes no gradient before the last {self.last} of "
                     f"{ivp.calls} denoiser calls, so it has none for {name}; use Checkpointed(), or "
                     f"pass {name} without requires_grad"
                 )
@@ -132,15 +205,31 @@ class Truncated(Discrete):
     def policy(self, i: int, calls: int, graph: int | None) -> Run:
         return recomputed if i >= calls - self.last else without_graph
 
+    def solve(self, ivp: IVP, stats: Stats) -> Tensor:
+        if self.repeats == 1 or not wants_gradient(ivp):
+            return super().solve(ivp, stats)
+        self.refuse(ivp)
+        return _low_variance(ivp, without_graph(Backprop().solve, ivp, stats), self.repeats, stats)
 
-def _bytes(size: int | str) -> int:
-    """Bytes of a size such as 1000, "500MB" or "8GiB"."""
-    if isinstance(size, int) and size > 0:
-        return size
-    units = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|B)\s*", str(size).upper())
-    if not match:
-        raise InputError(
-            f'a budget is a positive number of bytes or a text such as "8GiB", but is {size!r}'
-        )
-    return int(float(match[1]) * units[match[2]])
+
+def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor:
+    """`final`, with the mean gradient of the last step from noised copies of it (DRaFT-LV).
+
+    x = (alpha / alpha_0) x_0 + sqrt(sigma^2 - (alpha / alpha_0)^2 sigma_0^2) eps,   eps standard normal
+    """
+    N = len(ivp.grid)
+    now, end = ivp.grid[N - 1], ivp.grid[N]
+    keep = now.alpha / end.alpha
+    spread = (now.sigma**2 - (keep * end.sigma) ** 2).sqrt()
+    last = TimeGrid(ivp.grid.schedule, ivp.grid.times[-2:])
+    ledger = Ledger(stats, [*ivp.cond.values(), *ivp.flow.denoiser.parameters()])
+
+    def f(time: Time, state: State) -> State:
+        return (ivp.velocity(time, state[0], ledger.enter(recomputed)),)
+
+    out = final
+    for _ in range(repeats):
+        z = (keep * end.scale * final + spread * torch.randn_like(final)) / now.scale
+        (again,) = integrate(f, (z,), last, Euler())
+        out = out + (again - again.detach()) / repeats
+    return out

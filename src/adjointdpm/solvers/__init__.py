@@ -1,7 +1,21 @@
-"""Solvers: Runge-Kutta and multistep, each a tableau or a formula, an order and a docstring."""
+"""Solvers: Runge-Kutta, multistep, reversible and stochastic, each a tableau or a formula and a docstring."""
 
 from .base import Solver
 from .multistep import AdamsBashforth, DPMSolverPP
+from .reversible import Coupled
 from .runge_kutta import RK4, Euler, Heun, Midpoint
+from .stochastic import Ancestral, EulerMaruyama, SDEDPMSolverPP
 
-__all__ = ["RK4", "AdamsBashforth", "DPMSolverPP", "Euler", "Heun", "Midpoint", "Solver"]
+__all__ = [
+    "RK4",
+    "AdamsBashforth",
+    "Ancestral",
+    "Coupled",
+    "DPMSolverPP",
+    "Euler",
+    "EulerMaruyama",
+    "Heun",
+    "Midpoint",
+    "SDEDPMSolverPP",
+    "Solver",
+]

@@ -22,6 +22,9 @@ class Solver(ABC):
     order: int
     """Global order of convergence on a smooth problem."""
 
+    drift: float = 1.0
+    """1 for the ODE; more for an SDE, whose deterministic part is `drift` times the ODE's velocity."""
+
     @abstractmethod
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History

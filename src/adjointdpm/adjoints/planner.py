@@ -1,0 +1,132 @@
+"""How many graphs fit: the plan of `Checkpointed(budget=)`.
+
+    held = states + max(k G + D, L),     k = floor((budget - states - D) / G), at most N - 1
+
+with G the bytes of one denoiser call's graphs, measured in the first call, L those of the largest of them
+(two where guidance is split, else one), and D those of the decoder's backward pass. Where L does not fit,
+guidance is split into two evaluations with a graph each.
+"""
+
+import copy
+import os
+import re
+from dataclasses import dataclass, replace
+
+import torch
+
+from .._types import AdjointDPMError, InputError
+from ..ivp import IVP
+
+__all__ = ["Budget", "TooLargeError", "bytes_of", "parsed", "split"]
+
+
+class TooLargeError(AdjointDPMError):
+    """One graph alone is above the budget; `graph` is its size."""
+
+    def __init__(self, graph: int) -> None:
+        super().__init__(f"one graph needs {graph} bytes")
+        self.graph = graph
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Memory for what the backward pass holds.
+
+    Args:
+        total: bytes.
+        states: bytes of the states that recomputation holds.
+        decoder: bytes of the decoder's backward pass, on top of the kept graphs.
+    """
+
+    total: int
+    states: int = 0
+    decoder: int = 0
+
+    def keep(self, calls: int, graph: int, largest: int) -> int:
+        """k, the number of last calls that keep their graph; the first is never among them.
+
+        Raises:
+            TooLargeError: not one graph fits.
+            InputError: the decoder does not fit.
+        """
+        if self.states + self.decoder > self.total:
+            raise InputError(
+                f"the decoder's backward pass needs {_shown(self.states + self.decoder)} with the states, and "
+                f"the budget is {_shown(self.total)}: {_shown(self.states + self.decoder - self.total)} are "
+                "missing. Decode in tiles (vae.enable_tiling()), a smaller picture or batch, or raise the budget"
+            )
+        if self.states + largest > self.total:
+            raise TooLargeError(largest)
+        return min(max(calls - 1, 0), (self.total - self.states - self.decoder) // max(graph, 1))
+
+    def held(self, keep: int, graph: int, largest: int) -> int:
+        """Bytes held at the peak of the backward pass with k graphs kept."""
+        return self.states + max(keep * graph + self.decoder, largest)
+
+    def refuse(self, graph: int) -> InputError:
+        """The error that says what is missing."""
+        return InputError(
+            f"one graph of the denoiser needs {_shown(graph)}, with the states {_shown(self.states + graph)}, and "
+            f"the budget is {_shown(self.total)}: {_shown(self.states + graph - self.total)} are missing. "
+            "Checkpoint inside the denoiser (its enable_gradient_checkpointing()), use a smaller batch or "
+            "picture, or raise the budget"
+        )
+
+
+def split(ivp: IVP) -> IVP | None:
+    """The same problem with guidance in two calls, each half the graph; None where it cannot be split.
+
+    The copy shares all weights: only the switch is its own.
+    """
+    denoiser = ivp.flow.denoiser
+    guided = any(name.startswith("negative_") for name in ivp.cond)
+    if not guided or getattr(denoiser, "split", True) or not _linear(denoiser):
+        return None
+    twin = copy.copy(denoiser)
+    twin.split = True  # pyright: ignore[reportAttributeAccessIssue]
+    return replace(ivp, flow=replace(ivp.flow, denoiser=twin))
+
+
+def _linear(denoiser: object) -> bool:
+    """Whether guidance is F_neg + w (F_pos - F_neg) and nothing more; a pipeline's own may not be."""
+    takes = getattr(getattr(denoiser, "_call", None), "takes", None)
+    return takes is None or bool(takes.linear_guidance)
+
+
+def bytes_of(size: int | str, device: torch.device) -> int:
+    """Bytes of a size such as 1000, "500MB", "8GiB", or "auto": 0.8 of what is free on the device."""
+    if size == "auto":
+        return int(0.8 * _free(device))
+    return parsed(size)
+
+
+def parsed(size: int | str) -> int:
+    """Bytes of a size such as 1000, "500MB" or "8GiB"."""
+    if isinstance(size, int) and size > 0:
+        return size
+    units = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|B)\s*", str(size).upper())
+    if not match:
+        raise InputError(
+            f'a budget is a positive number of bytes, a text such as "8GiB" or "auto", but is {size!r}'
+        )
+    return int(float(match[1]) * units[match[2]])
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError) as error:
+        raise InputError(
+            'this system does not tell its free memory; give a budget such as "8GiB"'
+        ) from error
+
+
+def _shown(size: int) -> str:
+    """A size to three digits."""
+    for unit, worth in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(size) >= worth:
+            return f"{size / worth:.3g} {unit}"
+    return f"{size} B"

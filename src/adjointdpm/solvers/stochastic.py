@@ -1,0 +1,161 @@
+"""Solvers of the reverse-time SDE, with noise that can be replayed.
+
+In the paper's coordinates, with 0 <= eta <= 1 between the ODE and the full SDE (Song et al., 2021, arXiv
+2011.13456; W a Brownian motion, rho falling):
+
+    dy = (1 + eta^2) eps drho + eta sqrt(2 rho) dW
+
+The noise is additive, so the gradient of a path is that of its deterministic part alone.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .._types import Derivative, InputError, Scalar, State, Time
+from ..brownian import Brownian
+from ..grids import TimeGrid
+from .base import History, Solver
+
+__all__ = ["Ancestral", "EulerMaruyama", "SDEDPMSolverPP"]
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Solver):
+    """y' = y + (1 + eta^2) (rho' - rho) eps + eta sqrt(rho^2 - rho'^2) xi: the plainest SDE solver.
+
+    Use it for references at many steps; at few, `Ancestral` and `SDEDPMSolverPP(2)` are better. It needs the
+    paper's coordinates (no rectified flow, no zero terminal signal-to-noise ratio).
+
+    Args:
+        eta: 0 (= Euler) to 1.
+        noise: where xi comes from.
+    """
+
+    eta: float = 1.0
+    noise: Brownian = Brownian()  # noqa: RUF009, it is frozen
+    order = 1
+
+    def __post_init__(self) -> None:
+        _check(self.eta)
+
+    @property
+    def drift(self) -> float:  # type: ignore[override]
+        return 1 + self.eta**2
+
+    def step(
+        self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
+    ) -> tuple[State, History]:
+        now, then = grid[i], grid[i + 1]
+        if grid.schedule.bounded:
+            raise InputError("EulerMaruyama needs sigma / alpha to be finite; use Ancestral()")
+        h, spread = then.tau - now.tau, self.eta * (now.tau**2 - then.tau**2).sqrt()
+        slopes = f(now, state)
+        return tuple(
+            z + self.drift * h * slope + spread * self.noise.normal(now.tau, then.tau, z)
+            for z, slope in zip(state, slopes, strict=True)
+        ), ()
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+
+@dataclass(frozen=True)
+class Ancestral(Solver):
+    """DDIM with noise (Song et al., 2021, arXiv 2010.02502): eta = 1 is DDPM's ancestral sampling.
+
+        x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s xi,     s = eta sigma' sqrt(1 - (rho' / rho)^2)
+
+    Args:
+        eta: 0 (= Euler) to 1.
+        noise: where xi comes from.
+    """
+
+    eta: float = 1.0
+    noise: Brownian = Brownian()  # noqa: RUF009, it is frozen
+    order = 1
+
+    def __post_init__(self) -> None:
+        _check(self.eta)
+
+    @property
+    def drift(self) -> float:  # type: ignore[override]
+        return 1 + self.eta**2
+
+    def step(
+        self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
+    ) -> tuple[State, History]:
+        now, then = grid[i], grid[i + 1]
+        r = _ratio(now, then)
+        # sqrt(sigma'^2 - s^2) without its cancellation.
+        keep = then.sigma * (1 - self.eta**2 * (1 - r**2)).sqrt()
+        s = self.eta * then.sigma * (1 - r**2).sqrt()
+        out = []
+        for z, slope in zip(state, f(now, state), strict=True):
+            x0 = z - now.tau * slope
+            eps = (now.scale * z - now.alpha * x0) / now.sigma
+            xi = self.noise.normal(now.tau, then.tau, z)
+            x = then.alpha * x0 + keep * eps + s * xi
+            out.append(x / then.scale)
+        return tuple(out), ()
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+
+@dataclass(frozen=True)
+class SDEDPMSolverPP(Solver):
+    """SDE-DPM-Solver++ of order 1 (= `Ancestral(1)`) or 2 (2M) (Lu et al., 2022, arXiv 2211.01095).
+
+        x' = (sigma' / sigma) r x + alpha' (1 - r^2) D + sigma' sqrt(1 - r^2) xi,     r = rho' / rho
+
+    with D the data prediction, extrapolated as in `DPMSolverPP`. What diffusers calls `sde-dpmsolver++`.
+
+    Args:
+        order: 1 or 2.
+        noise: where xi comes from.
+    """
+
+    order: int = 2  # type: ignore[misc]
+    noise: Brownian = Brownian()  # noqa: RUF009, it is frozen
+    drift = 2.0
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise InputError(f"SDEDPMSolverPP has orders 1 and 2 (2M), but order = {self.order}")
+
+    def step(
+        self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
+    ) -> tuple[State, History]:
+        now, then = grid[i], grid[i + 1]
+        slopes = f(now, state)
+        data = tuple(z - now.tau * slope for z, slope in zip(state, slopes, strict=True))
+        ahead: tuple[Tensor, ...] = data
+        if self.order == 2 and history and then.tau > 0:
+            last_time, last_data = history
+            h = then.log_snr_half - now.log_snr_half
+            half_ratio = h / (2 * (now.log_snr_half - last_time.log_snr_half))
+            ahead = tuple(
+                (1 + half_ratio) * new - half_ratio * old for new, old in zip(data, last_data, strict=True)
+            )
+        r = _ratio(now, then)
+        keep, add = then.sigma / now.sigma * r * now.scale, then.alpha * (1 - r**2)
+        spread = then.sigma * (1 - r**2).sqrt()
+        state = tuple(
+            (keep * z + add * d + spread * self.noise.normal(now.tau, then.tau, z)) / then.scale
+            for z, d in zip(state, ahead, strict=True)
+        )
+        return state, (now, data)
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+
+def _ratio(now: Time, then: Time) -> Scalar:
+    """rho' / rho, also where rho is infinite."""
+    return then.sigma * now.alpha / (then.alpha * now.sigma)
+
+
+def _check(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta lies between 0 (no noise) and 1 (the full SDE), but is {eta}")
