@@ -190,13 +190,17 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument(
-        "--package", type=Path, help="a packaged pipeline to go on from; its autoencoder, too, if none was trained here"
+        "--package",
+        type=Path,
+        help="a packaged pipeline to go on from; its autoencoder, too, if none was trained here",
     )
     args = parser.parse_args()
 
     out = args.runs / "diffusion"
     renderer = Renderer(args.glyphs)
-    start = StableDiffusionPipeline.from_pretrained(args.package, dtype=torch.float32) if args.package else None
+    start = (
+        StableDiffusionPipeline.from_pretrained(args.package, dtype=torch.float32) if args.package else None
+    )
     trained = (args.runs / "vae" / "checkpoint.safetensors").exists()
     vae = start.vae if start and not trained else load_trained(args.runs / "vae", renderer)
     stored = cached_latents(vae, renderer, args.seed, args.cache, out / "latents")
