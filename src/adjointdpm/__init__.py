@@ -15,6 +15,8 @@ from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, So
 from .tokens import TokenRows
 from .zoo import load, load_classifier
 
+from . import tasks  # isort: skip
+
 __all__ = [
     "EDM",
     "RK4",
@@ -58,6 +60,7 @@ __all__ = [
     "save_lora",
     "save_noise",
     "save_textual_inversion",
+    "tasks",
     "uniform",
 ]
 

@@ -1,5 +1,26 @@
 """The tasks of the paper, each one call that ends in files and a page."""
 
-from .loop import InterruptedRunError, Loop, Losses, Outcome, StoppedRunError, Task, optimise
+from .attack import NoiseClassifier, hidden_states, pixels
+from .audit import audit
+from .balls import Ball
+from .loop import InterruptedRunError, Outcome, StoppedRunError, optimise
+from .result import AuditResult
+from .settings import AuditSettings
+from .task import Loop, Losses, Task
 
-__all__ = ["InterruptedRunError", "Loop", "Losses", "Outcome", "StoppedRunError", "Task", "optimise"]
+__all__ = [
+    "AuditResult",
+    "AuditSettings",
+    "Ball",
+    "InterruptedRunError",
+    "Loop",
+    "Losses",
+    "NoiseClassifier",
+    "Outcome",
+    "StoppedRunError",
+    "Task",
+    "audit",
+    "hidden_states",
+    "optimise",
+    "pixels",
+]

@@ -15,120 +15,26 @@ and keep no state. Then a run that is killed and resumed, on a CPU, ends in the 
 processes in the same result to rounding. When `optimise` returns, the variables hold the best iterate.
 """
 
-import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from .._types import AdjointDPMError, InputError, NonFiniteError
+from .._types import AdjointDPMError, InputError
+from .batch import Batch, forked
 from .checkpoint import SavingError, check_config, load_checkpoint, save_checkpoint
 from .processes import Processes
-from .seeds import epoch_batch, key
+from .seeds import key
 from .signals import uninterrupted
 from .state import State
+from .task import Loop, Losses, Task
 
 __all__ = ["InterruptedRunError", "Loop", "Losses", "Outcome", "StoppedRunError", "Task", "optimise"]
-
-
-class Losses(NamedTuple):
-    """What is minimised, and what decides which iterate is the best: (items,) each; the losses by default."""
-
-    values: Tensor
-    rank: Tensor | None = None
-
-
-class Task(ABC):
-    """What is optimised; see the head of this module.
-
-    variables   named leaf tensors, changed in place
-    items       number of things to optimise on: starts, prompts, pictures
-    per_item    whether row i of every variable belongs to item i alone (then the best is kept row by row)
-    """
-
-    variables: Mapping[str, Tensor]
-    items: int
-    per_item: bool = False
-
-    @abstractmethod
-    def losses(self, step: int, items: list[int]) -> Losses:
-        """One loss an item, with a graph to the variables. Called without a graph for the last iterate."""
-
-    def prepare(self) -> None:  # noqa: B027, there may be nothing to do
-        """Change the variables' `.grad` before the optimizer's step, such as to length 1; none by default."""
-
-    def project(self) -> None:  # noqa: B027
-        """Put the variables back where they must be, in place, after the step; nothing by default."""
-
-    def validate(self, step: int) -> float:
-        """What decides the best iterate where `Loop.validation_steps` is set: lower is better."""
-        raise InputError(f"{type(self).__name__} has no validation; leave validation_steps at 0")
-
-
-@dataclass(frozen=True)
-class Loop:
-    """How the loop runs.
-
-    Args:
-        steps: N >= 1.
-        batch_size: items a step over all processes; all of them if None.
-        accumulation: in how many parts a process computes its share of a step's gradient (>= 1).
-        max_grad_norm: longer gradients are scaled down to it, over all variables; None for none.
-        decay: of the learning rate over the N steps: "constant", "linear" or "cosine" (to 0).
-        warmup: steps over which it rises linearly from 0.
-        patience: stop after so many steps without a better iterate; None for never.
-        stop_at: stop when the rank of every item's best is at most this.
-        validation_steps: ask `Task.validate` which iterate is the best, every so many steps; 0 for never.
-        seed: of the batches' order and of whatever a task draws.
-        folder: for checkpoints; None for none.
-        checkpointing_steps: save every so many steps; 0 only at the end and when interrupted.
-        resume: go on from the folder's checkpoint if there is one.
-        config: what a checkpoint must agree on, for JSON.
-        quiet: without a progress bar.
-        report: called with (step, {"loss": ...}) after each step.
-    """
-
-    steps: int = 100
-    batch_size: int | None = None
-    accumulation: int = 1
-    max_grad_norm: float | None = None
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = 0
-    patience: int | None = None
-    stop_at: float | None = None
-    validation_steps: int = 0
-    seed: int = 0
-    folder: Path | None = None
-    checkpointing_steps: int = 10
-    resume: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
-    quiet: bool = False
-    report: Callable[[int, dict[str, float]], None] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "accumulation", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, but is {value}")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, as a fraction of the optimizer's own."""
-        rise = min(1.0, (step + 1) / (self.warmup + 1))
-        done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
-        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
-        return rise * fall[self.decay]
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The checkpoint's file."""
-        return None if self.folder is None else self.folder / "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +97,7 @@ class _Run:
         self.optimizer = optimizer(self.leaves)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.state = State.fresh(task.variables, task.items if task.per_item else 1)
+        self.batch = Batch(task, loop, self.processes)
         self.start = time.perf_counter()
         self.between = False  # in the middle of a step: nothing that is worth saving
         path = loop.checkpoint
@@ -254,7 +161,7 @@ class _Run:
 
     def _step(self, bar: Any) -> None:
         loop, state = self.loop, self.state
-        values, batch = self._losses(differentiate=True)
+        values, batch = self.batch.losses(self.state.step, differentiate=True)
         valid = self._validated()
         with uninterrupted(), torch.no_grad():
             self.between = True
@@ -278,7 +185,7 @@ class _Run:
     def _last(self) -> None:
         """Score the iterate after the last step, and finish."""
         if not self._enough():
-            values, batch = self._losses(differentiate=False)
+            values, batch = self.batch.losses(self.state.step, differentiate=False)
             valid = self._validated(last=True)
         with uninterrupted(), torch.no_grad():
             if not self._enough():
@@ -296,7 +203,7 @@ class _Run:
         every = self.loop.validation_steps
         if not every or (self.state.step % every and not last):
             return None
-        with _forked(), torch.no_grad():
+        with forked(), torch.no_grad():
             torch.manual_seed(key(self.loop.seed, "validation"))
             return float(self.task.validate(self.state.step))
 
@@ -314,70 +221,9 @@ class _Run:
         else:
             self.state.losses.append(mean)
 
-    def _losses(self, differentiate: bool) -> tuple[Losses, list[int]]:
-        """The batch's losses, with the variables' `.grad` if they are to be differentiated."""
-        loop, task, step = self.loop, self.task, self.state.step
-        batch = epoch_batch(task.items, loop.batch_size or task.items, step, loop.seed)
-        where = {item: place for place, item in enumerate(batch)}
-        mine = self.processes.part(batch)
-        size = -(-len(mine) // loop.accumulation)
-        for leaf in self.leaves:
-            leaf.grad = torch.zeros_like(leaf) if differentiate else None
-        # In float64: losses of all dtypes fit, and sums of zeros and a value are that value.
-        sums = torch.zeros(2, len(batch), dtype=torch.float64, device=self.leaves[0].device)
-        used = torch.zeros(len(self.leaves) + 1, device=self.leaves[0].device)
-        failure: Exception | None = None
-        try:
-            for first in range(0, len(mine), max(1, size)):
-                part = mine[first : first + size]
-                values, rank = self._part(part, len(batch), differentiate, used)
-                places = [where[item] for item in part]
-                sums[0, places] = values.to(sums)
-                sums[1, places] = (values if rank is None else rank).to(sums)
-        except Exception as error:
-            failure, used[-1] = error, 1
-        self.processes.sum_([used])  # so that no process waits for one that has failed
-        if failure is not None:
-            raise failure
-        if used[-1]:
-            raise AdjointDPMError("another process failed in this step; its message says why")
-        idle = [n for n, u in zip(task.variables, used, strict=False) if not u]
-        if differentiate and idle:
-            raise InputError(f"no loss depends on the variable {idle[0]!r}, so it cannot be optimised")
-        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
-        self.processes.sum_([sums, *gradients])
-        return Losses(sums[0], sums[1]), batch
-
-    def _part(self, part: list[int], batch: int, differentiate: bool, used: Tensor) -> Losses:
-        """Losses of some items; their gradients are added to `.grad`."""
-        task, step = self.task, self.state.step
-        with _forked(), torch.set_grad_enabled(differentiate):
-            torch.manual_seed(key(self.loop.seed, step, part[0]))  # dropout, and metrics that draw
-            values, rank = task.losses(step, part)
-            if values.shape != (len(part),):
-                raise InputError(
-                    f"losses must be one a item, here ({len(part)},), but are {tuple(values.shape)}"
-                )
-            if not bool(torch.isfinite(values).all()):
-                raise NonFiniteError(f"the loss is {values.detach().tolist()}, which is not finite")
-            if differentiate:
-                total = values.sum() if task.per_item else values.sum() / batch
-                found = torch.autograd.grad(total, self.leaves, allow_unused=True)
-                for i, (leaf, gradient) in enumerate(zip(self.leaves, found, strict=True)):
-                    if gradient is not None and leaf.grad is not None:
-                        leaf.grad += gradient
-                        used[i] = 1
-        return Losses(values.detach(), None if rank is None else rank.detach())
-
     def _save(self) -> None:
         path = self.loop.checkpoint
         if path is None or not self.processes.first:
             return
         tensors, about = self.state.packed(self.task.variables, self.optimizer)
         save_checkpoint(path, tensors, {**about, "config": dict(self.loop.config)})
-
-
-def _forked() -> Any:
-    """A block whose draws from the global generators leave no trace outside."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return torch.random.fork_rng([torch.cuda.current_device()] if cuda else [])

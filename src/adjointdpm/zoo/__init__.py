@@ -108,11 +108,15 @@ class Classifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch classes"]:
         """Logits of pictures, differentiable; pictures are not clamped."""
+        return self.model(self.normalised(images)).logits
+
+    def normalised(self, images: Float[Tensor, "batch 3 h w"]) -> Tensor:
+        """Pictures in the size and scale that the network itself takes."""
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
             images = nn.functional.interpolate(
                 images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
             )
-        return self.model((images - self.mean) / self.std).logits
+        return (images - self.mean) / self.std
 
     def index(self, label: str) -> int:
         """The number of a label.
