@@ -52,7 +52,7 @@ def test_gradient_policy_lives_with_the_adjoints(path):
         "gradients.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results
         "metrics/features.py", "metrics/clip.py",  # what a metric compares with
         "tasks/tune.py", "tasks/tuning.py", "tasks/denoising.py", "tasks/invert.py", "tasks/guide.py",
-        "tasks/trajectory.py",
+        "tasks/trajectory.py", "tasks/inversion.py",
         "tasks/loop.py", "tasks/batch.py", "tasks/state.py", "tasks/checkpoint.py", "tasks/attack.py",
         "tasks/controls.py", "tasks/scores.py", "tasks/witness.py", "tasks/harden.py",
     }  # fmt: skip
