@@ -3,6 +3,7 @@
 from .attack import NoiseClassifier, hidden_states, pixels
 from .audit import audit
 from .balls import Ball
+from .harden import HardenResult, HardenSettings, harden
 from .loop import InterruptedRunError, Outcome, StoppedRunError, optimise
 from .result import AuditResult
 from .settings import AuditSettings
@@ -12,6 +13,8 @@ __all__ = [
     "AuditResult",
     "AuditSettings",
     "Ball",
+    "HardenResult",
+    "HardenSettings",
     "InterruptedRunError",
     "Loop",
     "Losses",
@@ -20,6 +23,7 @@ __all__ = [
     "StoppedRunError",
     "Task",
     "audit",
+    "harden",
     "hidden_states",
     "optimise",
     "pixels",
