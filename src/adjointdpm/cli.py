@@ -11,6 +11,7 @@ import torch
 import typer
 
 from ._types import AdjointDPMError
+from .commands import invert, tune
 from .demo import demo as run_demo
 from .flags import (
     AdjointFlag,
@@ -46,6 +47,9 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Gradients through diffusion samplers.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+
+app.command()(tune)
+app.command()(invert)
 
 
 @app.command()
