@@ -167,6 +167,10 @@ class FlowSampler(Sampler):
             raise InputError(f"a FlowSampler has no {', '.join(unknown)}; it has {', '.join(settings)}")
         return FlowSampler(**{**settings, **changes})
 
+    def times(self) -> Tensor:
+        """The grid's N + 1 times, from noise to data, in the network's unit."""
+        return self._times().times
+
     def _times(self) -> TimeGrid:
         if isinstance(self.grid, Tensor):
             return TimeGrid.checked(self.field.schedule, self.grid)

@@ -70,13 +70,21 @@ class Denoise(Task):
             self.cond = sampler.replace(guidance_scale=1.0).encode([prompt])
 
     def losses(self, step: int, items: list[int]) -> Losses:
+        return self._of(f"step {step}", items)
+
+    def validate(self, step: int) -> float:
+        """The mean of sixteen draws that are the same each time."""
+        with torch.no_grad():
+            return float(self._of("validation", list(range(16))).values.mean())
+
+    def _of(self, draw: str, items: list[int]) -> Losses:
         field = self.sampler.field
         schedule, denoiser = field.schedule, field.denoiser
         values = []
         for item in items:  # a denoiser is told one time a call
-            generator = torch.Generator().manual_seed(key(self.seed, "denoise", step, item))
+            generator = torch.Generator().manual_seed(key(self.seed, "denoise", draw, item))
             u = torch.rand(1, generator=generator, dtype=torch.float64)
-            eps = self.sampler.noise(1, key(self.seed, "eps", step, item))
+            eps = self.sampler.noise(1, key(self.seed, "eps", draw, item))
             (time,) = schedule.at(schedule.end + u * (schedule.start - schedule.end))
             x = time.alpha * self.x0 + time.sigma * eps
             match denoiser.prediction:

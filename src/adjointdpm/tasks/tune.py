@@ -46,6 +46,7 @@ class TuneSettings:
         steps, learning_rate, batch_size: of Adam; the batch is of prompts, all of them if None.
         max_grad_norm: longer gradients are cut to it.
         noises: held-out noises a held-out prompt.
+        validation_steps: how often fixed noise decides which iterate is the best.
         seed: of everything that is drawn.
         checkpointing_steps: steps between checkpoints.
     """
@@ -55,12 +56,13 @@ class TuneSettings:
     batch_size: int | None = None
     max_grad_norm: float = 1.0
     noises: int = 2
+    validation_steps: int = 10
     seed: int = 0
     checkpointing_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.noises < 1 or not self.learning_rate > 0:
-            raise InputError("noises must be at least 1 and the learning rate above 0")
+        if self.noises < 1 or self.validation_steps < 1 or not self.learning_rate > 0:
+            raise InputError("noises and validation_steps must be at least 1, the learning rate above 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +177,7 @@ def tune(
             steps=settings.steps,
             batch_size=settings.batch_size,
             max_grad_norm=settings.max_grad_norm,
+            validation_steps=settings.validation_steps,
             decay="cosine",
             seed=settings.seed,
             folder=output_folder(folder / "state" / name),

@@ -201,7 +201,18 @@ class Stylise(Task):
             self.cond = sampler.encode(prompts)
 
     def losses(self, step: int, items: list[int]) -> Losses:
-        noise = noise_of(self.sampler, [key(self.seed, "tune", step, i) for i in items])
+        return self._of(f"step {step}", items)
+
+    def validate(self, step: int) -> float:
+        """The mean of all prompts with the same noise each time; a step's own noise would choose by chance."""
+        with torch.no_grad():
+            return (
+                sum(float(self._of("validation", [i]).values.mean()) for i in range(self.items))
+                / self.items
+            )
+
+    def _of(self, draw: str, items: list[int]) -> Losses:
+        noise = noise_of(self.sampler, [key(self.seed, "tune", draw, i) for i in items])
         cond = rows(self.cond, items)
         with untuned(self.variables, self.start), torch.no_grad():
             originals = self.sampler(noise, cond)
