@@ -32,11 +32,10 @@ def test_words_and_articles():
         worded("a cat", "<new>", "")
 
 
-@pytest.mark.parametrize("kind", [TokenVectors, PromptRows])
-def test_a_word_that_starts_at_the_answer_stays_there(tmp_path, kind):
+def test_a_word_that_starts_at_the_answer_stays_there(tmp_path):
     """The effect of "red", learned from "red": distance zero at once, and the best iterate is the first."""
     ours = sampler()
-    learned = kind(ours, "<new>", "red")
+    learned = TokenVectors(ours, "<new>", "red")
     found = invert(
         ours, learned, PromptGoal("red"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path, settings=SETTINGS,
         quiet=True,
@@ -97,6 +96,18 @@ def test_rows_of_the_prompt_are_those_of_the_word():
     ]
     changed = (embeds != plain).any(2)
     assert int(changed.sum()) == 2
+
+
+def test_a_row_that_is_the_answer_gives_the_answers_prompt():
+    ours = sampler()
+    learned, goal = PromptRows(ours, "<new>", "and"), ours.encode(["a red cat"])["prompt_embeds"]
+    with torch.no_grad():
+        learned.row.copy_(goal[0, learned.places(["a <new> cat"], "<new>")[0]])
+        embeds = learned.encode(["a <new> cat"])["prompt_embeds"]
+    same = (embeds == goal).all(2)[0]
+    assert bool(
+        same[: learned.places(["a <new> cat"], "<new>")[0] + 1].all()
+    )  # later words saw another one
 
 
 def test_effects_are_of_the_picture_without_the_word():

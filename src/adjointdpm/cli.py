@@ -34,6 +34,7 @@ from .flags import (
     resolved,
     save_config,
 )
+from .guiding import guide
 from .models import sampler_of
 from .pictures import as_8_bit, output_folder, png
 from .tasks import AuditSettings, Ball, HardenSettings, InterruptedRunError, hidden_states, pixels
@@ -50,6 +51,7 @@ app = typer.Typer(
 
 app.command()(tune)
 app.command()(invert)
+app.command()(guide)
 
 
 @app.command()

@@ -40,7 +40,7 @@ from .tasks.tune import tune as run_tune
 from .tasks.tuning import Lora, Subset
 from .zoo import load_classifier
 
-__all__ = ["invert", "tune"]
+__all__ = ["agreed", "invert", "saved", "tune"]
 
 # What does not change a result, so that a checkpoint need not agree on it.
 _QUIET = ("output_dir", "report_to", "checkpointing_steps", "judge")
@@ -146,8 +146,8 @@ def tune(
         judge=None if judge == "none" else load_classifier(judge, device=device),
         labels=label or None,
         resume=resume,
-        config=_agreed(ctx),
-        repeat=_saved(ctx, folder),
+        config=agreed(ctx),
+        repeat=saved(ctx, folder),
         report=reporter(report_to, folder),
     )
     for way, each in found.ways.items():
@@ -244,8 +244,8 @@ def invert(
         judge=None if judge == "none" or label is None else load_classifier(judge, device=device),
         label=label,
         resume=resume,
-        config=_agreed(ctx),
-        repeat=_saved(ctx, folder),
+        config=agreed(ctx),
+        repeat=saved(ctx, folder),
         report=reporter(report_to, folder),
     )
     for name, each in found.reports.items():
@@ -255,9 +255,11 @@ def invert(
     print(f"page: {(folder / 'index.html').resolve()}")
 
 
-def _agreed(ctx: typer.Context) -> dict[str, Any]:
+def agreed(ctx: typer.Context) -> dict[str, Any]:
+    """The flags that a checkpoint must agree on."""
     return {name: value for name, value in resolved(ctx).items() if name not in _QUIET}
 
 
-def _saved(ctx: typer.Context, folder: Path) -> str:
+def saved(ctx: typer.Context, folder: Path) -> str:
+    """Save the flags once; returns the command that repeats the run."""
     return save_config(ctx, folder) if Processes.here().first else ""

@@ -11,7 +11,7 @@ as many denoiser calls, forward and backward, as the first.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class GuideSettings:
 
     steps: int = 10
     learning_rate: float = 0.1
-    ahead: LookAhead = LookAhead(steps=4)
+    ahead: LookAhead = field(default_factory=lambda: LookAhead(steps=4))
     noises: int = 2
     batch_size: int = 8
     seed: int = 0
