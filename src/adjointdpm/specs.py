@@ -60,7 +60,7 @@ def picture_file(path: str, size: tuple[int, ...] | None = None) -> Tensor:
     """
     try:
         picture = read_picture(Path(path).read_bytes())
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of broken files
         raise InputError(f"cannot read the picture {path}: {error}") from error
     if size is not None and tuple(picture.shape[1:]) != tuple(size):
         h, w = picture.shape[1:]
@@ -110,7 +110,7 @@ def metric_of(text: str, networks: Networks) -> Any:
     parts = re.split(rf"\+(?=\s*(?:[0-9.]+(?:e-?[0-9]+)?\s*\*|(?:{starts})\b))", text)
     terms = []
     for part in parts:
-        found = _TERM.match(part)
+        found = _TERM.match(part.strip())
         if found is None:
             raise InputError(
                 f"the metric {part.strip()!r} cannot be read; write {', '.join(_KINDS)} or module:function"
