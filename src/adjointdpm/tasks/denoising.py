@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._types import InputError
+from .._types import InputError, Time
 from ..denoisers import Prediction
 from ..sampler import FlowSampler, Sampler
 from .seeds import key
@@ -87,15 +87,20 @@ class Denoise(Task):
             eps = self.sampler.noise(1, key(self.seed, "eps", draw, item))
             (time,) = schedule.at(schedule.end + u * (schedule.start - schedule.end))
             x = time.alpha * self.x0 + time.sigma * eps
-            match denoiser.prediction:
-                case Prediction.EPS:
-                    target = eps
-                case Prediction.X0:
-                    target = self.x0
-                case Prediction.V:
-                    target = time.alpha * eps - time.sigma * self.x0
-                case Prediction.VELOCITY:
-                    target = eps - self.x0
+            target = _target(denoiser.prediction, self.x0, eps, time)
             out = denoiser(x, time.t, self.cond)
             values.append((out - target).square().flatten(1).mean(1))
         return Losses(torch.cat(values))
+
+
+def _target(prediction: Prediction, x0: Tensor, eps: Tensor, time: Time) -> Tensor:
+    """What a network that predicts this should say."""
+    match prediction:
+        case Prediction.EPS:
+            return eps
+        case Prediction.X0:
+            return x0
+        case Prediction.V:
+            return time.alpha * eps - time.sigma * x0
+        case Prediction.VELOCITY:
+            return eps - x0
