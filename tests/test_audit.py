@@ -113,7 +113,7 @@ def test_the_ball_does_not_move_with_the_noise(tmp_path):
     start = sampler.noise(3, 0)
     kept = start.clone()
     far = Objective(
-        classifier(), torch.zeros(3, dtype=torch.long), False, math.inf, None, 0, torch.zeros(3)
+        classifier(), torch.zeros(3, dtype=torch.long), False, math.inf, None, 0.0, torch.zeros(3)
     )
     task = Attack(sampler, sampler.encode(["x"] * 3), start, Ball(0.1), far)
     seen = []
