@@ -95,7 +95,7 @@ class Page:
 
     def curve(self, values: Sequence[float], x: str, y: str) -> None:
         """A curve of one value a step."""
-        self.lines(list(range(len(values))), {"": values}, x, y)
+        self.lines([float(i) for i in range(len(values))], {"": values}, x, y)
 
     def lines(self, at: Sequence[float], values: Mapping[str, Sequence[float]], x: str, y: str) -> None:
         """Named curves over the same points."""
