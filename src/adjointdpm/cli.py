@@ -134,7 +134,7 @@ def audit(
 ) -> None:
     """Look for initial noise whose pictures a classifier misreads."""
     settings = AuditSettings(
-        ball=Ball(radius, norm, shell),  # type: ignore[arg-type]
+        ball=Ball(radius, norm, shell),
         radii=tuple(radii or ()),
         starts=starts,
         tries=tries,

@@ -9,7 +9,6 @@ High-dimensional Gaussian noise lies near the sphere of radius sqrt(d); a sample
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ class Ball:
     """
 
     radius: float = 0.1
-    norm: Literal["l2", "linf"] = "l2"
+    norm: str = "l2"
     shell: bool = False
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class Rate:
         low, high = self.interval
         return f"{100 * self.share:.1f} % ({self.hits} of {self.of}; 95 %: {100 * low:.0f} to {100 * high:.0f})"
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, int | float]:
         """For JSON."""
         low, high = self.interval
         return {"hits": self.hits, "of": self.of, "share": self.share, "low": low, "high": high}

@@ -82,8 +82,11 @@ class Tuned:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        judged = None if self.judged is None else self.judged.as_dict()
-        return {"distances": self.distances, "judged": judged, "losses": self.losses}
+        return {
+            "distances": self.distances,
+            "judged": self.judged and self.judged.as_dict(),
+            "losses": self.losses,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,9 +207,7 @@ def tune(
     ways["metric"] = exam.taken(losses)
     costs = {**exam.costs(metric), "seconds": time.perf_counter() - began}
     costs["weights"] = sum(leaf.numel() for leaf in leaves.values())
-    artefact = folder
-    if Processes.here().first:
-        artefact = weights.save(folder, pipe, leaves)
+    artefact = weights.save(folder, pipe, leaves) if Processes.here().first else folder
     result = TuneResult(folder, artefact, ways, costs)
     if Processes.here().first:
         _write(result, about, [each for each in held_out for _ in range(settings.noises)], repeat, picture)
