@@ -1,8 +1,6 @@
 """Tune weights to a metric: a style from one picture, say, without losing what a prompt asks for.
 
-    features = HiddenStates(net, preprocess)
-    result = adp.tasks.tune(sampler, Style(features, picture) + 0.3 * Content(features), prompts, held_out,
-                            output="outputs/tune", picture=picture, judge=judge)
+    tune(sampler, Style(features, picture) + 0.3 * Content(features), prompts, held_out, output=folder)
 
 Everything that is reported is of prompts and noise that were not trained on, beside no tuning and beside the same
 weights trained on the one picture with the ordinary denoising loss.
