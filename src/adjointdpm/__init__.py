@@ -29,6 +29,8 @@ from .solvers import (
 from .tokens import TokenRows
 from .zoo import load, load_classifier
 
+from . import tasks  # isort: skip
+
 __all__ = [
     "EDM",
     "RK4",
@@ -79,6 +81,7 @@ __all__ = [
     "save_lora",
     "save_noise",
     "save_textual_inversion",
+    "tasks",
     "uniform",
 ]
 

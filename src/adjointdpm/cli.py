@@ -11,11 +11,39 @@ import torch
 import typer
 
 from ._types import AdjointDPMError
+from .commands import invert, tune
 from .compare import compare as compare_gradients
 from .demo import demo as run_demo
+from .flags import (
+    AdjointFlag,
+    Batch,
+    CheckpointingSteps,
+    Config,
+    Device,
+    GuidanceScale,
+    LearningRate,
+    MaxTrainSteps,
+    MixedPrecision,
+    Model,
+    NumInferenceSteps,
+    OutputDir,
+    ReportTo,
+    Resume,
+    Seed,
+    SolverFlag,
+    reporter,
+    resolved,
+    save_config,
+)
+from .guiding import guide
 from .metrics import Chroma
+from .models import sampler_of
 from .pictures import as_8_bit, output_folder, png
-from .zoo import load
+from .tasks import AuditSettings, Ball, HardenSettings, InterruptedRunError, hidden_states, pixels
+from .tasks import audit as run_audit
+from .tasks import harden as run_harden
+from .tasks.processes import Processes
+from .zoo import load, load_classifier
 
 __all__ = ["app", "main"]
 
@@ -23,7 +51,9 @@ app = typer.Typer(
     help="Gradients through diffusion samplers.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
-OutputDir = Annotated[Path, typer.Option("--output_dir", help="Folder for the results.")]
+app.command()(tune)
+app.command()(invert)
+app.command()(guide)
 
 
 @app.command()
@@ -76,13 +106,133 @@ def demo(output_dir: OutputDir = Path("outputs/demo")) -> None:
     print(f"page: {run_demo(output_dir).resolve()}")
 
 
+@app.command()
+def audit(
+    ctx: typer.Context,
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", help='Such as "a cat on a blue background"; may be repeated.')
+    ],
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="The classifier's label of each prompt.")
+    ] = None,
+    classifier: Annotated[
+        str, typer.Option("--classifier", help="To be audited: bundled, folder or name.")
+    ] = "emoji/resnet",
+    judge: Annotated[
+        str, typer.Option("--judge", help="Says whether a picture still shows its thing; none for none.")
+    ] = "emoji/judge",
+    transfer: Annotated[list[str] | None, typer.Option("--transfer", help="Other classifiers.")] = None,
+    keep_features: Annotated[
+        str, typer.Option("--keep_features", help="Classifier whose features are kept; pixels; none.")
+    ] = "pixels",
+    keep_weight: Annotated[float, typer.Option("--keep_weight")] = 1.0,
+    target: Annotated[str | None, typer.Option("--target", help="What all is to be taken for.")] = None,
+    radius: Annotated[float, typer.Option("--radius", help="Of the ball.")] = 0.1,
+    radii: Annotated[list[float] | None, typer.Option("--radii", help="More, for a curve.")] = None,
+    norm: Annotated[str, typer.Option("--norm", help="l2 or linf.")] = "l2",
+    shell: Annotated[bool, typer.Option("--shell", help="Keep the noise's norm.")] = False,
+    starts: Annotated[int, typer.Option("--num_starts", help="Pictures a prompt.")] = 1,
+    tries: Annotated[int, typer.Option("--tries", help="Noises tried for each of them.")] = 4,
+    confidence: Annotated[float, typer.Option("--confidence", help="Logits to be wrong by.")] = 1.0,
+    momentum: Annotated[float, typer.Option("--momentum")] = 0.0,
+    controls: Annotated[bool, typer.Option("--controls/--no_controls", help="Random noise, SPSA.")] = True,
+    harden: Annotated[
+        bool, typer.Option("--harden", help="Fine-tune the classifier on what it finds.")
+    ] = False,
+    config: Config = None,
+    output_dir: OutputDir = Path("outputs/audit"),
+    pretrained_model_name_or_path: Model = "emoji",
+    seed: Seed = 0,
+    max_train_steps: MaxTrainSteps = 20,
+    learning_rate: LearningRate = 0.25,
+    num_inference_steps: NumInferenceSteps = 25,
+    guidance_scale: GuidanceScale = 4.0,
+    solver: SolverFlag = "dpm++",
+    adjoint: AdjointFlag = "checkpointed",
+    mixed_precision: MixedPrecision = "no",
+    device: Device = "cpu",
+    train_batch_size: Batch = 8,
+    checkpointing_steps: CheckpointingSteps = 5,
+    resume: Resume = False,
+    report_to: ReportTo = "none",
+) -> None:
+    """Look for initial noise whose pictures a classifier misreads."""
+    settings = AuditSettings(
+        ball=Ball(radius, norm, shell),
+        radii=tuple(radii or ()),
+        starts=starts,
+        tries=tries,
+        steps=max_train_steps,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        confidence=confidence,
+        keep_weight=keep_weight,
+        controls=controls,
+        batch_size=train_batch_size,
+        seed=seed,
+        checkpointing_steps=checkpointing_steps,
+    )
+    folder = output_folder(output_dir)
+    report = reporter(report_to, folder)
+    audited = load_classifier(classifier, device=device)
+    features = None
+    if keep_features != "none":
+        kept = None if keep_features == "pixels" else load_classifier(keep_features, device=device)
+        features = pixels if kept is None else hidden_states(kept)
+    sampler = sampler_of(
+        pretrained_model_name_or_path,
+        steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        solver=solver,
+        adjoint=adjoint,
+        mixed_precision=mixed_precision,
+        device=device,
+    )
+    quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size", "harden")
+    repeat = save_config(ctx, folder) if Processes.here().first else ""
+    found = run_audit(
+        sampler,
+        audited,
+        prompt,
+        label or None,
+        output=folder,
+        settings=settings,
+        target=target,
+        judge=None if judge == "none" else load_classifier(judge, device=device),
+        transfer={name: load_classifier(name, device=device) for name in transfer or ()},
+        features=features,
+        resume=resume,
+        config={k: v for k, v in resolved(ctx).items() if k not in quiet_about},
+        repeat=repeat,
+        report=report,
+    )
+    print(f"misread: {found.success}")
+    print(f"misread and still shown: {'no judge' if found.kept is None else found.kept}")
+    if harden:
+        harder = run_harden(found, sampler, audited, settings, HardenSettings(seed=seed), resume=resume)
+        print(f"after hardening, on fresh noise: {harder.after} misread, before: {harder.before}")
+        print(f"clean pictures read right: {harder.clean_after}, before: {harder.clean_before}")
+    print(f"page: {(folder / 'index.html').resolve()}")
+
+
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except InterruptedRunError as error:
+        print(f"adjointdpm: {error}", file=sys.stderr)
+        sys.exit(130)
     except AdjointDPMError as error:
         print(f"adjointdpm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        # What typer raises about flags, whichever click it brings along.
+        says = getattr(error, "format_message", None)
+        if says is None:
+            raise
+        print(says() if "Usage:" in says() else f"adjointdpm: {' '.join(says().split())}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,7 @@ class PipelineField(Field):
         width: int | None = None,
     ) -> None:
         super().__init__()
+        self.pipe = pipe
         self._call = ProbedPipeline(pipe, height, width)
         clock = clock_of(pipe.scheduler)
         self.schedule = clock.schedule

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,20 @@ class Page:
 
     def curve(self, values: Sequence[float], x: str, y: str) -> None:
         """A curve of one value a step."""
+        self.lines([float(i) for i in range(len(values))], {"": values}, x, y)
+
+    def lines(self, at: Sequence[float], values: Mapping[str, Sequence[float]], x: str, y: str) -> None:
+        """Named curves over the same points."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 2.2), layout="constrained", dpi=110)
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        axes.plot(range(len(values)), values, color="#0969da")
+        for name, line in values.items():
+            axes.plot(at, line, label=name, marker="o" if len(at) < 12 else "")
+        if any(values):
+            axes.legend(frameon=False)
         axes.set(xlabel=x, ylabel=y)
         axes.spines[["top", "right"]].set_visible(False)
         buffer = io.BytesIO()

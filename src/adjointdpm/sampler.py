@@ -177,6 +177,10 @@ class FlowSampler(Sampler):
         """Number of steps of the grid in use."""
         return len(self._time_grid)
 
+    def times(self) -> Tensor:
+        """The grid's N + 1 times, from noise to data, in the network's unit."""
+        return self._times().times
+
     def _times(self) -> TimeGrid:
         if isinstance(self.grid, Tensor):
             return TimeGrid.checked(self.field.schedule, self.grid)

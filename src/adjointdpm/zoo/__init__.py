@@ -23,7 +23,12 @@ from .._types import InputError
 from ..fields import PipelineField
 from ..sampler import FlowSampler
 
-__all__ = ["Classifier", "folder", "load", "load_classifier"]
+__all__ = ["Classifier", "bundled", "folder", "load", "load_classifier"]
+
+
+def bundled(name: str) -> bool:
+    """Whether a name is that of a bundled model."""
+    return (Path(__file__).parent / name.replace("/", "-") / "MANIFEST.json").is_file()
 
 
 def folder(name: str) -> Path:
@@ -108,11 +113,15 @@ class Classifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch classes"]:
         """Logits of pictures, differentiable; pictures are not clamped."""
+        return self.model(self.normalised(images)).logits
+
+    def normalised(self, images: Float[Tensor, "batch 3 h w"]) -> Tensor:
+        """Pictures in the size and scale that the network itself takes."""
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
             images = nn.functional.interpolate(
                 images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
             )
-        return self.model((images - self.mean) / self.std).logits
+        return (images - self.mean) / self.std
 
     def index(self, label: str) -> int:
         """The number of a label.
@@ -135,14 +144,19 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
             a model's name.
         device: where it runs.
     Raises:
-        InputError: a bundled file is missing or damaged.
+        InputError: a bundled file is missing or damaged, or there is no such classifier.
     """
-    bundled = (Path(__file__).parent / name.replace("/", "-") / "MANIFEST.json").is_file()
-    path = str(folder(name)) if bundled else name
+    path = str(folder(name)) if bundled(name) else name
     with _quiet():
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        model = AutoModelForImageClassification.from_pretrained(path).float()
+        try:
+            model = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True).float()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no classifier could be loaded from {name!r}: {' '.join(str(error).split())[:200]}; give a "
+                "bundled one, a folder of transformers with safetensors, or a hub's name"
+            ) from error
     model.requires_grad_(False).eval()
     settings = _preprocessing(Path(path)) if Path(path).is_dir() else None
     if settings is None:

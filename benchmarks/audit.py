@@ -1,0 +1,114 @@
+"""The audit's protocol on the bundled model: how often can a classifier be misled, and is the thing still shown?
+
+For each concept and seed: a start that the audited classifier reads right; its noise moved in an L2 ball of 10 %
+of its norm (and of other radii, for the curve); scored on the saved 8-bit pictures; beside it random noise and
+SPSA with as many denoiser calls; transfer to other classifiers. Intervals are Wilson's, 95 %.
+
+    python benchmarks/audit.py --output outputs/audit --concepts 40 --starts 3
+    python benchmarks/audit.py --output outputs/tiny --concepts 3 --steps 4 --sampling 6 --radii
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+import adjointdpm as adp
+from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, hidden_states, pixels
+from adjointdpm.tasks.seeds import key
+from adjointdpm.zoo import folder
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/audit"))
+    parser.add_argument("--concepts", type=int, default=40, help="drawn from the model's list")
+    parser.add_argument("--starts", type=int, default=3, help="pictures a concept")
+    parser.add_argument("--radius", type=float, default=0.1)
+    parser.add_argument("--radii", type=float, nargs="*", default=[0.02, 0.05, 0.2])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=0.25)
+    parser.add_argument("--momentum", type=float, default=0.0)
+    parser.add_argument("--sampling", type=int, default=25, help="steps of the sampler")
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--confidence", type=float, default=1.0)
+    parser.add_argument(
+        "--keep", default="pixels", help="pixels, none, or a classifier whose features are kept"
+    )
+    parser.add_argument("--keep_weight", type=float, default=1.0)
+    parser.add_argument("--classifier", default="emoji/resnet")
+    parser.add_argument("--judge", default="emoji/judge")
+    parser.add_argument("--transfer", nargs="*", default=[])
+    parser.add_argument("--no_controls", action="store_true")
+    parser.add_argument("--harden", type=int, default=0, help="steps of fine-tuning; 0 for none")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure."""
+    options = arguments()
+    about = json.loads((folder("emoji") / "emoji.json").read_text())
+    draw = torch.Generator().manual_seed(key(options.seed, "concepts"))
+    chosen = torch.randperm(len(about["concepts"]), generator=draw)[: options.concepts].tolist()
+    sampler = adp.load(
+        "emoji", steps=options.sampling, guidance_scale=options.guidance, device=options.device
+    )
+    classifier = adp.load_classifier(options.classifier, device=options.device)
+    features = None if options.keep == "none" else pixels
+    if options.keep not in ("none", "pixels"):
+        features = hidden_states(adp.load_classifier(options.keep, device=options.device))
+    settings = AuditSettings(
+        ball=Ball(options.radius),
+        radii=tuple(options.radii),
+        starts=options.starts,
+        steps=options.steps,
+        learning_rate=options.rate,
+        momentum=options.momentum,
+        confidence=options.confidence,
+        keep_weight=options.keep_weight,
+        controls=not options.no_controls,
+        batch_size=options.batch,
+        seed=options.seed,
+    )
+    found = adp.tasks.audit(
+        sampler,
+        classifier,
+        [about["phrases"][about["concepts"][i]] for i in chosen],
+        [about["concepts"][i] for i in chosen],
+        output=options.output,
+        settings=settings,
+        judge=adp.load_classifier(options.judge, device=options.device),
+        transfer={name: adp.load_classifier(name, device=options.device) for name in options.transfer},
+        features=features,
+        config={"classifier": options.classifier, "judge": options.judge, "keep": options.keep},
+        resume=options.resume,
+        repeat=f"python benchmarks/audit.py --output {options.output} (with the settings below)",
+    )
+    print(f"starts read right: {len(found.labels)} of {found.tried} made; costs: {found.costs}")
+    named = {"before": found.before, **{f"radius {r:g}": each for r, each in found.curve.items()}}
+    for name, each in {**named, **found.controls}.items():
+        print(f"{name:14} misread {each.success}; still shown {each.kept}")
+    for name, (hits, of) in found.transfer.items():
+        print(f"transfer to {name}: {hits} of {of}")
+    if options.harden:
+        hard = adp.tasks.harden(
+            found,
+            sampler,
+            classifier,
+            settings,
+            HardenSettings(steps=options.harden),
+            resume=options.resume,
+        )
+        print(
+            f"hardening: misread {hard.before} -> {hard.after}; clean {hard.clean_before} -> {hard.clean_after}"
+        )
+
+
+if __name__ == "__main__":
+    main()

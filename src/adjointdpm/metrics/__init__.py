@@ -1,0 +1,43 @@
+"""Metrics on finished pictures: one differentiable value a picture, from (batch, 3, height, width).
+
+Any callable of that kind will do. These are values: they can be added up (`style + 0.5 * content`), and each
+brings its own preprocessing. Lower is better in all of them.
+"""
+
+from .base import Paired, Sum, Weighable, beside
+from .classifiers import Logit, LogProbability, Margin
+from .clip import ClipDistance, load_clip
+from .effects import EFFECTS, EffectDistance, effect
+from .features import Content, ContentDistance, HiddenStates, Layers, Style, gram
+from .imports import user_function
+from .pixels import BackgroundColour, Chroma, PixelDistance, Pixels
+from .preprocess import CLIP, IMAGENET, Preprocess
+
+__all__ = [
+    "CLIP",
+    "EFFECTS",
+    "IMAGENET",
+    "BackgroundColour",
+    "Chroma",
+    "ClipDistance",
+    "Content",
+    "ContentDistance",
+    "EffectDistance",
+    "HiddenStates",
+    "Layers",
+    "LogProbability",
+    "Logit",
+    "Margin",
+    "Paired",
+    "PixelDistance",
+    "Pixels",
+    "Preprocess",
+    "Style",
+    "Sum",
+    "Weighable",
+    "beside",
+    "effect",
+    "gram",
+    "load_clip",
+    "user_function",
+]

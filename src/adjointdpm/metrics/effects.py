@@ -1,0 +1,128 @@
+"""Effects on whole pictures, differentiable: as targets, and as metrics of how far a picture is from one.
+
+    sepia, night, inverted     x -> A x + b, a map of colours
+    blurred                    a Gaussian of 1.5 pixels
+    pixel art                  squares of 4 pixels, rounded softly to 6 levels
+    line drawing               outlines on paper of the border's colour
+
+Nothing is clamped or rounded: r(u) = u - sin(2 pi u) / (2 pi) is flat at whole numbers only, and tanh saturates
+where a clamp would end the gradient. `effect("kornia:filters.sobel")` takes any function of kornia that needs
+a picture alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .._types import InputError
+from .base import Images, Paired
+from .imports import attribute
+from .pixels import PixelDistance, border
+
+__all__ = ["EFFECTS", "EffectDistance", "effect"]
+
+SEPIA = ((0.393, 0.769, 0.189), (0.349, 0.686, 0.168), (0.272, 0.534, 0.131))
+MOONLIGHT, SKY = (0.30, 0.36, 0.62), (0.01, 0.02, 0.07)
+
+
+def sepia(images: Images) -> Images:
+    """Four fifths of the brown of old photographs; one fifth of the colours is left."""
+    return torch.lerp(images, torch.einsum("ij,bjhw->bihw", images.new_tensor(SEPIA), images), 0.8)
+
+
+def night(images: Images) -> Images:
+    """Dim and blue."""
+    tint, sky = (images.new_tensor(c).view(3, 1, 1) for c in (MOONLIGHT, SKY))
+    return images * tint + sky
+
+
+def inverted(images: Images) -> Images:
+    """The negative."""
+    return 1 - images
+
+
+def blurred(images: Images) -> Images:
+    """A Gaussian of standard deviation 1.5 pixels."""
+    return _gaussian(images, 1.5)
+
+
+def pixel_art(images: Images) -> Images:
+    """Squares of 4 pixels, of about 6 levels a channel; sides are multiples of 4."""
+    if images.shape[-1] % 4 or images.shape[-2] % 4:
+        raise InputError(
+            f"pixel art needs sides that are multiples of 4, but has {tuple(images.shape[-2:])}"
+        )
+    levels = 5 * functional.avg_pool2d(images, 4)
+    for _ in range(2):
+        levels = levels - torch.sin(2 * math.pi * levels) / (2 * math.pi)
+    return (levels / 5).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+def line_drawing(images: Images) -> Images:
+    """Outlines on paper of the border's mean colour: light ones on dark paper, dark ones on light."""
+    paper = border(images).mean(2)[:, :, None, None]
+    padded = functional.pad(_gaussian(images, 1.0), (1, 1, 1, 1), mode="replicate")
+    across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+    down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+    # The root of a sum of squares has no derivative at 0; a thousandth is less than an 8-bit level.
+    edge = ((across.square() + down.square()).sum(1, keepdim=True) + 1e-6).sqrt() - 1e-3
+    light = (paper.mean(1, keepdim=True) < 0.45).to(images)
+    return torch.lerp(paper.expand_as(images), (0.08 + 0.87 * light).expand_as(images), (2.5 * edge).tanh())
+
+
+def _gaussian(images: Tensor, deviation: float) -> Tensor:
+    offsets = torch.arange(-4, 5, dtype=images.dtype, device=images.device)
+    weights = torch.softmax(-0.5 * (offsets / deviation).square(), 0).repeat(3, 1)
+    padded = functional.pad(images, (4, 4, 4, 4), mode="replicate")
+    across = functional.conv2d(padded, weights[:, None, None, :], groups=3)
+    return functional.conv2d(across, weights[:, None, :, None], groups=3)
+
+
+EFFECTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sepia": sepia,
+    "pixel art": pixel_art,
+    "line drawing": line_drawing,
+    "blurred": blurred,
+    "night": night,
+    "inverted": inverted,
+}
+
+
+def effect(name: str) -> Callable[[Tensor], Tensor]:
+    """An effect by its name, or "kornia:module.function".
+
+    Raises:
+        InputError: there is none of that name, or kornia is not installed.
+    """
+    if name in EFFECTS:
+        return EFFECTS[name]
+    if name.startswith("kornia:"):
+        module, _, function = name.removeprefix("kornia:").rpartition(".")
+        return attribute(f"kornia.{module}".rstrip("."), function, "pip install 'adjointdpm[effects]'")
+    raise InputError(
+        f"there is no effect {name!r}; there are {', '.join(EFFECTS)}, and any function of kornia of one picture, "
+        "such as kornia:filters.sobel"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class EffectDistance(Paired):
+    """Mean squared distance from the effect on the picture that a task compares with: |x - e(y)|^2.
+
+    Args:
+        effect: pictures to pictures.
+    """
+
+    effect: Callable[[Tensor], Tensor]
+
+    def beside(self, others: Images) -> PixelDistance:
+        target = self.effect(others)
+        if target.shape != others.shape:
+            raise InputError(
+                f"the effect makes {tuple(target.shape)} of {tuple(others.shape)}; keep the shape"
+            )
+        return PixelDistance(target)

@@ -1,0 +1,273 @@
+"""Invert a visual effect into a word: what a word does to pictures is learned from pictures.
+
+    learned = TokenVectors(sampler, "<effect>", "plain")
+    result = adp.tasks.invert(sampler, learned, PromptGoal("sepia"), ["a <effect> cat"], ["a <effect> car"], output=...)
+
+    min_v  mean_i L(x(noise_i, c(v)); target_i)        through the whole sampling
+
+Trained on a fixed set of noises; reported on those, on other noises of the same prompts, and on prompts and noises
+that were not trained on. (Task of AdjointDPM, Pan et al., 2024, arXiv 2307.10711.)
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import InputError
+from ..gradients import check_metric, score
+from ..metrics import Pixels, beside
+from ..pictures import as_8_bit, output_folder, png, sheet
+from ..report import Page, Pictures
+from ..sampler import Sampler
+from ..zoo import Classifier
+from .checkpoint import write_file
+from .inversion import Goal, Learned, worded
+from .loop import optimise
+from .processes import Processes
+from .scores import Rate, said, sampled, saved
+from .seeds import key, noise_of
+from .task import Loop, Losses, Task
+
+__all__ = ["InvertResult", "InvertSettings", "Inverted", "invert"]
+
+SETS = ("seen noise", "unseen noise", "unseen concepts")
+
+
+@dataclass(frozen=True)
+class InvertSettings:
+    """What an inversion does.
+
+    Args:
+        steps, learning_rate, batch_size: of Adam; the batch is of pairs of prompt and noise, all if None.
+        noises: noises a prompt, for training and again for each report.
+        seed: of everything that is drawn.
+        checkpointing_steps: steps between checkpoints.
+    """
+
+    steps: int = 100
+    learning_rate: float = 0.02
+    batch_size: int | None = None
+    noises: int = 2
+    seed: int = 0
+    checkpointing_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.noises < 1 or not self.learning_rate > 0:
+            raise InputError("noises must be at least 1 and the learning rate above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Inverted:
+    """One of the three reports.
+
+    before, after, target     (pictures, 3, height, width): without the word, with it, and what was wanted
+    distance_before, distance_after     mean of the distance to the target
+    judged, judged_target     how often the judge sees the effect, in what was learned and in the target
+    """
+
+    prompts: list[str]
+    before: Tensor
+    after: Tensor
+    target: Tensor
+    distance_before: float
+    distance_after: float
+    judged: Rate | None
+    judged_target: Rate | None
+
+    @property
+    def reduction(self) -> float:
+        """1 - distance after / before."""
+        return 1 - self.distance_after / self.distance_before
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "before": self.distance_before,
+            "after": self.distance_after,
+            "reduction": self.reduction,
+            "judged": None if self.judged is None else self.judged.as_dict(),
+            "judged_target": None if self.judged_target is None else self.judged_target.as_dict(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class InvertResult:
+    """What an inversion found; the files lie in `folder`, the word in `artefact`."""
+
+    folder: Path
+    artefact: Path
+    reports: dict[str, Inverted]
+    losses: list[float]
+    costs: dict[str, Any]
+
+
+class Invert(Task):
+    """The distance to fixed targets, of fixed pairs of prompt and noise."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        learned: Learned,
+        prompts: list[str],
+        noise: Tensor,
+        target: Tensor,
+        distance: Any,
+    ) -> None:
+        self.sampler, self.learned, self.prompts = sampler, learned, prompts
+        self.noise, self.target, self.distance = noise, target, distance
+        self.variables, self.items = learned.variables, len(prompts)
+
+    def losses(self, step: int, items: list[int]) -> Losses:
+        images = self.sampler(self.noise[items], self.learned.encode([self.prompts[i] for i in items]))
+        return Losses(score(beside(self.distance, self.target[items]), images))
+
+
+def invert(
+    sampler: Sampler,
+    learned: Learned,
+    goal: Goal,
+    prompts: Sequence[str],
+    held_out: Sequence[str],
+    *,
+    token: str = "<effect>",
+    output: str | Path,
+    settings: InvertSettings | None = None,
+    distance: Any = None,
+    judge: Classifier | None = None,
+    label: str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    config: Mapping[str, Any] | None = None,
+    repeat: str = "",
+    report: Callable[[int, dict[str, float]], None] | None = None,
+) -> InvertResult:
+    """Learn a word from what it should do to pictures.
+
+    Args:
+        sampler: over a pipeline.
+        learned: the word: `TokenVectors` or `PromptRows`. It holds the best found afterwards.
+        goal: `PromptGoal` or `EffectGoal`.
+        prompts: trained on; each holds the token as a word.
+        held_out: reported on besides; each holds the token.
+        token: the word's name.
+        output: a folder for the word, the pictures, result.json and the page.
+        settings: how.
+        distance: a paired metric; `metrics.Pixels()` by default.
+        judge, label: a classifier of effects, never part of a loss, and what it should say.
+        resume, quiet, config, repeat, report: as of `audit`.
+    Raises:
+        InputError: a prompt without the token, an unknown label, a folder that cannot be written, a checkpoint of
+            another run.
+    """
+    if not prompts or not held_out:
+        raise InputError("an inversion needs prompts to learn from, and others to report on")
+    for each in (*prompts, *held_out):
+        worded(each, token, "")
+    folder, settings, began = output_folder(output), settings or InvertSettings(), time.perf_counter()
+    distance = Pixels() if distance is None else distance
+    wanted = None if judge is None or label is None else judge.index(label)
+    like = sampler.noise(1)
+    grey = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
+    check_metric(beside(distance, grey), sampler, 1, like)
+
+    def pairs(name: str, texts: Sequence[str]) -> tuple[list[str], Tensor, Tensor]:
+        each = [text for text in texts for _ in range(settings.noises)]
+        noise = noise_of(sampler, [key(settings.seed, name, i) for i in range(len(each))])
+        batch = settings.batch_size or len(each)
+        parts = [
+            goal.targets(sampler, each[i : i + batch], token, noise[i : i + batch])
+            for i in range(0, len(each), batch)
+        ]
+        return each, noise, torch.cat(parts)
+
+    sets = {name: pairs(name, held_out if name == SETS[2] else prompts) for name in SETS}
+    about = {"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **(config or {})}
+    about.pop("checkpointing_steps")
+    task = Invert(sampler, learned, *sets[SETS[0]], distance)
+    loop = Loop(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        decay="cosine",
+        seed=settings.seed,
+        folder=output_folder(folder / "state"),
+        checkpointing_steps=settings.checkpointing_steps,
+        resume=resume,
+        quiet=quiet,
+        config=about,
+        report=report,
+    )
+    # No weight decay: it would pull the embedding towards zero, which is no word.
+    outcome = optimise(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
+    stats = sampler.stats
+    costs: dict[str, Any] = {"bytes_saved": stats.bytes_saved}
+    reports = {}
+    for name, (each, noise, target) in sets.items():
+        with torch.no_grad():
+            plain = sampler.encode([worded(text, token, "") for text in each])
+            cond = learned.encode(each)
+        batch = settings.batch_size or len(each)
+        before, after = (sampled(sampler, noise, c, batch) for c in (plain, cond))
+        with torch.no_grad():
+            far = [float(beside(distance, target)(images).mean()) for images in (before, after)]
+        rates: list[Rate | None] = [None, None]
+        if judge is not None and wanted is not None:
+            rates = [Rate.of_mask(said(judge, saved(i)).argmax(1) == wanted) for i in (after, target)]
+        reports[name] = Inverted(each, before, after, target, far[0], far[1], rates[0], rates[1])
+    costs |= {"calls_a_sampling": sampler.stats.nfe_forward, "seconds": time.perf_counter() - began}
+    artefact = learned.save(folder) if Processes.here().first else folder
+    result = InvertResult(folder, artefact, reports, outcome.losses, costs)
+    if Processes.here().first:
+        _write(result, about, repeat)
+    return result
+
+
+def _write(result: InvertResult, about: Mapping[str, Any], repeat: str) -> None:
+    """result.json, the pictures in one file, and the page."""
+    folder = result.folder
+    found = {
+        "settings": dict(about),
+        "reports": {name: each.as_dict() for name, each in result.reports.items()},
+        "losses": result.losses,
+        "costs": result.costs,
+    }
+    write_file(folder / "result.json", json.dumps(found, indent=1).encode())
+    page = Page("adjointdpm invert: a visual effect as a word")
+    page.text(
+        f"Goal: {about['goal']}. Learned in {about['steps']} steps from {len(about['prompts'])} prompts."
+    )
+    page.table(
+        ["", "", "distance before", "after", "less by", "effect seen by the judge", "... in the targets"],
+        [
+            [
+                name,
+                "",
+                f"{each.distance_before:.4f}",
+                f"{each.distance_after:.4f}",
+                f"{100 * each.reduction:.0f} %",
+                *("no judge" if rate is None else str(rate) for rate in (each.judged, each.judged_target)),
+            ]
+            for name, each in result.reports.items()
+        ],
+    )
+    page.curve(result.losses, "step", "distance")
+    shown = slice(0, 6)
+    for name, each in result.reports.items():
+        page.heading(name)
+        captions = each.prompts[shown]
+        triple = {"without the word": each.before, "with it": each.after, "target": each.target}
+        page.pictures(*(Pictures(k, as_8_bit(v[shown]), captions) for k, v in triple.items()))
+        images = torch.cat([as_8_bit(v[shown]) for v in triple.values()])
+        write_file(folder / f"{name.replace(' ', '-')}.png", png(sheet(images, len(captions))))
+    page.heading("What was differentiated, and how to repeat it")
+    page.text(
+        f"The whole sampling of {result.costs['calls_a_sampling']} denoiser calls; "
+        f"{result.costs['seconds']:.0f} seconds."
+    )
+    page.code(repeat or "adjointdpm.tasks.invert(...) with the settings in result.json")
+    page.write(folder / "index.html")

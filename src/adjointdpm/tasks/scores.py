@@ -1,0 +1,86 @@
+"""What is said about pictures: rates with Wilson intervals, and pictures as their files hold them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._types import Cond
+from ..pictures import as_8_bit
+from ..sampler import Sampler
+from .processes import Processes
+
+__all__ = ["Rate", "rows", "said", "sampled", "saved"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many of so many, with the 95 % interval of Wilson (1927).
+
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   z = 1.96
+    """
+
+    hits: int
+    of: int
+
+    @classmethod
+    def of_mask(cls, mask: Tensor) -> "Rate":
+        """The share of true entries."""
+        return cls(int(mask.sum()), mask.numel())
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1; 0 of nothing."""
+        return self.hits / self.of if self.of else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval; everything, of nothing."""
+        if not self.of:
+            return 0.0, 1.0
+        z, n, p = 1.959963984540054, self.of, self.share
+        middle = p + z * z / (2 * n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.share:.1f} % ({self.hits} of {self.of}; 95 %: {100 * low:.0f} to {100 * high:.0f})"
+
+    def as_dict(self) -> dict[str, int | float]:
+        """For JSON."""
+        low, high = self.interval
+        return {"hits": self.hits, "of": self.of, "share": self.share, "low": low, "high": high}
+
+
+def rows(cond: Cond, items: list[int]) -> Cond:
+    """The conditioning of some items of a batch."""
+    return cond.map(lambda tensor: tensor[items] if tensor.ndim and len(tensor) > 1 else tensor)
+
+
+def saved(images: Tensor) -> Tensor:
+    """Pictures as they come back from their files: clamped, rounded to 8 bits, in [0, 1]."""
+    return as_8_bit(images).to(images.device, images.dtype) / 255
+
+
+def sampled(
+    sampler: Sampler, noise: Tensor, cond: Cond, batch: int, processes: Processes | None = None
+) -> Tensor:
+    """Pictures of many noises without a gradient, in parts and over processes, the same in all of them."""
+    processes = processes or Processes.here()
+    images = torch.zeros(len(noise), *sampler.image_shape, dtype=noise.dtype, device=noise.device)
+    mine = processes.part(range(len(noise)))
+    with torch.no_grad():
+        for first in range(0, len(mine), batch):
+            part = mine[first : first + batch]
+            images[part] = sampler(noise[part], rows(cond, part))
+    processes.sum_([images])
+    return images
+
+
+def said(classifier: Callable[[Tensor], Tensor], images: Tensor, batch: int = 64) -> Tensor:
+    """Logits of pictures, in parts."""
+    with torch.no_grad():
+        return torch.cat([classifier(part) for part in images.split(batch)])

@@ -1,0 +1,111 @@
+"""What the loop is given: a task and how to run it.
+
+`losses` is a function of the variables, the step and the items, and nothing else: draw with
+`seeds.key(seed, step, item)`. The global generators are seeded before each call.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from .._types import InputError
+
+__all__ = ["Loop", "Losses", "Task"]
+
+
+class Losses(NamedTuple):
+    """What is minimised, and what decides which iterate is the best: (items,) each; the losses by default."""
+
+    values: Tensor
+    rank: Tensor | None = None
+
+
+class Task(ABC):
+    """What is optimised; see the head of this module.
+
+    variables   named leaf tensors, changed in place
+    items       number of things to optimise on: starts, prompts, pictures
+    per_item    whether row i of every variable belongs to item i alone (then the best is kept row by row)
+    """
+
+    variables: Mapping[str, Tensor]
+    items: int
+    per_item: bool = False
+
+    @abstractmethod
+    def losses(self, step: int, items: list[int]) -> Losses:
+        """One loss an item, with a graph to the variables. Called without a graph for the last iterate."""
+
+    def prepare(self) -> None:  # noqa: B027, there may be nothing to do
+        """Change the variables' `.grad` before the optimizer's step, such as to length 1; none by default."""
+
+    def project(self) -> None:  # noqa: B027
+        """Put the variables back where they must be, in place, after the step; nothing by default."""
+
+    def validate(self, step: int) -> float:
+        """What decides the best iterate where `Loop.validation_steps` is set: lower is better."""
+        raise InputError(f"{type(self).__name__} has no validation; leave validation_steps at 0")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How the loop runs.
+
+    Args:
+        steps: N >= 1.
+        batch_size: items a step over all processes; all of them if None.
+        accumulation: in how many parts a process computes its share of a step's gradient (>= 1).
+        max_grad_norm: longer gradients are scaled down to it, over all variables; None for none.
+        decay: of the learning rate over the N steps: "constant", "linear" or "cosine" (to 0).
+        warmup: steps over which it rises linearly from 0.
+        patience: stop after so many steps without a better iterate; None for never.
+        stop_at: stop when the rank of every item's best is at most this.
+        validation_steps: ask `Task.validate` which iterate is the best, every so many steps; 0 for never.
+        seed: of the batches' order and of whatever a task draws.
+        folder: for checkpoints; None for none.
+        checkpointing_steps: save every so many steps; 0 only at the end and when interrupted.
+        resume: go on from the folder's checkpoint if there is one.
+        config: what a checkpoint must agree on, for JSON.
+        quiet: without a progress bar.
+        report: called with (step, {"loss": ...}) after each step.
+    """
+
+    steps: int = 100
+    batch_size: int | None = None
+    accumulation: int = 1
+    max_grad_norm: float | None = None
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = 0
+    patience: int | None = None
+    stop_at: float | None = None
+    validation_steps: int = 0
+    seed: int = 0
+    folder: Path | None = None
+    checkpointing_steps: int = 10
+    resume: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    quiet: bool = False
+    report: Callable[[int, dict[str, float]], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulation", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, but is {value}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, as a fraction of the optimizer's own."""
+        rise = min(1.0, (step + 1) / (self.warmup + 1))
+        done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
+        return rise * fall[self.decay]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint's file."""
+        return None if self.folder is None else self.folder / "checkpoint.safetensors"

@@ -1,0 +1,300 @@
+"""Tune weights to a metric: a style from one picture, say, without losing what a prompt asks for.
+
+    tune(sampler, Style(features, picture) + 0.3 * Content(features), prompts, held_out, output=folder)
+
+Everything that is reported is of prompts and noise that were not trained on, beside no tuning and beside the same
+weights trained on the one picture with the ordinary denoising loss.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import Cond, InputError
+from ..gradients import check_metric
+from ..metrics import beside
+from ..pictures import as_8_bit, output_folder, png, sheet
+from ..report import Page, Pictures
+from ..sampler import FlowSampler, Sampler
+from ..zoo import Classifier
+from .checkpoint import write_file
+from .denoising import Denoise, latents_of
+from .loop import optimise
+from .processes import Processes
+from .scores import Rate, said, sampled, saved
+from .seeds import key, noise_of
+from .settings import labels_of
+from .task import Loop, Task
+from .tuning import Lora, Stylise, Weights, network_of, pipeline_of
+
+__all__ = ["TuneResult", "TuneSettings", "Tuned", "tune"]
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """What a tuning does.
+
+    Args:
+        steps, learning_rate, batch_size: of Adam; the batch is of prompts, all of them if None.
+        max_grad_norm: longer gradients are cut to it.
+        noises: held-out noises a held-out prompt.
+        validation_steps: how often fixed noise decides which iterate is the best.
+        seed: of everything that is drawn.
+        checkpointing_steps: steps between checkpoints.
+    """
+
+    steps: int = 100
+    learning_rate: float = 1e-3
+    batch_size: int | None = None
+    max_grad_norm: float = 1.0
+    noises: int = 2
+    validation_steps: int = 10
+    seed: int = 0
+    checkpointing_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.noises < 1 or self.validation_steps < 1 or not self.learning_rate > 0:
+            raise InputError("noises and validation_steps must be at least 1, the learning rate above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """Held-out pictures of one way of tuning.
+
+    images     (pictures, 3, height, width), not clamped
+    distances  mean of each measure
+    judged     how often the judge sees the concept, on 8 bits; None without a judge
+    losses     of the training
+    """
+
+    images: Tensor
+    distances: dict[str, float]
+    judged: Rate | None
+    losses: list[float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "distances": self.distances,
+            "judged": self.judged and self.judged.as_dict(),
+            "losses": self.losses,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class TuneResult:
+    """What a tuning found; the files lie in `folder`, the weights in `artefact`.
+
+    ways     "untuned", "metric", and "denoising" where it was asked for
+    costs    bytes saved for backward and denoiser calls a picture, and seconds
+    """
+
+    folder: Path
+    artefact: Path
+    ways: dict[str, Tuned]
+    costs: dict[str, Any]
+
+    def reduction(self, measure: str, way: str = "metric") -> float:
+        """1 - distance after / before, on held-out prompts and noise."""
+        return 1 - self.ways[way].distances[measure] / self.ways["untuned"].distances[measure]
+
+
+def tune(
+    sampler: Sampler,
+    metric: Any,
+    prompts: Sequence[str],
+    held_out: Sequence[str],
+    *,
+    output: str | Path,
+    weights: Weights | None = None,
+    settings: TuneSettings | None = None,
+    measures: Mapping[str, Any] | None = None,
+    picture: Tensor | None = None,
+    picture_prompt: str = "",
+    judge: Classifier | None = None,
+    labels: Sequence[str] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    config: Mapping[str, Any] | None = None,
+    repeat: str = "",
+    report: Callable[[int, dict[str, float]], None] | None = None,
+) -> TuneResult:
+    """Train weights of the denoiser for a metric of the finished picture. The sampler is tuned afterwards.
+
+    Args:
+        sampler: over a pipeline.
+        metric: what is lowered; `metrics.Content` and other paired metrics see the untuned model's picture.
+        prompts: trained on, with fresh noise a step.
+        held_out: reported on, with noise of their own.
+        output: a folder for the weights, the pictures, result.json and the page.
+        weights: a LoRA by default.
+        settings: how.
+        measures: reported by name; {"metric": metric} by default.
+        picture: (3, height, width) in [0, 1]; if given, the denoising loss on it is tried, too.
+        picture_prompt: what it is called there.
+        judge: a classifier that says what held-out pictures show, never part of a loss.
+        labels: the judge's label of each held-out prompt; found in the prompts by default.
+        resume, quiet, config, repeat, report: as of `audit`.
+    Raises:
+        InputError: no prompts, a metric that cannot be differentiated, no such weights, an unknown label, a
+            folder that cannot be written, a checkpoint of another run.
+    """
+    if not prompts or not held_out:
+        raise InputError("tuning needs prompts to train on, and others to report on")
+    folder, settings, began = output_folder(output), settings or TuneSettings(), time.perf_counter()
+    weights, measures = weights or Lora(), dict(measures or {"metric": metric})
+    truth = None if judge is None else torch.tensor(labels_of(judge, held_out, labels))
+    pipe, network = pipeline_of(sampler), network_of(sampler)
+    if picture is not None:
+        latents_of(sampler, picture)
+    like = sampler.noise(1)
+    grey = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
+    for each in (metric, *measures.values()):
+        check_metric(beside(each, grey), sampler, 1, like)
+    about = {"weights": repr(weights), "prompts": list(prompts), **asdict(settings), **(config or {})}
+    about.pop("checkpointing_steps")
+    noise = noise_of(
+        sampler,
+        [
+            key(settings.seed, "held out", i, j)
+            for i in range(len(held_out))
+            for j in range(settings.noises)
+        ],
+    )
+    with torch.no_grad():
+        cond = sampler.encode([each for each in held_out for _ in range(settings.noises)])
+    batch = settings.batch_size or len(prompts)
+    exam = _Exam(sampler, noise, cond, measures, judge, truth, settings.noises, batch)
+    ways = {"untuned": exam.taken([])}
+
+    def trained(name: str, task: Task) -> list[float]:
+        loop = Loop(
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            max_grad_norm=settings.max_grad_norm,
+            validation_steps=settings.validation_steps,
+            decay="cosine",
+            seed=settings.seed,
+            folder=output_folder(folder / "state" / name),
+            checkpointing_steps=settings.checkpointing_steps,
+            resume=resume,
+            quiet=quiet,
+            config={**about, "way": name},
+            report=report if name == "metric" else None,
+        )
+        return optimise(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop).losses
+
+    if picture is not None and isinstance(sampler, FlowSampler):
+        leaves = weights.attach(network, settings.seed)
+        start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        task = Denoise(sampler, picture.to(like), picture_prompt, leaves, batch, settings.seed)
+        losses = trained("denoising", task)
+        ways["denoising"] = exam.taken(losses)
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(start[name])
+        weights.remove(network, leaves)
+    leaves = weights.attach(network, settings.seed)
+    losses = trained("metric", Stylise(sampler, metric, prompts, leaves, settings.seed))
+    ways["metric"] = exam.taken(losses)
+    costs = {**exam.costs(metric), "seconds": time.perf_counter() - began}
+    costs["weights"] = sum(leaf.numel() for leaf in leaves.values())
+    artefact = weights.save(folder, pipe, leaves) if Processes.here().first else folder
+    result = TuneResult(folder, artefact, ways, costs)
+    if Processes.here().first:
+        _write(result, about, [each for each in held_out for _ in range(settings.noises)], repeat, picture)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Exam:
+    """What every way of tuning is asked, the same for all."""
+
+    sampler: Sampler
+    noise: Tensor
+    cond: Cond
+    measures: dict[str, Any]
+    judge: Classifier | None
+    truth: Tensor | None
+    noises: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "originals", sampled(self.sampler, self.noise, self.cond, self.batch))
+
+    def taken(self, losses: list[float]) -> Tuned:
+        """Pictures of the network as it is now, and what is said about them."""
+        images = sampled(self.sampler, self.noise, self.cond, self.batch)
+        originals: Tensor = self.__dict__["originals"]
+        distances = {}
+        with torch.no_grad():
+            for name, metric in self.measures.items():
+                parts = zip(images.split(self.batch), originals.split(self.batch), strict=True)
+                distances[name] = float(torch.cat([beside(metric, o)(i) for i, o in parts]).mean())
+        judged = None
+        if self.judge is not None and self.truth is not None:
+            says = said(self.judge, saved(images)).argmax(1).cpu()
+            judged = Rate.of_mask(says == self.truth.repeat_interleave(self.noises))
+        return Tuned(images, distances, judged, losses)
+
+    def costs(self, metric: Any) -> dict[str, Any]:
+        """Of one picture's gradient."""
+        cond = self.cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
+        images = self.sampler(self.noise[:1], cond)
+        beside(metric, self.__dict__["originals"][:1])(images).sum().backward()
+        self.sampler.zero_grad()
+        stats = self.sampler.stats
+        return {"calls_a_picture": stats.nfe_forward + stats.nfe_backward, "bytes_saved": stats.bytes_saved}
+
+
+def _write(
+    result: TuneResult, about: Mapping[str, Any], captions: list[str], repeat: str, picture: Tensor | None
+) -> None:
+    """result.json, the pictures in one file, and the page."""
+    folder, ways = result.folder, result.ways
+    ways_json = {name: each.as_dict() for name, each in ways.items()}
+    found = {"settings": dict(about), "ways": ways_json, "costs": result.costs}
+    write_file(folder / "result.json", json.dumps(found, indent=1, default=str).encode())
+    shown = slice(0, 8)
+    images = torch.cat([as_8_bit(each.images[shown]) for each in ways.values()])
+    write_file(folder / "pictures.png", png(sheet(images, len(captions[shown]))))
+    page = Page("adjointdpm tune: weights towards a metric")
+    page.text(
+        f"{result.costs['weights']:,} weights, trained for {about['steps']} steps on {len(about['prompts'])} "
+        "prompts with fresh noise a step. Below are prompts and noise that were not trained on."
+    )
+    names = list(ways["untuned"].distances)
+    page.table(
+        ["", "", *names, *(f"{name}: less by" for name in names), "concept seen by the judge"],
+        [
+            [
+                way,
+                "",
+                *(f"{each.distances[name]:.4f}" for name in names),
+                *(f"{100 * result.reduction(name, way):.0f} %" for name in names),
+                "no judge" if each.judged is None else str(each.judged),
+            ]
+            for way, each in ways.items()
+        ],
+    )
+    if picture is not None:
+        page.pictures(Pictures("reference", as_8_bit(picture[None]), ["the one picture"]))
+    page.pictures(
+        *(Pictures(way, as_8_bit(each.images[shown]), captions[shown]) for way, each in ways.items())
+    )
+    for way, each in ways.items():
+        if each.losses:
+            page.curve(each.losses, "step", f"loss ({way})")
+    page.heading("What was differentiated, and how to repeat it")
+    page.text(
+        f"The whole sampling: {result.costs['calls_a_picture']} denoiser calls for a picture's gradient, "
+        f"{result.costs['bytes_saved']} bytes saved for the backward pass. {result.costs['seconds']:.0f} seconds."
+    )
+    page.code(repeat or "adjointdpm.tasks.tune(...) with the settings in result.json")
+    page.write(folder / "index.html")

@@ -1,0 +1,357 @@
+"""The audit: balls, what counts as a success, its controls, its files; and the faults it must not have."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import adjointdpm as adp
+from adjointdpm.pictures import read_picture
+from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, Loop, NoiseClassifier, optimise
+from adjointdpm.tasks.attack import Attack, Objective, hidden_states, pixels
+from adjointdpm.tasks.harden import _FineTune
+from adjointdpm.tasks.scores import Rate
+from adjointdpm.tasks.settings import labels_of
+from adjointdpm.zoo import Classifier, load_classifier
+from tests.conftest import scaled_linear, standard_mixture
+from tests.test_bad_input import picture_sampler
+from tests.tiny_tasks import mixture_sampler
+
+LABELS = ["north east", "north", "south", "east"]
+
+
+class Nearest(nn.Module):
+    """Logits: minus the squared distance to each of the four blobs of the mixture, as a pixel shows them."""
+
+    def __init__(self, scale=4.0, names=LABELS):
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("means", standard_mixture(adp.VPDiscrete(scaled_linear())).means.detach())
+        self.config = SimpleNamespace(id2label=dict(enumerate(names)), num_labels=len(names))
+
+    def forward(self, pixel):
+        points = (pixel[:, :2].flatten(1) - 0.5) * 4
+        return SimpleNamespace(
+            logits=-self.scale * (points[:, None] - self.means.to(points)).square().sum(2)
+        )
+
+
+def classifier(model=None):
+    return Classifier(Nearest() if model is None else model, [0.0] * 3, [1.0] * 3, None)
+
+
+def settings(**changes):
+    quick = {"steps": 6, "starts": 2, "tries": 12, "batch_size": 3, "ball": Ball(0.6), "confidence": 0.2}
+    return AuditSettings(**{**quick, **changes})
+
+
+def audited(folder, audited_=None, **changes):
+    given = {"judge": classifier(), "features": pixels, "quiet": True, "settings": settings()} | changes
+    return adp.tasks.audit(
+        mixture_sampler(4), audited_ or classifier(), LABELS, LABELS, output=folder, **given
+    )
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    given = settings(radii=(0.2,))
+    return audited(
+        folder, settings=given, transfer={"<b>other</b>": classifier(Nearest(2.0))}, repeat="<i>again</i>"
+    )
+
+
+# --- balls
+
+
+@pytest.mark.parametrize("ball", [Ball(0.3), Ball(0.3, shell=True), Ball(0.3, "linf")])
+def test_projection_is_the_nearest_point(ball):
+    torch.manual_seed(0)
+    centre = torch.randn(1, 3, dtype=torch.float64)
+    x = centre + torch.randn(1, 3, dtype=torch.float64)
+    near = ball.project(x, centre)
+    assert float(ball.distance(near, centre)) <= ball.radius + 1e-12
+    assert float((ball.project(near, centre) - near).abs().max()) < 1e-12
+    others = ball.project(centre + torch.randn(20000, 3, dtype=torch.float64), centre.expand(20000, 3))
+    if ball.shell:
+        assert float((others.norm(dim=1) - centre.norm()).abs().max()) < 1e-12
+        # Along the sphere, the nearest is the one of the smallest angle.
+        angles = nn.functional.cosine_similarity(others, x.expand_as(others))
+        assert float(angles.max()) <= float(nn.functional.cosine_similarity(near, x)) + 1e-12
+    else:
+        assert float((others - x).norm(dim=1).min()) >= float((near - x).norm()) - 1e-12
+    inside = centre + 1e-3 * torch.ones_like(centre)
+    if not ball.shell:
+        assert float((ball.project(inside, centre) - inside).abs().max()) < 1e-15
+
+
+def test_the_rim_of_the_shell_is_as_far_as_the_ball_goes():
+    centre = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    rim = Ball(0.5, shell=True).project(torch.tensor([[-30.0, 1.0]], dtype=torch.float64), centre)
+    assert float((rim - centre).norm()) == pytest.approx(0.5 * 5)
+    assert float(rim.norm()) == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [((0.0,), "above 0"), ((0.1, "l1"), "l2 or linf"), ((0.1, "linf", True), "shell")],
+)
+def test_balls_that_are_none(arguments, word):
+    with pytest.raises(adp.InputError, match=word):
+        Ball(*arguments)
+
+
+# --- known faults
+
+
+def test_the_ball_does_not_move_with_the_noise(tmp_path):
+    """A centre that aliases the noise bounds nothing: steps of the ball's own size would add up."""
+    sampler = mixture_sampler(3)
+    start = sampler.noise(3, 0)
+    kept = start.clone()
+    far = Objective(
+        classifier(), torch.zeros(3, dtype=torch.long), False, math.inf, None, 0.0, torch.zeros(3)
+    )
+    task = Attack(sampler, sampler.encode(["x"] * 3), start, Ball(0.1), far)
+    seen = []
+
+    def report(step, values):
+        seen.append(task.ball.distance(task.variables["noise"].detach(), kept).max())
+
+    sgd = lambda leaves: torch.optim.SGD(leaves, 3.0)  # noqa: E731
+    optimise(task, sgd, Loop(steps=5, quiet=True, report=report))
+    assert max(seen) == pytest.approx(0.1)
+    assert torch.equal(start, kept)
+    assert torch.equal(task.centre, kept)
+
+
+def test_a_success_is_that_of_the_saved_picture_of_the_saved_noise(result):
+    """With steps so long that the last iterate is not the best."""
+    noise, _ = adp.load_noise(result.folder / "noise.safetensors")
+    assert torch.equal(noise, result.after.noise)
+    sampler, model = mixture_sampler(4), classifier()
+    with torch.no_grad():
+        again = sampler(noise, sampler.encode(["x"] * len(noise)))
+    files = sorted((result.folder / "after").glob("*.png"))
+    images = torch.stack([read_picture(path.read_bytes()) for path in files])
+    assert float((images - again.clamp(0, 1)).abs().max()) <= 0.5 / 255 + 1e-6
+    says = [LABELS[i] for i in model(images).argmax(1)]
+    fooled = [a != b for a, b in zip(says, result.labels, strict=True)]
+    assert fooled == result.after.fooled.tolist()
+    listed = json.loads((result.folder / "result.json").read_text())
+    assert [each["fooled"] for each in listed["pictures"]] == fooled
+    assert sum(fooled) > 0
+
+
+def test_the_loss_is_on_logits():
+    """A softmax of these logits is 1 to the last bit; its cross-entropy has no gradient."""
+    images = torch.full((1, 3, 1, 1), 0.75, requires_grad=True)
+    sure = classifier(Nearest(scale=1e4))
+    logits = sure(images)
+    entropy = nn.functional.cross_entropy(logits.softmax(1), logits.argmax(1))
+    assert float(torch.autograd.grad(entropy, images)[0].norm()) == 0
+    objective = Objective(sure, sure(images).argmax(1), False, 1.0, None, 0.0, images.detach())
+    gradient = torch.autograd.grad(objective(images, [0]).values.sum(), images)[0]
+    assert float(gradient.norm()) > 1
+
+
+def test_guidance_is_in_the_gradient():
+    """Against finite differences, with a guidance scale at which a detached half would be far off."""
+    sampler = picture_sampler(guidance_scale=6.0)
+    cond = sampler.encode(["a", "b"])
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).double()
+    module = NoiseClassifier(sampler, cond, head)
+    noise, d = sampler.noise(2, 1).requires_grad_(), sampler.noise(2, 2)
+    (gradient,) = torch.autograd.grad(module(noise)[:, 1].sum(), noise)
+    with torch.no_grad():
+        up, down = (module(noise + s * 1e-5 * d)[:, 1].sum() for s in (1, -1))
+    assert float((gradient * d).sum()) == pytest.approx(float(up - down) / 2e-5, rel=1e-6)
+
+
+def test_pixels_out_of_range_have_a_gradient():
+    images = torch.tensor([1.4, -0.3, 1.1]).view(1, 3, 1, 1).requires_grad_()
+    objective = Objective(classifier(), torch.tensor([3]), False, 1e9, None, 0.0, images.detach())
+    gradient = torch.autograd.grad(objective(images, [0]).values.sum(), images)[0]
+    assert float(gradient[:, :2].abs().min()) > 0
+
+
+class Constant(Nearest):
+    """Says the first label whatever it sees."""
+
+    def forward(self, pixel):
+        return SimpleNamespace(logits=super().forward(pixel).logits * 0 + torch.tensor([1.0, 0, 0, 0]))
+
+
+def test_nothing_pulls_the_noise_but_the_loss(tmp_path):
+    """No weight decay: where the loss is flat, the noise keeps its bits."""
+    found = audited(tmp_path, classifier(Constant()), judge=None, features=None,
+                    settings=settings(controls=False))  # fmt: skip
+    assert torch.equal(found.after.noise, found.start)
+    assert found.success.hits == 0
+    assert set(found.labels) == {LABELS[0]}
+
+
+# --- what it reports
+
+
+def test_wilson_intervals():
+    assert Rate(0, 10).interval == pytest.approx((0, 0.27753), abs=1e-5)
+    assert Rate(9, 10).interval == pytest.approx((0.59585, 0.98212), abs=1e-5)
+    assert Rate(0, 0).interval == (0, 1)
+
+
+def test_only_starts_that_are_read_right(result):
+    assert result.before.success.hits == 0
+    assert result.before.says == result.labels
+    assert result.tried >= len(result.labels) > 3
+
+
+def test_larger_balls_fool_more_and_nothing_leaves_its_ball(result):
+    assert list(result.curve) == [0.2, 0.6]
+    small, large = result.curve.values()
+    assert small.success.hits < large.success.hits
+    for radius, found in result.curve.items():
+        assert float(found.distances.max()) <= radius * (1 + 1e-9)
+
+
+def test_controls_have_the_same_number_of_denoiser_calls(tmp_path):
+    """Counted at the denoiser: every sampling of a control is one of 4 calls."""
+    sampler, draws = mixture_sampler(4), []
+    given = settings(starts=1, batch_size=10)
+    found = adp.tasks.audit(
+        sampler, classifier(), LABELS[:1], LABELS[:1], output=tmp_path, settings=given, quiet=True,
+        judge=None,
+    )  # fmt: skip
+    costs = found.costs
+    assert costs["calls_a_sampling"] == 4
+    assert costs["calls_a_step"] == 12
+    draws = costs["samplings_a_control"]
+    assert draws * costs["calls_a_sampling"] == given.steps * costs["calls_a_step"]
+    assert float(found.controls["random noise"].distances) == pytest.approx(0.6)
+    assert float(found.controls["SPSA"].distances.max()) <= 0.6 + 1e-9
+    calls = []
+    sampler.field.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    for control, more in ((adp.tasks.controls.random_search, ()), (adp.tasks.controls.spsa, (0.25,))):
+        calls.clear()
+        objective = Objective(classifier(), torch.tensor([0]), False, 0.2, None, 0.0, torch.zeros(1))
+        control(sampler, sampler.encode("x"), found.start, Ball(0.6), objective, draws, 0, 10, *more)
+        assert len(calls) == draws * 4
+
+
+def test_the_judge_and_transfer_are_counted_on_the_right_pictures(result):
+    # The judge is the classifier's equal here: nothing can be misread and still shown.
+    assert result.kept.hits == 0
+    hits, of = result.transfer["<b>other</b>"]
+    assert hits == of == result.success.hits  # the same decision boundaries
+
+
+def test_towards_a_target(tmp_path):
+    found = audited(tmp_path, target="south", settings=settings(ball=Ball(1.2), steps=15, controls=False))
+    assert "south" not in found.labels
+    assert found.success.hits == found.after.says.count("south") > 0
+
+
+def test_the_likeness_term_keeps_pictures_near(tmp_path):
+    far = audited(tmp_path / "0", settings=settings(keep_weight=0.0, confidence=9.0, controls=False))
+    near = audited(tmp_path / "1", settings=settings(keep_weight=30.0, confidence=9.0, controls=False))
+
+    def moved(found):
+        return float((found.after.images.float() - found.before.images).square().mean())
+
+    assert moved(near) < 0.5 * moved(far)
+
+
+def test_the_page_has_no_links_and_escapes_names(result):
+    text = (result.folder / "index.html").read_text()
+    assert "<b>other" not in text
+    assert "<i>again" not in text
+    assert "http" not in text.replace("data:", "")
+    for word in ("random noise", "SPSA", "How to repeat this", "By label"):
+        assert word in text
+
+
+def test_an_interrupted_audit_goes_on_to_the_same_bits(tmp_path, result):
+    class Interrupting(Nearest):
+        calls = stop = 0
+
+        def forward(self, pixel):
+            Interrupting.calls += 1
+            if Interrupting.calls == Interrupting.stop:
+                raise KeyboardInterrupt
+            return super().forward(pixel)
+
+    given = settings(radii=(0.2,))
+    for stop in (20, 45, 150):
+        Interrupting.calls, Interrupting.stop = 0, stop
+        with pytest.raises((KeyboardInterrupt, adp.tasks.InterruptedRunError)):
+            audited(tmp_path, classifier(Interrupting()), settings=given, resume=True)
+    again = audited(tmp_path, settings=given, resume=True)
+    for name, found in result.controls.items():
+        assert torch.equal(again.controls[name].noise, found.noise)
+    for radius, found in result.curve.items():
+        assert torch.equal(again.curve[radius].noise, found.noise)
+    with pytest.raises(adp.InputError, match=r"confidence = 0\.2, but this run has 0\.3"):
+        audited(tmp_path, settings=settings(confidence=0.3), resume=True)
+
+
+# --- bad input
+
+
+def test_labels_stand_in_prompts():
+    model = classifier()
+    assert labels_of(model, ["the North East wing", "go south"], None) == [0, 2]
+    with pytest.raises(adp.InputError, match="'upwards'"):
+        labels_of(model, ["upwards"], None)
+    with pytest.raises(adp.InputError, match="no label 'up'"):
+        labels_of(model, ["x"], ["up"])
+    with pytest.raises(adp.InputError, match="1 prompts and 2 labels"):
+        labels_of(model, ["x"], ["south", "east"])
+
+
+def test_no_picture_that_is_read_right(tmp_path):
+    with pytest.raises(adp.InputError, match="nothing to audit"):
+        adp.tasks.audit(mixture_sampler(2), classifier(Constant()), ["x"], ["south"], output=tmp_path,
+                        settings=settings(tries=1), quiet=True)  # fmt: skip
+
+
+# --- hardening
+
+
+def test_hardening_exports_trains_and_measures(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=1, patch_size=1,
+        num_labels=4, id2label=dict(enumerate(LABELS)), attn_implementation="eager",
+    )  # fmt: skip
+    model = classifier(ViTForImageClassification(config).eval())
+    sampler = mixture_sampler(4)
+    with torch.no_grad():
+        images = sampler(sampler.noise(64, 3), sampler.encode(["x"] * 64)).float()
+    task = _FineTune(model, images, classifier()(images).argmax(1))
+    optimise(task, lambda leaves: torch.optim.Adam(leaves, 0.03), Loop(steps=60, quiet=True))
+    model.requires_grad_(False)
+    model = model.double()
+    given = settings(controls=False, keep_weight=0.0)
+    found = audited(tmp_path, model, settings=given, judge=None, features=hidden_states(model))
+    before = [p.clone() for p in model.parameters()]
+    hard = adp.tasks.harden(
+        found, sampler, model, given, HardenSettings(steps=5, batch_size=8, clean=2, held_out=2), quiet=True
+    )
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    files = sorted((hard.folder / "train").glob("*/*.png"))
+    assert sum(path.name.startswith("found") for path in files) == found.success.hits > 0
+    for path in files:
+        if path.name.startswith("clean"):
+            assert path.parent.name in LABELS
+    saved = load_classifier(str(hard.folder / "classifier"))
+    assert saved.labels == LABELS
+    tuned = dict(saved.named_parameters())["model.classifier.weight"]
+    assert float((tuned - model.model.classifier.weight).abs().max()) > 1e-6
+    assert hard.before.of >= 4
+    assert hard.clean_before.of == hard.clean_after.of == 8

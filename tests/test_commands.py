@@ -1,0 +1,114 @@
+"""The commands tune, invert and guide, on the bundled model: files, and a repetition from the saved config."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import adjointdpm as adp
+from adjointdpm.pictures import png
+
+SMALL = [
+    "--num_inference_steps",
+    "2",
+    "--max_train_steps",
+    "2",
+    "--num_validation_images",
+    "1",
+    "--judge",
+    "none",
+]
+TWO = ["--prompt", "a <effect> cat", "--validation_prompt", "a <effect> car"]
+
+
+# In one process of its own: the types of flags are typer's business, and imports take seconds.
+SCRIPT = """
+import json, sys
+from adjointdpm.cli import app
+for arguments in json.loads(sys.argv[1]):
+    try:
+        app(arguments, standalone_mode=False)
+        print("#done")
+    except Exception as error:
+        print("#" + type(error).__name__ + ": " + " ".join(str(error).split()))
+"""
+
+
+def run(*commands):
+    """What became of each command: "done", or the error that ended it."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return [line[1:] for line in done.stdout.splitlines() if line.startswith("#")]
+
+
+def without_seconds(folder):
+    found = json.loads((folder / "result.json").read_text())
+    found["costs"].pop("seconds")
+    found["settings"].pop("output_dir", None)
+    return found
+
+
+def test_invert_repeats_to_the_bit_from_its_config(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    ended = run(
+        ["invert", *TWO, *SMALL, "--target_word", "sepia", "--output_dir", str(first)],
+        ["invert", "--config", str(first / "config.yaml"), "--output_dir", str(second)],
+    )
+    assert ended == ["done", "done"]
+    assert without_seconds(first) == without_seconds(second)
+    one, two = (load_file(folder / "learned_embeds.safetensors") for folder in (first, second))
+    assert torch.equal(one["<effect>"], two["<effect>"])
+    assert (first / "seen-noise.png").read_bytes() == (second / "seen-noise.png").read_bytes()
+    page = (first / "index.html").read_text()
+    assert "a &lt;effect&gt; cat" in page
+    assert "<effect>" not in page
+
+
+def test_tune_ends_in_a_lora_and_guide_in_noise_on_its_sphere(tmp_path):
+    one, two = tmp_path / "tune", tmp_path / "guide"
+    tune = ["--prompt", "a cat", "--validation_prompt", "a car", "--validation_steps", "1"]
+    ended = run(
+        ["tune", *SMALL, *tune, "--metric", "chroma + 0.1*content", "--output_dir", str(one)],
+        [
+            "guide",
+            *SMALL,
+            "--prompt",
+            "a cat",
+            "--metric",
+            "background:0.9,0.8,0.2",
+            "--output_dir",
+            str(two),
+        ],
+    )
+    assert ended == ["done", "done"]
+    weights = load_file(one / "pytorch_lora_weights.safetensors")
+    assert any(bool(each.any()) for name, each in weights.items() if "lora_B" in name)
+    noise, about = adp.load_noise(two / "noise.safetensors")
+    start = adp.load("emoji").noise(1, adp.tasks.seeds.key(0, "guide", 0))
+    assert about["scheduler"] == "DPMSolverPP"
+    assert float(noise.norm()) == pytest.approx(float(start.norm()), rel=1e-5)
+
+
+def test_bad_input_before_the_work(tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(png(torch.zeros(3, 8, 8, dtype=torch.uint8))[:30])
+    cat = ["--prompt", "a cat"]
+    wrong = {
+        "target_word or target_effect": ["invert", *TWO],
+        "give target_word": ["invert", *TWO, "--target_word", "x", "--target_effect", "sepia"],
+        "no effect": ["invert", *TWO, "--target_effect", "glow"],
+        "cannot read the picture /nowhere.png": ["tune", "--metric", "style:/nowhere.png", *TWO],
+        "no metric 'glow'": ["guide", "--metric", "glow", *cat],
+        "our own steps": ["guide", "--metric", "chroma", *cat, "--solver", "pipeline"],
+        "broken.png": ["guide", "--metric", f"style:{broken}", *cat],
+        "must hold the token": ["invert", *cat, "--validation_prompt", "a car", "--target_word", "sepia"],
+    }
+    ended = run(*([*arguments, "--output_dir", str(tmp_path)] for arguments in wrong.values()))
+    for message, end in zip(wrong, ended, strict=True):
+        assert end.startswith("InputError: "), end
+        assert message in end

@@ -1,0 +1,71 @@
+"""Metrics as text: each stands for the value it says."""
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from adjointdpm.metrics import BackgroundColour, Chroma, PixelDistance, beside, effect
+from adjointdpm.pictures import as_8_bit, png
+from adjointdpm.specs import Networks, metric_of
+
+
+@pytest.fixture(scope="module")
+def networks(emoji):
+    return Networks(emoji)
+
+
+def pictures(seed=0):
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_sums_and_kinds(networks):
+    x, y = pictures(), pictures(1)
+    found = beside(metric_of("0.5*chroma + 2*effect:inverted+background:0.1,0.2,0.9", networks), y)(x)
+    by_hand = 0.5 * Chroma()(x) + 2 * PixelDistance(effect("inverted")(y))(x)
+    assert torch.allclose(found, by_hand + BackgroundColour((0.1, 0.2, 0.9))(x))
+    negative = metric_of("-1*chroma", networks)(x)
+    assert torch.equal(negative, -Chroma()(x))
+    assert isinstance(metric_of("chroma", networks), Chroma)
+
+
+def test_pictures_and_labels(networks, tmp_path):
+    x, file = pictures(), tmp_path / "a+b.png"
+    file.write_bytes(png(as_8_bit(x[0])))
+    near = metric_of(f"pixels:{file}", networks)(x)
+    assert float(near[0]) < 1e-5 < float(near[1])
+    assert float(metric_of(f"1.0*style:{file}+0.1*chroma", networks)(x)[0]) < 0.02
+    label = metric_of("label:red apple", networks)
+    logits = adp.load_classifier("emoji/resnet")(x)
+    index = adp.load_classifier("emoji/resnet").index("red apple")
+    assert torch.allclose(label(x), -logits.log_softmax(1)[:, index])
+
+
+def test_functions_of_ones_own(networks, tmp_path, monkeypatch):
+    (tmp_path / "my_metric.py").write_text("def dark(images):\n    return images.mean((1, 2, 3))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    x = pictures()
+    assert torch.allclose(metric_of("3*my_metric:dark", networks)(x), 3 * x.mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("glow", "no metric 'glow'"),
+        ("effect:glow", "no effect"),
+        ("style:/nowhere.png", "cannot read the picture"),
+        ("background:1,2", "three numbers"),
+        ("label:xylophone", "no label"),
+        ("style", "after a colon"),
+        ("0.5*", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read(networks, text, message):
+    with pytest.raises(adp.InputError, match=message):
+        metric_of(text, networks)
+
+
+def test_a_picture_of_another_size(networks, tmp_path):
+    file = tmp_path / "small.png"
+    file.write_bytes(png(torch.zeros(3, 8, 9, dtype=torch.uint8)))
+    with pytest.raises(adp.InputError, match="9 x 8"):
+        metric_of(f"pixels:{file}", networks)
