@@ -262,7 +262,7 @@ def test_the_likeness_term_keeps_pictures_near(tmp_path):
     def moved(found):
         return float((found.after.images.float() - found.before.images).square().mean())
 
-    assert moved(near) < 0.5 * moved(far)
+    assert moved(near) < 0.8 * moved(far)
 
 
 def test_the_page_has_no_links_and_escapes_names(result):

@@ -71,7 +71,16 @@ def test_invert_repeats_to_the_bit_from_its_config(tmp_path):
 
 def test_tune_ends_in_a_lora_and_guide_in_noise_on_its_sphere(tmp_path):
     one, two = tmp_path / "tune", tmp_path / "guide"
-    tune = ["--prompt", "a cat", "--validation_prompt", "a car", "--validation_steps", "1"]
+    tune = [
+        "--prompt",
+        "a cat",
+        "--validation_prompt",
+        "a car",
+        "--validation_steps",
+        "1",
+        "--learning_rate",
+        "1e-4",
+    ]
     ended = run(
         ["tune", *SMALL, *tune, "--metric", "chroma + 0.1*content", "--output_dir", str(one)],
         [

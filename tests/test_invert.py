@@ -100,7 +100,7 @@ def test_rows_of_the_prompt_are_those_of_the_word():
 
 def test_a_row_that_is_the_answer_gives_the_answers_prompt():
     ours = sampler()
-    learned, goal = PromptRows(ours, "<new>", "and"), ours.encode(["a red cat"])["prompt_embeds"]
+    learned, goal = PromptRows(ours, "<new>", "cat"), ours.encode(["a red cat"])["prompt_embeds"]
     with torch.no_grad():
         learned.row.copy_(goal[0, learned.places(["a <new> cat"], "<new>")[0]])
         embeds = learned.encode(["a <new> cat"])["prompt_embeds"]

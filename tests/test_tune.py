@@ -29,12 +29,12 @@ def colours(images):
 PROMPTS, HELD_OUT = ["a cat", "a dog"], ["a pear"]
 
 
-def test_a_tuned_lora_gives_the_same_picture_elsewhere(tmp_path):
+def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_picture_elsewhere(tmp_path):
     pipe = family().make()
     ours = sampler(pipe)
-    settings = TuneSettings(steps=6, learning_rate=0.03, noises=1, validation_steps=2)
+    settings = TuneSettings(steps=10, learning_rate=0.005, noises=1, validation_steps=2)
     found = tune(ours, Chroma(), PROMPTS, HELD_OUT, output=tmp_path, settings=settings, quiet=True)
-    assert found.reduction("metric") != 0
+    assert found.reduction("metric") > 0  # on a prompt and noise that were not trained on
     fresh = family().make()
     fresh.load_lora_weights(tmp_path)
     with torch.no_grad():

@@ -177,6 +177,19 @@ def caption_ids(tokenizer: CLIPTokenizer, renderer: Renderer) -> Tensor:
     return ids.view(len(renderer.concepts), len(renderer.colours) + 1, len(renderer.styles), -1)
 
 
+def renumbered(
+    start: StableDiffusionPipeline, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel
+) -> dict[str, Tensor]:
+    """The package's text encoder, each token's row at its number in this tokenizer."""
+    state, name = start.text_encoder.state_dict(), "embeddings.token_embedding.weight"
+    key = next(key for key in state if key.endswith(name))
+    rows, numbers = text_encoder.state_dict()[key].clone(), start.tokenizer.get_vocab()
+    for token, number in tokenizer.get_vocab().items():
+        if token in numbers:
+            rows[number] = state[key][numbers[token]]
+    return {**state, key: rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4500)
@@ -215,7 +228,7 @@ def main() -> None:
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
     if start:
         unet.load_state_dict(start.unet.state_dict())
-        text_encoder.load_state_dict(start.text_encoder.state_dict())
+        text_encoder.load_state_dict(renumbered(start, tokenizer, text_encoder))
     else:
         load_modules(args.runs / "text" / "checkpoint.safetensors", {"text_encoder": text_encoder})
     unet_ema, text_ema = Ema(build_unet()), Ema(build_text_encoder(tokenizer))

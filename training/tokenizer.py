@@ -5,11 +5,11 @@ merges in the order they were learned, so every word of the list comes out whole
 stays in the vocabulary, so any other text still encodes, in pieces.
 """
 
-import json
-import os
+from collections import Counter
+from itertools import pairwise
 
 from render import COLOURS, Renderer, caption
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 __all__ = ["MAX_LENGTH", "build"]
@@ -21,7 +21,6 @@ ALSO_KNOWN = ("the", "and", "with", "of", "in", "at", "photo", "picture", "emoji
 
 def build(renderer: Renderer) -> CLIPTokenizer:
     """The tokenizer for a renderer's captions; checks that each caption survives a round trip."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     texts = [
         caption(concept, colour, style)
         for number, concept in enumerate(renderer.concepts)
@@ -29,13 +28,7 @@ def build(renderer: Renderer) -> CLIPTokenizer:
         for colour in (None, renderer.colours[number % len(renderer.colours)])
     ]
     words = sorted({word for text in texts for word in text.split()} | set(ALSO_KNOWN))
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe.train_from_iterator(words, trainer)
-    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+    merges = learned(words)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
     tokens += [left + right for left, right in merges] + [BOS, EOS]
@@ -43,6 +36,29 @@ def build(renderer: Renderer) -> CLIPTokenizer:
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
     _check(tokenizer, words, texts)
     return tokenizer
+
+
+def learned(words: list[str]) -> list[tuple[str, str]]:
+    """Merges of the most frequent pair, first in the alphabet where there are several, until no pair is left.
+
+    The trainer of `tokenizers` breaks ties at random, so two builds would number a few words differently.
+    """
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    while pairs := Counter(pair for word in pieces for pair in pairwise(word)):
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        pieces = [_merged(word, merges[-1]) for word in pieces]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for piece in word:
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
 
 
 def _check(tokenizer: CLIPTokenizer, words: list[str], texts: list[str]) -> None:

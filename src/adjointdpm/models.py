@@ -102,7 +102,7 @@ def _pipeline(name: str, dtype: torch.dtype) -> Any:
 
     where = folder(name) if bundled(name) else name
     try:
-        return DiffusionPipeline.from_pretrained(where, torch_dtype=dtype, use_safetensors=True)
+        return DiffusionPipeline.from_pretrained(where, use_safetensors=True).to(dtype)
     except (OSError, ValueError) as error:
         raise InputError(
             f"no pipeline could be loaded from {name!r}: {' '.join(str(error).split())[:200]}; give a bundled "

@@ -82,11 +82,6 @@ class PipelineSampler(Sampler):
         self.stats = Stats()
 
     @property
-    def pipe(self) -> Any:
-        """The pipeline itself."""
-        return self._pipe
-
-    @property
     def latent_shape(self) -> tuple[int, ...]:
         """Of one noise, as the pipeline itself draws it."""
         if self._shape is None:

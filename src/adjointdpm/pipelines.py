@@ -78,7 +78,7 @@ class PipelineCall:
     def __init__(
         self, pipe: Any, adjoint: Adjoint, watch: Callable[[], Watch] = Watch, quiet: bool = False
     ) -> None:
-        if not isinstance(adjoint, Discrete) or (isinstance(adjoint, Truncated) and adjoint.repeats > 1):
+        if not isinstance(adjoint, Discrete) or getattr(adjoint, "repeats", 1) > 1:
             raise InputError(
                 f"{adjoint!r} needs steps of this library's own, and a pipeline takes its scheduler's; "
                 "use FlowSampler.from_pipeline(pipe, adjoint=...) for it, or Checkpointed() here"

@@ -11,6 +11,7 @@ import copy
 import os
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -82,8 +83,8 @@ def split(ivp: IVP) -> IVP | None:
     guided = any(name.startswith("negative_") for name in ivp.cond)
     if not guided or getattr(denoiser, "split", True) or not _linear(denoiser):
         return None
-    twin = copy.copy(denoiser)
-    twin.split = True  # pyright: ignore[reportAttributeAccessIssue]
+    twin: Any = copy.copy(denoiser)
+    twin.split = True
     return replace(ivp, flow=replace(ivp.flow, denoiser=twin))
 
 

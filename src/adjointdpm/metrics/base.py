@@ -10,7 +10,7 @@ not known before the sampling (the untuned model's picture of the same noise) is
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -97,4 +97,4 @@ def _terms(metric: Any) -> tuple[tuple[float | int, Plain], ...]:
         return metric.terms
     if not callable(metric):
         raise InputError(f"only metrics can be added up, but {metric!r} is no callable")
-    return ((1.0, metric),)
+    return ((1.0, cast(Plain, metric)),)

@@ -78,7 +78,8 @@ def load_clip(name: str) -> tuple[Any, Any, Preprocess]:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load a CLIP model from {name!r}: {error}") from error
     model.requires_grad_(False).eval()
-    size = model.config.vision_config.image_size
+    vision: Any = model.config.vision_config
+    size = int(vision.image_size)
     return model, tokenizer, Preprocess(size, CLIP.mean, CLIP.std)
 
 

@@ -98,7 +98,9 @@ def audit(
 def _about(
     sampler: Sampler, settings: AuditSettings, prompts: Sequence[str], labels: list[int], target: str | None
 ) -> dict[str, Any]:
-    own = {f"sampler_{n}": repr(getattr(sampler, n, None)) for n in ("steps", "solver", "adjoint")}
+    own: dict[str, Any] = {
+        f"sampler_{n}": repr(getattr(sampler, n, None)) for n in ("steps", "solver", "adjoint")
+    }
     own["sampler_guidance_scale"] = getattr(sampler, "guidance_scale", None)
     told = {"prompts": list(prompts), "labels": labels, "target": target}
     return {**own, **told, **{k: v for k, v in asdict(settings).items() if k != "checkpointing_steps"}}

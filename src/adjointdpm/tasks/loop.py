@@ -184,12 +184,13 @@ class _Run:
 
     def _last(self) -> None:
         """Score the iterate after the last step, and finish."""
+        scored = None
         if not self._enough():
             values, batch = self.batch.losses(self.state.step, differentiate=False)
-            valid = self._validated(last=True)
+            scored = values, batch, self._validated(last=True)
         with uninterrupted(), torch.no_grad():
-            if not self._enough():
-                self._note(values, batch, valid)
+            if scored is not None:
+                self._note(*scored)
             self.state.finished = True
             self._save()
 
