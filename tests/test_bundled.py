@@ -93,19 +93,25 @@ def test_each_classifier_reads_renders_it_was_not_trained_on(renders, name, what
 
 
 def test_the_autoencoder_gives_renders_back(pipe, renders):
-    """At least 27.5 dB on these; the model card's figure is over more of them."""
+    """30 dB and better; the model card's figure is over more of them."""
     images, _ = renders
     with torch.no_grad():
         back = pipe.vae.decode(pipe.vae.encode(2 * images[:64] - 1).latent_dist.mean).sample
     error = ((back / 2 + 0.5).clamp(0, 1) - images[:64]).square().flatten(1).mean(1)
-    assert float((-10 * error.log10()).mean()) >= 27.5
+    assert float((-10 * error.log10()).mean()) >= 30
+
+
+def test_plain_samples_are_read_by_the_bundled_classifier(emoji):
+    about = json.loads((zoo.folder("emoji") / "emoji.json").read_text())
+    names, colours = about["concepts"][::5], about["colours"]
+    prompts = [f"{about['phrases'][n]} on a {colours[1 + i % 3]} background" for i, n in enumerate(names)]
+    with torch.no_grad():
+        images = emoji.replace(steps=25)(emoji.noise(len(names), seed=6), emoji.encode(prompts)).clamp(0, 1)
+    assert share_right("emoji/resnet", images, names) >= 0.9
 
 
 def test_samples_show_what_they_were_asked_for(emoji):
-    """By judges that had no part in making them; how often over many pictures is in the model card.
-
-    Concepts and styles are the weak side of the present model: six in ten styles and half of the concepts are asked.
-    """
+    """By judges that had no part in making them; how often over many pictures is in the model card."""
     about = json.loads((zoo.folder("emoji") / "emoji.json").read_text())
     names, colours, styles = (about[key] for key in ("concepts", "colours", "styles"))
     asked = [(names[(31 * i) % len(names)], colours[i % 10], styles[max(0, i - 13)]) for i in range(20)]
@@ -120,7 +126,7 @@ def test_samples_show_what_they_were_asked_for(emoji):
     for name, labels in zip(
         ("judge", "judge/colour", "judge/style"), zip(*asked, strict=True), strict=True
     ):
-        least = {"judge": 0.5, "judge/colour": 0.85, "judge/style": 0.6}[name]
+        least = {"judge": 0.8, "judge/colour": 0.9, "judge/style": 0.8}[name]
         assert share_right(f"emoji/{name}", images, labels) >= least, name
 
 

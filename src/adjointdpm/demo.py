@@ -19,7 +19,7 @@ from ._types import InputError
 from .compare import compare
 from .comparison import Comparison
 from .gradients import check_metric, score
-from .metrics import Chroma, Margin, PixelDistance
+from .metrics import Margin, PixelDistance, effect
 from .pictures import as_8_bit, output_folder, png, read_picture, sheet
 from .report import Page, Pictures
 from .sampler import FlowSampler
@@ -187,7 +187,7 @@ def tune_prompt(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> d
 
 
 def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> dict[str, Any]:
-    """Part 4: LoRA weights towards pictures without colour, tried on concepts and noise it has not seen."""
+    """Part 4: LoRA weights towards the same pictures in sepia, tried on concepts and noise it has not seen."""
     try:
         from peft import LoraConfig
     except ImportError as error:
@@ -200,21 +200,23 @@ def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> 
     lora: list[Tensor] = [p for p in unet.parameters() if p.requires_grad]
     prompts = ["a red apple on a blue background", "a car on a yellow background"]
     held_out = ["a cat on a green background", "a mushroom on a red background"]
-    metric = Chroma()
     noise, cond = sampler.noise(2, seed=21), sampler.encode(prompts)
     unseen, unseen_cond = sampler.noise(2, seed=22), sampler.encode(held_out)
-    check_metric(metric, sampler, 2, noise)
     with torch.no_grad():
         before = torch.cat([sampler(noise, cond), sampler(unseen, unseen_cond)])
-    losses = _descend(lora, lambda: score(metric, sampler(noise, cond)).mean(), steps, 0.02, "weights")
+        goal = effect("sepia")(before)
+    metric = PixelDistance(goal[:2])
+    check_metric(metric, sampler, 2, noise)
+    losses = _descend(lora, lambda: score(metric, sampler(noise, cond)).mean(), steps, 0.01, "weights")
     with torch.no_grad():
         after = torch.cat([sampler(noise, cond), sampler(unseen, unseen_cond)])
     unet.delete_adapters("default")
-    values = [float(Chroma()(images[2:]).mean()) for images in (before, after)]
+    values = [float(PixelDistance(goal[2:])(images[2:]).mean()) for images in (before, after)]
     page.heading("4. Weights: tune the model to a metric")
     page.text(
-        f"A LoRA of {sum(p.numel() for p in lora):,} weights, trained for {steps} steps on two pictures to lower "
-        f"their colourfulness. On concepts, colours and noise it has not seen: {values[0]:.4f} to {values[1]:.4f}."
+        f"A LoRA of {sum(p.numel() for p in lora):,} weights, trained for {steps} steps to make two pictures sepia. "
+        "On concepts, colours and noise it has not seen, the squared distance to their own sepia goes from "
+        f"{values[0]:.4f} to {values[1]:.4f}."
     )
     captions = [*(f"trained: {p}" for p in prompts), *(f"unseen: {p}" for p in held_out)]
     _show(
@@ -222,8 +224,9 @@ def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> 
         folder / "weights.png",
         Pictures("before", as_8_bit(before), captions),
         Pictures("after", as_8_bit(after), captions),
+        Pictures("goal", as_8_bit(goal), ["trained on"] * 2 + ["never shown"] * 2),
     )
-    page.curve(losses, "step", "colourfulness")
+    page.curve(losses, "step", "squared distance")
     return {"held_out": values, "losses": losses}
 
 
