@@ -29,6 +29,8 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/gradients.py --output docs/gradients.json
 	$(BIN)/python benchmarks/curve.py --output docs/curve.json
+	$(BIN)/python benchmarks/speed.py --output docs/speed.json
+	$(BIN)/python benchmarks/speed.py --trained --output docs/speed-trained.json
 	$(BIN)/python benchmarks/pipelines.py
 
 clean:

@@ -76,7 +76,7 @@ def test_the_demonstration_ends_in_one_page_without_links(tmp_path):
     assert set(results) == {"sample", "noise", "prompt", "weights", "compare", "seconds"}
     assert "http" not in text.replace("data:", "")
     assert text.count("<h2>") == 6
-    assert text.count('class="pixels"') == 20 + 8 + 18 + 8
+    assert text.count('class="pixels"') == 20 + 8 + 18 + 12
     exact = [r for r in results["compare"] if r["adjoint"] in ("Backprop()", "Checkpointed()")]
     assert all(r["relative_error"] < 1e-6 for r in exact)
     assert results["weights"]["losses"][1] < results["weights"]["losses"][0]

@@ -92,7 +92,7 @@ def test_drift_in_float32_is_measured_and_refused():
     [
         (lambda: adp.Coupled(adp.AdamsBashforth(2)), "one-step"),
         (lambda: adp.Coupled(coupling=0.0), r"\(0, 1\]"),
-        (lambda: adp.Reversible(tolerance=0), "positive"),
+        (lambda: adp.Reversible(tolerance=0.0), "positive"),
         (lambda: gradient(mixture(adp.VPLinear(), steps=2, adjoint=adp.Reversible())), "Coupled"),
     ],
 )

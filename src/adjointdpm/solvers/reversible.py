@@ -40,7 +40,7 @@ class Coupled(Solver):
         InputError: another inner solver, or a coupling outside (0, 1].
     """
 
-    inner: RungeKutta = Euler()  # noqa: RUF009, it is frozen
+    inner: Solver = Euler()  # noqa: RUF009, it is frozen
     coupling: float = 0.999
 
     def __post_init__(self) -> None:
