@@ -35,8 +35,8 @@ class Scale:
     """How much work the demonstration does: steps of sampling, and of each optimisation."""
 
     sampling: int = 15
-    noise: int = 10
-    prompt: int = 25
+    noise: int = 25
+    prompt: int = 40
     weights: int = 15
     repeats: int = 2
 
@@ -153,7 +153,7 @@ def tune_prompt(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> d
     embedding = cond["prompt_embeds"].clone().requires_grad_()
     learned = cond.replace(prompt_embeds=embedding)
     losses = _descend(
-        [embedding], lambda: score(metric, sampler(seen, learned)).mean(), steps, 0.05, "prompt"
+        [embedding], lambda: score(metric, sampler(seen, learned)).mean(), steps, 0.02, "prompt"
     )
     with torch.no_grad():
         after, after_unseen = sampler(seen, learned), sampler(unseen, learned)
