@@ -3,7 +3,7 @@
     python benchmarks/speed.py [--steps 30] [--repeats 5] [--trained] [--output docs/speed.json]
 
 Contenders take turns, round after round, after one round of warm-up; times are medians, and are shown as
-ratios to plain backpropagation. Two peers are written out here: the loop with `torch.utils.checkpoint`
+ratios to plain backpropagation. Two peers stand beside them (`peers.py`): the loop with `torch.utils.checkpoint`
 round the UNet that one would write by hand, and what the paper's release runs (torchdiffeq's
 `odeint_adjoint` with Euler steps over rho). All share one UNet, one noise and one cotangent of the latents.
 """
@@ -14,96 +14,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from torchdiffeq import odeint_adjoint
+from peers import Latents, by_hand, torchdiffeq_peer
+from torch import Tensor
 
 import adjointdpm as adp
-from adjointdpm.grids import TimeGrid
-
-Latents = Callable[[Tensor, Tensor], Tensor]
-
-
-def guided(sampler: adp.FlowSampler, cond: adp.Cond) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The guided UNet, as one would write it."""
-    unet: Any = sampler.field.denoiser.network
-    w = cond["guidance_scale"]
-
-    def eps(x: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
-        text = torch.cat([cond["negative_prompt_embeds"], prompt])
-        out = unet(torch.cat([x, x]), t, encoder_hidden_states=text, return_dict=False)[0]
-        unguided, aimed = out.chunk(2)
-        time = sampler.field.schedule.at(t.double().reshape(1))[0]
-        return sampler.field.denoiser.prediction.eps(unguided + w * (aimed - unguided), x, time)
-
-    return eps
-
-
-def by_hand(sampler: adp.FlowSampler, cond: adp.Cond, recompute: bool) -> Latents:
-    """DDIM as a loop; with `recompute`, torch.utils.checkpoint round the UNet."""
-    eps = guided(sampler, cond)
-    nodes = TimeGrid.checked(sampler.field.schedule, adp.uniform(sampler.field.schedule, sampler.steps))
-    plan = [
-        (
-            nodes[i].t.float(),
-            float(nodes[i].alpha),
-            float(nodes[i + 1].alpha),
-            float(nodes[i + 1].tau - nodes[i].tau),
-        )
-        for i in range(len(nodes))
-    ]
-
-    def latents(noise: Tensor, prompt: Tensor) -> Tensor:
-        x = noise
-        for t, alpha, after, h in plan:
-            e = checkpoint(eps, x, t, prompt, use_reentrant=False) if recompute else eps(x, t, prompt)
-            x = after * (x / alpha + h * e)
-        return x
-
-    return latents
-
-
-class OdeField(nn.Module):
-    """dy/drho = eps for torchdiffeq, which differentiates what are parameters: the prompt is one."""
-
-    def __init__(self, sampler: adp.FlowSampler, cond: adp.Cond, prompt: Tensor) -> None:
-        super().__init__()
-        self.schedule, self.eps = sampler.field.schedule, guided(sampler, cond)
-        self.prompt = nn.Parameter(prompt)
-        self.network = sampler.field.denoiser.network
-        self.nfe = 0
-
-    def forward(self, rho: Tensor, y: Tensor) -> Tensor:
-        self.nfe += 1
-        now = self.schedule.at_tau(rho.double())
-        return self.eps(y * now.alpha, now.t.float(), self.prompt)
-
-
-def release(sampler: adp.FlowSampler, cond: adp.Cond) -> tuple[Latents, OdeField]:
-    """odeint_adjoint, Euler, over the same rho grid: states solved again, products at arrival."""
-    nodes = TimeGrid.checked(sampler.field.schedule, adp.uniform(sampler.field.schedule, sampler.steps))
-    rhos = torch.stack([nodes[i].tau for i in range(len(nodes) + 1)]).float()
-    field = OdeField(sampler, cond, cond["prompt_embeds"].detach().clone())
-
-    def steps(function: Any, y: Tensor, span: Tensor) -> Tensor:
-        # torchdiffeq turns a falling time into a rising one by its sign.
-        signed = rhos if span[0] * rhos[0] > 0 else -rhos
-        return signed if signed[0] == span[0] else signed.flip(0)
-
-    def latents(noise: Tensor, prompt: Tensor) -> Tensor:
-        # Only the ends are asked for: at every time that is asked for, torchdiffeq stores the state.
-        span, options = rhos[[0, -1]], {"grid_constructor": steps}
-        y: Any = odeint_adjoint(
-            field, noise / nodes[0].alpha.float(), span, method="euler", options=options
-        )
-        return y[-1] * nodes[len(nodes)].alpha.float()
-
-    return latents, field
 
 
 def main(argv: list[str]) -> None:
@@ -131,7 +48,7 @@ def main(argv: list[str]) -> None:
             f"ours: Continuous(steps={args.steps // 2})": adp.Continuous(steps=args.steps // 2),
         }.items()
     }
-    paper, field = release(sampler, cond)
+    paper, field = torchdiffeq_peer(sampler, cond)
     contenders: dict[str, Latents] = {
         "plain backpropagation by hand": by_hand(sampler, cond, recompute=False),
         "checkpointed loop by hand": by_hand(sampler, cond, recompute=True),
