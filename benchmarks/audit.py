@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 import adjointdpm as adp
-from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, hidden_states, pixels
+from adjointdpm.metrics import HiddenStates
+from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, pixels
 from adjointdpm.tasks.seeds import key
 from adjointdpm.zoo import folder
 
@@ -62,7 +63,8 @@ def main() -> None:
     classifier = adp.load_classifier(options.classifier, device=options.device)
     features = None if options.keep == "none" else pixels
     if options.keep not in ("none", "pixels"):
-        features = hidden_states(adp.load_classifier(options.keep, device=options.device))
+        kept = adp.load_classifier(options.keep, device=options.device)
+        features = HiddenStates(kept.model, kept.normalised, None)
     settings = AuditSettings(
         ball=Ball(options.radius),
         radii=tuple(options.radii),

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import adjointdpm as adp
+from adjointdpm.metrics import HiddenStates
 from adjointdpm.pictures import read_picture
 from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, Loop, NoiseClassifier, optimise
-from adjointdpm.tasks.attack import Attack, Objective, hidden_states, pixels
+from adjointdpm.tasks.attack import Attack, Objective, pixels
 from adjointdpm.tasks.harden import _FineTune
 from adjointdpm.tasks.scores import Rate
 from adjointdpm.tasks.settings import labels_of
@@ -338,7 +339,13 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     model.requires_grad_(False)
     model = model.double()
     given = settings(controls=False, keep_weight=0.0)
-    found = audited(tmp_path, model, settings=given, judge=None, features=hidden_states(model))
+    found = audited(
+        tmp_path,
+        model,
+        settings=given,
+        judge=None,
+        features=HiddenStates(model.model, model.normalised, None),
+    )
     before = [p.clone() for p in model.parameters()]
     hard = adp.tasks.harden(
         found, sampler, model, given, HardenSettings(steps=5, batch_size=8, clean=2, held_out=2), quiet=True

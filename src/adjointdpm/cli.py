@@ -33,13 +33,13 @@ from .flags import (
     SolverFlag,
     reporter,
     resolved,
+    sampler_from,
     save_config,
 )
 from .guiding import guide
-from .metrics import Chroma
-from .models import sampler_of
+from .metrics import Chroma, HiddenStates
 from .pictures import as_8_bit, output_folder, png
-from .tasks import AuditSettings, Ball, HardenSettings, InterruptedRunError, hidden_states, pixels
+from .tasks import AuditSettings, Ball, HardenSettings, InterruptedRunError, pixels
 from .tasks import audit as run_audit
 from .tasks import harden as run_harden
 from .tasks.processes import Processes
@@ -178,16 +178,8 @@ def audit(
     features = None
     if keep_features != "none":
         kept = None if keep_features == "pixels" else load_classifier(keep_features, device=device)
-        features = pixels if kept is None else hidden_states(kept)
-    sampler = sampler_of(
-        pretrained_model_name_or_path,
-        steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        solver=solver,
-        adjoint=adjoint,
-        mixed_precision=mixed_precision,
-        device=device,
-    )
+        features = pixels if kept is None else HiddenStates(kept.model, kept.normalised, None)
+    sampler = sampler_from(ctx)
     quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size", "harden")
     repeat = save_config(ctx, folder) if Processes.here().first else ""
     found = run_audit(

@@ -25,10 +25,10 @@ from .flags import (
     SolverFlag,
     reporter,
     resolved,
+    sampler_from,
     save_config,
 )
 from .metrics import Pixels, effect
-from .models import sampler_of
 from .pictures import output_folder
 from .specs import Networks, metric_of, picture_file
 from .tasks.inversion import EffectGoal, PromptGoal, PromptRows, TokenVectors
@@ -111,15 +111,7 @@ def tune(
     if weights and lora_layers:
         raise InputError("give weights or lora_layers, not both")
     folder = output_folder(output_dir)
-    sampler = sampler_of(
-        pretrained_model_name_or_path,
-        steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        solver=solver,
-        adjoint=adjoint,
-        mixed_precision=mixed_precision,
-        device=device,
-    )
+    sampler = sampler_from(ctx)
     networks = Networks(sampler, features, tuple(layer or (0, 1, 2)), classifier, clip_model, device)
     trained = metric_of(metric, networks)
     lora = Lora(rank, lora_alpha, tuple(lora_layers) if lora_layers else Lora().modules)
@@ -210,15 +202,7 @@ def invert(
         raise InputError(f"learn is token or rows, but is {learn!r}")
     folder = output_folder(output_dir)
     goal = PromptGoal(target_word) if target_word else EffectGoal(effect(target_effect or ""))
-    sampler = sampler_of(
-        pretrained_model_name_or_path,
-        steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        solver=solver,
-        adjoint=adjoint,
-        mixed_precision=mixed_precision,
-        device=device,
-    )
+    sampler = sampler_from(ctx)
     networks = Networks(sampler, features, tuple(layer or (0, 1, 2)), device=device)
     if learn == "token":
         learned: Any = TokenVectors(sampler, placeholder_token, initializer_token, num_vectors)

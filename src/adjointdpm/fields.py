@@ -93,13 +93,14 @@ class PipelineDenoiser(Denoiser):
         return run(partial(self._output, tuple(named)), x, t, *named.values())
 
     def _output(self, names: tuple[str, ...], x: Tensor, t: Scalar, *tensors: Tensor) -> Tensor:
-        shown = self._clock.shown(x, t).to(self.network.dtype)
-        arguments = self._arguments(dict(zip(names, tensors, strict=True)))
+        dtype = self.network.dtype  # looks at every weight, so once
+        shown = self._clock.shown(x, t).to(dtype)
+        arguments = self._arguments(dict(zip(names, tensors, strict=True)), dtype)
         out = self._call.output(shown, _network_time(self._clock.told(t), x), arguments).to(x.dtype)
         # A learned variance comes as further channels, which the scheduler would split off.
         return self._clock.heard(out if out.shape == x.shape else out[:, : x.shape[1]], x, t)
 
-    def _arguments(self, cond: dict[str, Tensor]) -> dict[str, Any]:
+    def _arguments(self, cond: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
         """The conditioning as the pipeline's arguments, in the network's dtype."""
         takes = self._call.takes
         known = {*takes.conditioning, *takes.lengths, takes.guidance}
@@ -109,7 +110,7 @@ class PipelineDenoiser(Denoiser):
                     f"cond[{name!r}] is nothing this pipeline takes; it takes "
                     f"{', '.join(name for name in (*takes.conditioning, takes.guidance) if name)}"
                 )
-        out = as_given(takes, cond, self.network.dtype)
+        out = as_given(takes, cond, dtype)
         if not any(name.startswith("negative_") for name in cond):
             return {**out, takes.guidance: 0.0} if takes.guidance else out
         if takes.guidance not in cond or not guides(self._call.pipe, cond[takes.guidance].item()):
@@ -135,7 +136,7 @@ class UNetDenoiser(GuidedDenoiser):
         self.network: Any = unet
 
     def plain(self, x: Tensor, t: Scalar, prompt: Tensor) -> Tensor:
-        dtype = self.network.dtype
+        dtype = next(self.network.parameters()).dtype  # `network.dtype` would look at every weight
         out = self.network(
             x.to(dtype), _network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
         )

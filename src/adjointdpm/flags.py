@@ -13,6 +13,8 @@ import typer
 import yaml
 
 from ._types import InputError
+from .models import sampler_of
+from .sampler import Sampler
 from .tasks.checkpoint import write_file
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "SolverFlag",
     "reporter",
     "resolved",
+    "sampler_from",
     "save_config",
 ]
 
@@ -86,6 +89,18 @@ Batch = Annotated[int, typer.Option("--train_batch_size", min=1, help="Pictures 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoints.")]
 CheckpointingSteps = Annotated[int, typer.Option("--checkpointing_steps", min=0)]
 ReportTo = Annotated[str, typer.Option("--report_to", help="none or tensorboard.")]
+
+
+def sampler_from(ctx: typer.Context) -> Sampler:
+    """The sampler that a command's flags describe."""
+    return sampler_of(
+        ctx.params["pretrained_model_name_or_path"],
+        steps=ctx.params["num_inference_steps"],
+        **{
+            name: ctx.params[name]
+            for name in ("guidance_scale", "solver", "adjoint", "mixed_precision", "device")
+        },
+    )
 
 
 def resolved(ctx: typer.Context) -> dict[str, Any]:

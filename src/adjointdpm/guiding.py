@@ -25,8 +25,8 @@ from .flags import (
     Seed,
     SolverFlag,
     reporter,
+    sampler_from,
 )
-from .models import sampler_of
 from .pictures import output_folder
 from .sampler import FlowSampler
 from .specs import Networks, metric_of
@@ -74,15 +74,7 @@ def guide(
 ) -> None:
     """Guide pictures to a metric, without training, beside one-step guidance."""
     folder = output_folder(output_dir)
-    sampler = sampler_of(
-        pretrained_model_name_or_path,
-        steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        solver=solver,
-        adjoint=adjoint,
-        mixed_precision=mixed_precision,
-        device=device,
-    )
+    sampler = sampler_from(ctx)
     if not isinstance(sampler, FlowSampler):
         raise InputError("guide needs our own steps, not the pipeline's scheduler; choose another --solver")
     networks = Networks(sampler, features, tuple(layer or (0, 1, 2)), classifier, clip_model, device)

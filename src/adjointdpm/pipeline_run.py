@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from ._types import InputError, NonFiniteError, Run, Stats, direct
 from .adjoints import Truncated
-from .adjoints.base import recomputed, without_graph
+from .adjoints.base import without_graph
 from .adjoints.discrete import Discrete
 from .adjoints.ledger import Ledger
+from .adjoints.recompute import recomputed
 from .decoding import outermost
 from .guards import refuse_hooks
 from .replay import Replay, attentions_of, dtype_of

@@ -10,18 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .._types import Run, Stats, direct
 from ..ivp import IVP
 from .meter import SavedBytes
+from .recompute import recomputed
 
-__all__ = ["Adjoint", "differentiable_inputs", "recomputed", "wants_gradient", "without_graph"]
-
-
-def recomputed(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call `fn` now for its value, and again for its graph when the backward pass arrives."""
-    return checkpoint(fn, *tensors, use_reentrant=False)
+__all__ = ["Adjoint", "differentiable_inputs", "wants_gradient", "without_graph"]
 
 
 def without_graph(fn: Callable[..., Any], *tensors: Any) -> Any:

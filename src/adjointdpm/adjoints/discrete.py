@@ -1,8 +1,7 @@
 """Discretise, then optimise: the exact gradient of the sampler that ran.
 
 One mechanism, a policy per denoiser call: its graph is kept, or recomputed when the backward pass
-reaches it (`torch.utils.checkpoint`, non-reentrant, which is right under DDP, FSDP2, autocast and
-dropout), or never made. Everything between the calls is linear and saves next to nothing.
+reaches it, or never made. Everything between the calls is linear and saves next to nothing.
 """
 
 from abc import abstractmethod
@@ -15,9 +14,10 @@ from .._types import InputError, Run, State, Stats, Time, direct
 from ..grids import TimeGrid
 from ..ivp import IVP, integrate
 from ..solvers import Euler
-from .base import Adjoint, recomputed, wants_gradient, without_graph
+from .base import Adjoint, wants_gradient, without_graph
 from .ledger import Ledger
 from .planner import Budget, TooLargeError, bytes_of, parsed, split
+from .recompute import Recomputation, kept, recomputed
 from .trace import Trace
 
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
@@ -37,10 +37,12 @@ class Discrete(Adjoint):
         wanted = wants_gradient(ivp)
         if wanted:
             self.refuse(ivp)
-        ledger = Ledger(stats, [*ivp.cond.values(), *ivp.flow.denoiser.parameters()])
+        weights = list(ivp.flow.denoiser.parameters())
+        ledger, again = Ledger(stats, [*ivp.cond.values(), *weights]), Recomputation(weights)
 
         def f(time: Time, state: State) -> State:
             run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
+            run = again.at(ledger.call) if run is recomputed else kept if run is direct else run
             return (ivp.velocity(time, state[0], ledger.enter(run)),)
 
         trace = Trace(stats, ivp.grid)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .._types import Run, Stats
-from .base import recomputed
+from .._types import Run, Stats, direct
 from .meter import SavedBytes, address
+from .recompute import kept
 
 __all__ = ["Ledger"]
 
@@ -57,11 +57,11 @@ class Ledger:
         differentiable = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
         if differentiable:
             differentiable[0].register_hook(self._differentiated)
-            if policy is recomputed:
+            if policy in (direct, kept):
+                self.stats.kept += graph
+            else:
                 self.stats.states += sum(map(self._held, tensors))
                 self.stats.recomputed = max(self.stats.recomputed, graph)
-            else:
-                self.stats.kept += graph
         return out
 
     def _held(self, tensor: Tensor) -> int:

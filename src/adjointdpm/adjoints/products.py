@@ -7,7 +7,6 @@ What `Continuous` and `Reversible` share: one graph is made, used and freed at e
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from .._types import Derivative, InputError, State, Stats, Time
 from ..ivp import IVP
 from .meter import SavedBytes
+from .recompute import autocast_now, leaves_of
 from .trace import Trace
 
 __all__ = ["Leaves", "Products"]
@@ -57,7 +57,7 @@ class Products:
         self._names, self._weights = leaves.names, leaves.weights
         self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
         self.trace = Trace(stats, ivp.grid)
-        self._autocast = _autocast(ivp.initial.device.type)
+        self._autocast = autocast_now(ivp.initial.device.type)
 
     def run(self, fn: Any, *tensors: Tensor) -> Tensor:
         """One counted call of the denoiser."""
@@ -79,7 +79,7 @@ class Products:
         self._stats.measured &= saved.bytes is not None
         self._stats.recomputed = saved.bytes or 0
         known = {id(tensor) for tensor in (*inputs, *self._weights)}
-        strangers = [leaf for leaf in _leaves(slope) if id(leaf) not in known]
+        strangers = [leaf for leaf in leaves_of(slope) if id(leaf) not in known]
         if strangers:
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in strangers[:3])
             raise InputError(
@@ -121,29 +121,3 @@ def _power(mu: Tensor) -> float:
     """The power of two nearest to the root mean square of a cotangent; 1 for none."""
     size = float(mu.double().square().mean().sqrt())
     return 2.0 ** round(torch.tensor(size).log2().item()) if 0 < size < float("inf") else 1.0
-
-
-def _autocast(device: str) -> Callable[[], torch.autocast]:
-    """The autocast in force now, to be entered again."""
-    return partial(
-        torch.autocast,
-        device,
-        dtype=torch.get_autocast_dtype(device),
-        enabled=torch.is_autocast_enabled(device),
-        cache_enabled=torch.is_autocast_cache_enabled(),
-    )
-
-
-def _leaves(tensor: Tensor) -> list[Tensor]:
-    """The leaf tensors that a result's graph ends in."""
-    found, queue, seen = [], [tensor.grad_fn], set()
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.append(leaf)
-        queue.extend(parent for parent, _ in node.next_functions)
-    return found

@@ -52,13 +52,13 @@ class Trace:
 
     def record(self, time: Time, cotangent: Tensor) -> None:
         """Record dL/dz at an instant."""
-        t = float(time.t)
+        t, cotangent = float(time.t), cotangent.detach()
         if self._stats.trace and self._stats.trace[-1][0] == t:
             return  # a sampling that was begun anew, with guidance split, has hooked its start twice
         norm = float(torch.linalg.vector_norm(cotangent, dtype=_wide(cotangent)))
         self._stats.trace.append((t, norm))
         if self._kept is not None:
-            self._kept.append((t, cotangent.detach().clone()))
+            self._kept.append((t, cotangent.clone()))
         self.check(time, cotangent, "of the state")
 
     def check(self, time: Time, cotangent: Tensor, what: str) -> None:

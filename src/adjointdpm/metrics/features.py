@@ -30,19 +30,22 @@ class HiddenStates(nn.Module):
     Args:
         model: called as model(pixels, output_hidden_states=True).
         preprocess: pictures in [0, 1] to what it takes.
-        layers: which states; negative numbers count from the last.
+        layers: which states; negative numbers count from the last; all if None.
     Raises:
         InputError: when called, if there is no such state.
     """
 
     def __init__(
-        self, model: Any, preprocess: Callable[[Tensor], Tensor], layers: Sequence[int] = (0, 1, 2)
+        self, model: Any, preprocess: Callable[[Tensor], Tensor], layers: Sequence[int] | None = (0, 1, 2)
     ) -> None:
         super().__init__()
-        self.model, self.preprocess, self.layers = model, preprocess, tuple(layers)
+        self.model, self.preprocess = model, preprocess
+        self.layers = None if layers is None else tuple(layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         states = self.model(self.preprocess(images), output_hidden_states=True).hidden_states
+        if self.layers is None:
+            return list(states)
         wrong = [i for i in self.layers if not -len(states) <= i < len(states)]
         if wrong:
             raise InputError(f"the model has {len(states)} hidden states, numbered from 0, but not {wrong}")

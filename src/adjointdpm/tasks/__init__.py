@@ -1,6 +1,6 @@
 """The tasks of the paper, each one call that ends in files and a page."""
 
-from .attack import NoiseClassifier, hidden_states, pixels
+from .attack import NoiseClassifier, pixels
 from .audit import audit
 from .balls import Ball
 from .guide import GuideResult, GuideSettings, guide
@@ -45,7 +45,6 @@ __all__ = [
     "guide",
     "guided",
     "harden",
-    "hidden_states",
     "invert",
     "optimise",
     "pixels",

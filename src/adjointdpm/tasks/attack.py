@@ -10,21 +10,19 @@ Wagner, 2017, arXiv 1608.04644). The steps are normalised, since the gradient's 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._types import Cond
-from ..metrics import Margin
+from ..metrics import ContentDistance, Margin
+from ..metrics.features import Features
 from ..sampler import Sampler
 from .balls import Ball
 from .loop import Losses, Task
 from .scores import rows, saved
 
-__all__ = ["Attack", "NoiseClassifier", "Objective", "hidden_states", "pixels"]
-
-Features = Callable[[Tensor], list[Tensor]]
+__all__ = ["Attack", "NoiseClassifier", "Objective", "pixels"]
 
 _MISSED = 1e6  # added to the rank of pictures whose saved file is still read right
 
@@ -32,17 +30,6 @@ _MISSED = 1e6  # added to the rank of pictures whose saved file is still read ri
 def pixels(images: Tensor) -> list[Tensor]:
     """The picture itself as its only feature."""
     return [images]
-
-
-def hidden_states(classifier: Any) -> Features:
-    """A transformers classifier's hidden states, its own preprocessing before them."""
-
-    def features(images: Tensor) -> list[Tensor]:
-        return list(
-            classifier.model(classifier.normalised(images), output_hidden_states=True).hidden_states
-        )
-
-    return features
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,22 +63,10 @@ class Objective:
         """The loss, and a rank by which every file that fools comes before every one that does not."""
         values = self.margins(images, items).clamp(min=-self.confidence)
         if self.features is not None and self.weight:
-            values = values + self.weight * self._moved(images, items)
+            values = values + self.weight * ContentDistance(self.features, self.originals[items])(images)
         with torch.no_grad():
             on_file = self.margins(saved(images), items)
         return Losses(values, torch.where(on_file < 0, values.clone(), _MISSED + on_file))
-
-    def _moved(self, images: Tensor, items: list[int]) -> Tensor:
-        """Relative squared distance to the original in each layer's features, averaged over layers."""
-        assert self.features is not None
-        with torch.no_grad():
-            before = self.features(self.originals[items])
-        after = self.features(images)
-        parts = [
-            (a - b).flatten(1).square().sum(1) / b.flatten(1).square().sum(1).clamp(min=1e-12)
-            for a, b in zip(after, before, strict=True)
-        ]
-        return torch.stack(parts).mean(0)
 
 
 class Attack(Task):

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from .._types import Cond, InputError
 from ..formats import save_noise
+from ..metrics.features import Features
 from ..pictures import output_folder
 from ..sampler import Sampler
 from ..zoo import Classifier
-from .attack import Attack, Features, Objective
+from .attack import Attack, Objective
 from .balls import Ball
 from .checkpoint import load_checkpoint, save_checkpoint, write_file
 from .controls import random_search, spsa

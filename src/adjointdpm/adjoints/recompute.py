@@ -1,0 +1,170 @@
+"""A denoiser call that is made now for its value, and again for its graph when the backward pass arrives.
+
+Two ways, to the same gradient:
+
+    recomputed      torch.utils.checkpoint, non-reentrant: right under DDP, FSDP2, autocast and dropout, and for
+                    whatever the call depends on. It puts a Python hook on every tensor that the graph saves,
+                    both times; for a small network on a CPU that is a third of the time.
+    Recomputation   one autograd node a call, whose backward makes the graph, takes the products and frees it:
+                    no hooks. It knows only the tensors that it is told of, so it makes sure of them.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
+
+from .._types import InputError, Run
+
+__all__ = ["Recomputation", "autocast_now", "kept", "leaves_of", "recomputed"]
+
+
+def recomputed(fn: Callable[..., Any], *tensors: Any) -> Any:
+    """Call `fn` now for its value, and again for its graph when the backward pass arrives."""
+    return checkpoint(fn, *tensors, use_reentrant=False)
+
+
+def kept(fn: Callable[..., Any], *tensors: Any) -> Any:
+    """Call `fn` once, with its graph; each tensor enters by one node, as it does into a `Recomputation`.
+
+    So the gradients of a tensor that `fn` reads more than once are summed up in the same order, to the same bits.
+    """
+    return fn(*(t.view_as(t) if t.requires_grad else t for t in tensors))
+
+
+class Recomputation:
+    """The policies of one sampling: `recomputed`, by the faster way where that is right.
+
+    The first call goes the general way, and its graph shows what it depends on. Sharded weights (DTensor), hooks on
+    weights (they would run twice) and tensors that are neither arguments nor weights keep to it.
+
+    Args:
+        weights: the network's parameters.
+    Raises:
+        InputError: in the backward pass, if a later call depends on a tensor that the first did not.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._weights = [weight for weight in weights if weight.requires_grad]
+        self._fast = not any(
+            hasattr(weight, "full_tensor") or weight._backward_hooks for weight in self._weights
+        )
+        self._first: int | None = None  # the call that is looked at
+
+    def at(self, call: int) -> Run:
+        """How the evaluations of a call are run."""
+        if self._first is None:
+            self._first = call
+        return self._looked_at if call == self._first or not self._fast else self._in_one_node
+
+    def _looked_at(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        out = recomputed(partial(kept, fn), *tensors)
+        if self._fast and out.requires_grad and _strangers(out, [*tensors, *self._weights]):
+            self._fast = False
+        return out
+
+    def _in_one_node(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        return _Recompute.apply(_Call(fn, tensors), *tensors, *self._weights)
+
+
+class _Call:
+    """A function, the number of its arguments, and the random state and autocast it was called in."""
+
+    def __init__(self, fn: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
+        self.fn, self.count = fn, len(tensors)
+        self.devices, self.states = get_device_states(*tensors)
+        self.kind = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
+        self.state, self.autocast = torch.get_rng_state(), autocast_now(self.kind)
+
+    def again(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The value with its graph, under what was in force at first."""
+        kind = "cuda" if self.kind == "cpu" else self.kind  # with no devices it is the CPU's alone
+        with (
+            torch.random.fork_rng(self.devices, device_type=kind),
+            torch.enable_grad(),
+            self.autocast(),
+        ):
+            torch.set_rng_state(self.state)
+            if self.devices:
+                set_device_states(self.devices, self.states, device_type=kind)
+            return self.fn(*tensors)
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(*tensors)
+        return call.fn(*tensors[: call.count])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        call, saved = ctx.call, ctx.saved_tensors
+        # Of a higher derivative the saved tensors themselves are part; else only what hangs on them is made.
+        higher = torch.is_grad_enabled()
+        given = [t if higher else t.detach().requires_grad_(t.requires_grad) for t in saved[: call.count]]
+        out = call.again(given)
+        tensors = [*given, *saved[call.count :]]
+        if strangers := _strangers(out, tensors):
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in strangers[:3])
+            raise InputError(
+                f"a denoiser call depends on {len(strangers)} differentiable tensors (shape {shapes}) that are neither "
+                "in the conditioning nor among its parameters, which the first call did not, so their gradient would "
+                "be lost: register them as nn.Parameter, or use Backprop()"
+            )
+        wanted = [i for i, edge in enumerate(ctx.next_functions) if _wanted(edge[0])]
+        products = torch.autograd.grad(
+            out, [tensors[i] for i in wanted], cotangent, allow_unused=True, create_graph=higher
+        )
+        result: list[Tensor | None] = [None] * len(tensors)
+        for i, product in zip(wanted, products, strict=True):
+            result[i] = product
+        return None, *result
+
+
+def _wanted(node: Any) -> bool:
+    """Whether the backward pass that runs needs what it would send to this node."""
+    runs = getattr(torch._C, "_will_engine_execute_node", None)
+    if node is None or runs is None:
+        return node is not None
+    try:
+        return runs(node)
+    except RuntimeError:  # it does not say so of a leaf that torch.autograd.grad was asked for
+        return True
+
+
+def _strangers(out: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
+    """The differentiable leaves that a result depends on and that are not among those known."""
+    names = {id(tensor) for tensor in known}
+    return [leaf for leaf in leaves_of(out, known) if id(leaf) not in names]
+
+
+def leaves_of(out: Tensor, until: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The leaf tensors that a result's graph ends in, not looking behind the tensors `until`."""
+    seen = {tensor.grad_fn for tensor in until}
+    found: list[Tensor] = []
+    queue = [out.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found.append(leaf)
+        queue.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def autocast_now(device: str) -> Callable[[], torch.autocast]:
+    """The autocast in force now, to be entered again: a backward pass runs outside of it."""
+    return partial(
+        torch.autocast,
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )
