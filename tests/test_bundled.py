@@ -83,7 +83,7 @@ def share_right(name, images, labels):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [(f"emoji/{kind}", "concepts") for kind in ("resnet", "judge")]
+    [(f"emoji/{kind}", "concepts") for kind in ("resnet", "hgnet", "poolformer", "bit", "judge")]
     + [("emoji/judge/colour", "colours"), ("emoji/judge/style", "styles")],
 )
 def test_each_classifier_reads_renders_it_was_not_trained_on(renders, name, what):

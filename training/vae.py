@@ -5,6 +5,9 @@ loss = |e| + |e|^2 + |grad e| / 2 + log(|e|^2) / 20 + w KL with e = x_hat - x; t
 is what makes thin outlines sharp. After training, the latents' mean and
 relative spread of each channel are folded into `quant_conv` and `post_quant_conv`, so that the one
 number `scaling_factor` brings them to zero mean and unit variance.
+
+`--decoder A` trains the decoder alone, on latents with noise of up to A times their spread, so that it mends what
+a diffusion model leaves imperfect; latents, and models of them, stay what they are.
 """
 
 import argparse
@@ -73,11 +76,16 @@ def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return (torch.cat(decoded).float() / 2 + 0.5).clamp(0, 1)
 
 
-def loss(vae: AutoencoderKL, images: Tensor, kl_weight: float) -> Tensor:
+def loss(vae: AutoencoderKL, images: Tensor, kl_weight: float, noise: float | None = None) -> Tensor:
     x = (2 * images - 1).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16):
-        posterior = vae.encode(x).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
+        with torch.set_grad_enabled(noise is None):
+            posterior = vae.encode(x).latent_dist
+        z = posterior.sample()
+        if noise is not None:
+            spread = noise * torch.rand(len(z), 1, 1, 1, device=z.device) / vae.config.scaling_factor
+            z = z + spread * torch.randn_like(z)
+        decoded = vae.decode(z).sample
     error = decoded.float() - x
     gradient = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     kl = posterior.kl().float().mean() / posterior.mean[0].numel()
@@ -92,6 +100,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--kl", type=float, default=2e-4)
+    parser.add_argument("--decoder", type=float, help="train the decoder alone, on latents with this noise")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save_every", type=int, default=100)
     parser.add_argument("--device", default="cpu")
@@ -104,15 +113,20 @@ def main() -> None:
     renderer = Renderer(args.glyphs)
     vae = build()
     if args.package:
-        packaged = AutoencoderKL.from_pretrained(args.package, subfolder="vae", torch_dtype=torch.float32)
+        packaged = AutoencoderKL.from_pretrained(args.package, subfolder="vae", dtype=torch.float32)
         vae.load_state_dict(packaged.state_dict())
+        vae.register_to_config(scaling_factor=packaged.config.scaling_factor)
     vae = vae.to(args.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    if args.decoder is not None:
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(False)
+    trained = [weight for weight in vae.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     held_out = renderer(HELD_OUT, range(128)).images
 
     def loss_at(step: int) -> Tensor:
         batch = renderer(args.seed, run.rows(step, args.batch))
-        return loss(vae, batch.images.to(args.device), args.kl)
+        return loss(vae, batch.images.to(args.device), args.kl, args.decoder)
 
     def sample(step: int) -> None:
         decoded = reconstruct(vae, held_out.to(args.device)).cpu()

@@ -53,6 +53,7 @@ class Recomputation:
             hasattr(weight, "full_tensor") or weight._backward_hooks for weight in self._weights
         )
         self._first: int | None = None  # the call that is looked at
+        self._asked: dict[int, list[int]] = {}  # which weights the newest backward pass needs
 
     def at(self, call: int) -> Run:
         """How the evaluations of a call are run."""
@@ -67,17 +68,28 @@ class Recomputation:
         return out
 
     def _in_one_node(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        return _Recompute.apply(_Call(fn, tensors), *tensors, *self._weights)
+        return _Recompute.apply(_Call(fn, tensors, self._asked), *tensors, *self._weights)
 
 
 class _Call:
     """A function, the number of its arguments, and the random state and autocast it was called in."""
 
-    def __init__(self, fn: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
-        self.fn, self.count = fn, len(tensors)
+    def __init__(
+        self, fn: Callable[..., Tensor], tensors: Sequence[Tensor], asked: dict[int, list[int]]
+    ) -> None:
+        self.fn, self.count, self._asked = fn, len(tensors), asked
         self.devices, self.states = get_device_states(*tensors)
         self.kind = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
         self.state, self.autocast = torch.get_rng_state(), autocast_now(self.kind)
+
+    def wanted(self, nodes: Sequence[Any]) -> list[int]:
+        """The places of the inputs whose gradients the backward pass under way needs; asked of weights once."""
+        task = torch._C._current_graph_task_id()
+        if task not in self._asked:
+            self._asked.clear()
+            self._asked[task] = [i for i, node in enumerate(nodes[self.count :]) if _wanted(node)]
+        own = [i for i in range(self.count) if _wanted(nodes[i])]
+        return own + [self.count + i for i in self._asked[task]]
 
     def again(self, tensors: Sequence[Tensor]) -> Tensor:
         """The value with its graph, under what was in force at first."""
@@ -115,7 +127,7 @@ class _Recompute(torch.autograd.Function):
                 "in the conditioning nor among its parameters, which the first call did not, so their gradient would "
                 "be lost: register them as nn.Parameter, or use Backprop()"
             )
-        wanted = [i for i, edge in enumerate(ctx.next_functions) if _wanted(edge[0])]
+        wanted = call.wanted([node for node, _ in ctx.next_functions])
         products = torch.autograd.grad(
             out, [tensors[i] for i in wanted], cotangent, allow_unused=True, create_graph=higher
         )

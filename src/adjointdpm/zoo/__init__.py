@@ -1,7 +1,7 @@
 """The bundled models: a small text-to-image model of emoji-like pictures, and classifiers of them.
 
     emoji                                       the text-to-image model
-    emoji/resnet                                a classifier of its 234 concepts, to be audited
+    emoji/resnet, /hgnet, /poolformer, /bit     classifiers of its 234 concepts, to be audited
     emoji/judge, /judge/colour, /judge/style    for measuring only: never a target, never in a loss
 
 All are ordinary folders of diffusers and transformers, trained by the scripts under `training/`. Every file
