@@ -50,7 +50,7 @@ def test_gradient_policy_lives_with_the_adjoints(path):
     """no_grad, detach and checkpoint decide what a gradient is: in adjoints/, or on finished results."""
     allowed = {
         "adjoints/base.py", "adjoints/continuous.py", "adjoints/discrete.py", "adjoints/meter.py",
-        "adjoints/products.py", "adjoints/reversible.py", "adjoints/trace.py",
+        "adjoints/products.py", "adjoints/recompute.py", "adjoints/reversible.py", "adjoints/trace.py",
         "ivp.py",  # in an error message
         "formats.py", "tokens.py",  # files, and leaves to be optimised
         "gradients.py", "finite.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results
