@@ -9,14 +9,13 @@ plain backpropagation.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
+from record import write_record
 from torch import Tensor
 
 import adjointdpm as adp
@@ -118,14 +117,7 @@ def main(argv: list[str]) -> None:
             row["time_ratio"] = statistics.median(seconds[name]) / plain
         rows.append(row)
         print(name.ljust(34), *(f"{key} {_shown(value)}" for key, value in row.items() if key != "method"))
-    if args.output:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        record = {"command": f"python benchmarks/curve.py {' '.join(argv)}", "machine": machine}
-        record |= {"torch": torch.__version__, "adjointdpm": adp.__version__, "rows": rows}
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(args.output, "curve.py", argv, rows=rows)
 
 
 def _shown(value: object) -> str:

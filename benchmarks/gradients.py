@@ -12,8 +12,6 @@ gradient, counted by following every storage (weights not included).
 
 import argparse
 import gc
-import json
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +23,7 @@ from typing import Any
 import torch
 from live import LiveBytes
 from peers import Latents, OdeField, by_hand, edict, torchdiffeq_peer, torchsde_peer
+from record import write_record
 from torch import Tensor
 
 import adjointdpm as adp
@@ -201,14 +200,7 @@ def main(argv: list[str]) -> None:
         )
         rows += (found := measured(steps, args))
         print("\n".join(map(shown, found)), flush=True)
-    if args.output:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        record = {"command": f"python benchmarks/gradients.py {' '.join(argv)}", "machine": machine}
-        versions = {"torch": torch.__version__, "adjointdpm": adp.__version__}
-        args.output.write_text(json.dumps(record | versions | {"rows": rows}, indent=1) + "\n")
+    write_record(args.output, "gradients.py", argv, rows=rows)
 
 
 if __name__ == "__main__":

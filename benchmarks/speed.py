@@ -9,8 +9,6 @@ round the UNet that one would write by hand, and what the paper's release runs (
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import torch
 from peers import Latents, by_hand, torchdiffeq_peer
+from record import write_record
 from torch import Tensor
 
 import adjointdpm as adp
@@ -104,16 +103,7 @@ def main(argv: list[str]) -> None:
             f"{row['prompt_error']:10.1e} {row['time_ratio']:6.2f}   {megabytes}"
         )
     print(f"recomputing every call, in theory: {theory:.2f}")
-    if args.output:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        record = {"command": f"python benchmarks/speed.py {' '.join(argv)}", "machine": machine}
-        versions = {"torch": torch.__version__, "adjointdpm": adp.__version__}
-        args.output.write_text(
-            json.dumps(record | versions | {"theory": theory, "rows": rows}, indent=1) + "\n"
-        )
+    write_record(args.output, "speed.py", argv, theory=theory, rows=rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._types import Derivative, InputError, State, Stats, Time
 from ..ivp import IVP
 from .meter import SavedBytes
-from .recompute import autocast_now, leaves_of
+from .recompute import autocast_now, strangers
 from .trace import Trace
 
 __all__ = ["Leaves", "Products"]
@@ -78,12 +78,10 @@ class Products:
             (slope,) = f(time, (inputs[0],))
         self._stats.measured &= saved.bytes is not None
         self._stats.recomputed = saved.bytes or 0
-        known = {id(tensor) for tensor in (*inputs, *self._weights)}
-        strangers = [leaf for leaf in leaves_of(slope) if id(leaf) not in known]
-        if strangers:
-            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in strangers[:3])
+        if unknown := strangers(slope, [*inputs, *self._weights]):
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in unknown[:3])
             raise InputError(
-                f"the denoiser depends on {len(strangers)} differentiable tensors (shape {shapes}) "
+                f"the denoiser depends on {len(unknown)} differentiable tensors (shape {shapes}) "
                 "that are neither in the conditioning nor among its parameters, so their gradient would "
                 "be lost: register them as nn.Parameter or pass them in the Cond, or use Checkpointed()"
             )

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 
 from .._types import InputError, Run
 
-__all__ = ["Recomputation", "autocast_now", "kept", "leaves_of", "recomputed"]
+__all__ = ["Recomputation", "autocast_now", "kept", "recomputed", "strangers"]
 
 
 def recomputed(fn: Callable[..., Any], *tensors: Any) -> Any:
@@ -39,7 +39,8 @@ class Recomputation:
     """The policies of one sampling: `recomputed`, by the faster way where that is right.
 
     The first call goes the general way, and its graph shows what it depends on. Sharded weights (DTensor), hooks on
-    weights (they would run twice) and tensors that are neither arguments nor weights keep to it.
+    weights (they would run twice), weights that a call reads twice (their gradients would be summed in another
+    order) and tensors that are neither arguments nor weights keep to it.
 
     Args:
         weights: the network's parameters.
@@ -63,8 +64,10 @@ class Recomputation:
 
     def _looked_at(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         out = recomputed(partial(kept, fn), *tensors)
-        if self._fast and out.requires_grad and _strangers(out, [*tensors, *self._weights]):
-            self._fast = False
+        if self._fast and out.requires_grad:
+            found = _leaves(out, tensors)
+            again = len(found) > len({id(leaf) for leaf in found})
+            self._fast = not again and not _others(found, [*tensors, *self._weights])
         return out
 
     def _in_one_node(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -120,10 +123,10 @@ class _Recompute(torch.autograd.Function):
         given = [t if higher else t.detach().requires_grad_(t.requires_grad) for t in saved[: call.count]]
         out = call.again(given)
         tensors = [*given, *saved[call.count :]]
-        if strangers := _strangers(out, tensors):
-            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in strangers[:3])
+        if unknown := strangers(out, tensors):
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in unknown[:3])
             raise InputError(
-                f"a denoiser call depends on {len(strangers)} differentiable tensors (shape {shapes}) that are neither "
+                f"a denoiser call depends on {len(unknown)} differentiable tensors (shape {shapes}) that are neither "
                 "in the conditioning nor among its parameters, which the first call did not, so their gradient would "
                 "be lost: register them as nn.Parameter, or use Backprop()"
             )
@@ -148,26 +151,29 @@ def _wanted(node: Any) -> bool:
         return True
 
 
-def _strangers(out: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
+def strangers(out: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
     """The differentiable leaves that a result depends on and that are not among those known."""
+    return _others(_leaves(out, known), known)
+
+
+def _others(found: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
     names = {id(tensor) for tensor in known}
-    return [leaf for leaf in leaves_of(out, known) if id(leaf) not in names]
+    return list({id(leaf): leaf for leaf in found if id(leaf) not in names}.values())
 
 
-def leaves_of(out: Tensor, until: Sequence[Tensor] = ()) -> list[Tensor]:
-    """The leaf tensors that a result's graph ends in, not looking behind the tensors `until`."""
+def _leaves(out: Tensor, until: Sequence[Tensor]) -> list[Tensor]:
+    """The leaf tensors that a result's graph ends in, each as often as it is read; not looking behind `until`."""
     seen = {tensor.grad_fn for tensor in until}
     found: list[Tensor] = []
     queue = [out.grad_fn]
     while queue:
         node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             found.append(leaf)
-        queue.extend(parent for parent, _ in node.next_functions)
+        elif node is not None and node not in seen:
+            seen.add(node)
+            queue.extend(parent for parent, _ in node.next_functions)
     return found
 
 

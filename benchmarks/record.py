@@ -1,0 +1,25 @@
+"""What a benchmark leaves behind: its figures, the command and the machine that made them."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import adjointdpm as adp
+
+__all__ = ["write_record"]
+
+
+def write_record(path: Path | None, script: str, argv: list[str], **figures: Any) -> None:
+    """Write JSON; nothing without a path."""
+    if path is None:
+        return
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    record = {"command": f"python benchmarks/{script} {' '.join(argv)}", "machine": machine}
+    versions = {"torch": torch.__version__, "adjointdpm": adp.__version__}
+    path.write_text(json.dumps(record | versions | figures, indent=1) + "\n")
