@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no_controls", action="store_true")
     parser.add_argument("--harden", type=int, default=0, help="steps of fine-tuning; 0 for none")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resume", action="store_true")
@@ -58,7 +59,11 @@ def main() -> None:
     draw = torch.Generator().manual_seed(key(options.seed, "concepts"))
     chosen = torch.randperm(len(about["concepts"]), generator=draw)[: options.concepts].tolist()
     sampler = adp.load(
-        "emoji", steps=options.sampling, guidance_scale=options.guidance, device=options.device
+        "emoji",
+        steps=options.sampling,
+        guidance_scale=options.guidance,
+        adjoint=adp.Checkpointed(budget=options.budget),
+        device=options.device,
     )
     classifier = adp.load_classifier(options.classifier, device=options.device)
     features = None if options.keep == "none" else pixels

@@ -32,11 +32,13 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=0.1)
     parser.add_argument("--strength", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="Each is tried.")
+    parser.add_argument("--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     judge, net = adp.load_classifier("emoji/judge"), adp.load_classifier("emoji/resnet")
     features = HiddenStates(net.model, net.normalised)
-    sampler = adp.load("emoji", steps=flags.sampling, guidance_scale=4.0)
+    exact = adp.Checkpointed(budget=flags.budget)
+    sampler = adp.load("emoji", steps=flags.sampling, guidance_scale=4.0, adjoint=exact)
     about = json.loads((adp.zoo.folder("emoji") / "emoji.json").read_text())
     items = list(about["phrases"].items())[:: max(1, len(about["phrases"]) // flags.prompts)][
         : flags.prompts

@@ -23,15 +23,19 @@ def main() -> None:
     parser.add_argument("--effects", nargs="+", default=list(EFFECTS))
     parser.add_argument("--target", choices=("word", "effect"), default="word")
     parser.add_argument("--learn", choices=("token", "rows"), default="token")
+    parser.add_argument("--vectors", type=int, default=1, help="tokens the new word stands for")
     for name, value in (("steps", 150), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 15)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     judge, results = adp.load_classifier("emoji/judge/style"), {}
     for effect in flags.effects:
-        sampler = adp.load("emoji", steps=flags.sampling, guidance_scale=4.0)  # anew: its tokenizer grows
+        exact = adp.Checkpointed(budget=flags.budget)
+        # Loaded anew for each: its tokenizer grows.
+        sampler = adp.load("emoji", steps=flags.sampling, guidance_scale=4.0, adjoint=exact)
         about = json.loads((adp.zoo.folder("emoji") / "emoji.json").read_text())
         phrases = list(about["phrases"].values())
         spread = phrases[:: max(1, len(phrases) // (flags.prompts + flags.held_out))]
@@ -39,10 +43,14 @@ def main() -> None:
             f"a <effect> {each.removeprefix('an ').removeprefix('a ')} on a blue background"
             for each in spread
         ]
-        kind = TokenVectors if flags.learn == "token" else PromptRows
+        learned = (
+            TokenVectors(sampler, "<effect>", "a", flags.vectors)
+            if flags.learn == "token"
+            else PromptRows(sampler, "<effect>", "a")
+        )
         found = invert(
             sampler,
-            kind(sampler, "<effect>", "a"),
+            learned,
             PromptGoal(effect) if flags.target == "word" else EffectGoal(EFFECTS[effect]),
             texts[: flags.prompts],
             texts[flags.prompts : flags.prompts + flags.held_out],

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--content", type=float, default=0.3)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     judge, net, results = adp.load_classifier("emoji/judge"), adp.load_classifier("emoji/resnet"), {}
@@ -41,7 +42,8 @@ def main() -> None:
     texts = [f"{phrase} on a blue background" for _, phrase in spread]
     test = slice(flags.prompts, flags.prompts + flags.held_out)
     for name in flags.styles:
-        sampler = adp.load("emoji", steps=flags.sampling, guidance_scale=4.0)
+        exact = adp.Checkpointed(budget=flags.budget)
+        sampler = adp.load("emoji", steps=flags.sampling, guidance_scale=4.0, adjoint=exact)
         with torch.no_grad():
             picture = EFFECTS[name](sampler(sampler.noise(1, 999), sampler.encode(texts[0])).clamp(0, 1))[0]
         style = Style(features, picture)

@@ -1,13 +1,14 @@
 """Counting the bytes that autograd saves for the backward pass: deterministic, on any device."""
 
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["SavedBytes", "address"]
+__all__ = ["SavedBytes", "address", "unseen"]
 
 # Reads the hooks that are already in force (torch >= 2.8). Without it ours would replace those of
 # torch.utils.checkpoint or of the user's save_on_cpu instead of counting in front of them.
@@ -68,6 +69,14 @@ class SavedBytes(saved_tensors_hooks):
         storage = tensor.untyped_storage()
         self._alive[at] = weakref.ref(storage, lambda _: self._alive.pop(at, None))
         self.bytes = (self.bytes or 0) + storage.nbytes()
+
+
+def unseen() -> AbstractContextManager[Any]:
+    """A context whose graphs do not reach a user's hooks (save_on_cpu), since no backward pass will need them."""
+    if _hooks_in_force is not None and not _hooks_in_force(False):
+        return nullcontext()
+    # Not a result itself, as above.
+    return saved_tensors_hooks(lambda t: t if t.is_leaf else t.detach(), lambda t: t)
 
 
 def address(tensor: Tensor) -> tuple[torch.device, int]:

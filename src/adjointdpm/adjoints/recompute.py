@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from .._types import InputError, Run
+from .meter import unseen
 
 __all__ = ["Recomputation", "autocast_now", "kept", "recomputed", "strangers"]
 
@@ -38,7 +39,7 @@ def kept(fn: Callable[..., Any], *tensors: Any) -> Any:
 class Recomputation:
     """The policies of one sampling: `recomputed`, by the faster way where that is right.
 
-    The first call goes the general way, and its graph shows what it depends on. Sharded weights (DTensor), hooks on
+    The first call's graph is made at once, and shows what the calls depend on. Sharded weights (DTensor), hooks on
     weights (they would run twice), weights that a call reads twice (their gradients would be summed in another
     order) and tensors that are neither arguments nor weights keep to it.
 
@@ -63,12 +64,24 @@ class Recomputation:
         return self._looked_at if call == self._first or not self._fast else self._in_one_node
 
     def _looked_at(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        out = recomputed(partial(kept, fn), *tensors)
-        if self._fast and out.requires_grad:
-            found = _leaves(out, tensors)
-            again = len(found) > len({id(leaf) for leaf in found})
-            self._fast = not again and not _others(found, [*tensors, *self._weights])
-        return out
+        if not self._fast:
+            return recomputed(partial(kept, fn), *tensors)
+        call = _Call(fn, tensors, self._asked)
+        call.value = self._seen(fn, tensors)
+        if self._fast:
+            return _Recompute.apply(call, *tensors, *self._weights)
+        call.restore()  # and once more, from the same random numbers
+        return recomputed(partial(kept, fn), *tensors)
+
+    def _seen(self, fn: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+        """The value; its graph is made, looked at, and gone."""
+        given = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+        with unseen():
+            out = kept(fn, *given)
+        found = _leaves(out, ())
+        again = len(found) > len({id(leaf) for leaf in found})
+        self._fast = not again and not _others(found, [*given, *self._weights])
+        return out.detach()
 
     def _in_one_node(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return _Recompute.apply(_Call(fn, tensors, self._asked), *tensors, *self._weights)
@@ -84,6 +97,7 @@ class _Call:
         self.devices, self.states = get_device_states(*tensors)
         self.kind = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
         self.state, self.autocast = torch.get_rng_state(), autocast_now(self.kind)
+        self.value: Tensor | None = None  # where the first call has made it already
 
     def wanted(self, nodes: Sequence[Any]) -> list[int]:
         """The places of the inputs whose gradients the backward pass under way needs; asked of weights once."""
@@ -102,10 +116,14 @@ class _Call:
             torch.enable_grad(),
             self.autocast(),
         ):
-            torch.set_rng_state(self.state)
-            if self.devices:
-                set_device_states(self.devices, self.states, device_type=kind)
+            self.restore()
             return self.fn(*tensors)
+
+    def restore(self) -> None:
+        """The random state it was called in."""
+        torch.set_rng_state(self.state)
+        if self.devices:
+            set_device_states(self.devices, self.states, device_type=self.kind)
 
 
 class _Recompute(torch.autograd.Function):
@@ -113,7 +131,8 @@ class _Recompute(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
         ctx.call = call
         ctx.save_for_backward(*tensors)
-        return call.fn(*tensors[: call.count])
+        value, call.value = call.value, None
+        return call.fn(*tensors[: call.count]) if value is None else value
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
