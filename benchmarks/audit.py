@@ -4,15 +4,17 @@ For each concept and seed: a start that the audited classifier reads right; its 
 of its norm (and of other radii, for the curve); scored on the saved 8-bit pictures; beside it random noise and
 SPSA with as many denoiser calls; transfer to other classifiers. Intervals are Wilson's, 95 %.
 
-    python benchmarks/audit.py --output outputs/audit --concepts 40 --starts 3
+    python benchmarks/audit.py --record docs/audit.json
     python benchmarks/audit.py --output outputs/tiny --concepts 3 --steps 4 --sampling 6 --radii
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
+from record import write_record
 
 import adjointdpm as adp
 from adjointdpm.metrics import HiddenStates
@@ -24,28 +26,31 @@ from adjointdpm.zoo import folder
 def arguments() -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/audit"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/audit"), help="of pages")
+    parser.add_argument("--record", type=Path, default=None, help="JSON of the figures")
     parser.add_argument("--concepts", type=int, default=40, help="drawn from the model's list")
-    parser.add_argument("--starts", type=int, default=3, help="pictures a concept")
+    parser.add_argument("--starts", type=int, default=1, help="pictures a concept")
     parser.add_argument("--radius", type=float, default=0.1)
-    parser.add_argument("--radii", type=float, nargs="*", default=[0.02, 0.05, 0.2])
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
+    parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--rate", type=float, default=0.25)
-    parser.add_argument("--momentum", type=float, default=0.0)
-    parser.add_argument("--sampling", type=int, default=25, help="steps of the sampler")
+    parser.add_argument("--momentum", type=float, default=0.5)
+    parser.add_argument("--sampling", type=int, default=12, help="steps of the sampler")
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--confidence", type=float, default=1.0)
+    parser.add_argument("--confidence", type=float, default=0.5)
     parser.add_argument(
-        "--keep", default="pixels", help="pixels, none, or a classifier whose features are kept"
+        "--keep", default="emoji/hgnet", help="pixels, none, or a classifier whose features are kept"
     )
     parser.add_argument("--keep_weight", type=float, default=1.0)
     parser.add_argument("--classifier", default="emoji/resnet")
     parser.add_argument("--judge", default="emoji/judge")
-    parser.add_argument("--transfer", nargs="*", default=[])
+    parser.add_argument("--transfer", nargs="*", default=["emoji/hgnet", "emoji/poolformer", "emoji/bit"])
     parser.add_argument("--no_controls", action="store_true")
-    parser.add_argument("--harden", type=int, default=0, help="steps of fine-tuning; 0 for none")
+    parser.add_argument("--harden", type=int, default=120, help="steps of fine-tuning; 0 for none")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner")
+    parser.add_argument(
+        "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resume", action="store_true")
@@ -103,6 +108,8 @@ def main() -> None:
         print(f"{name:14} misread {each.success}; still shown {each.kept}")
     for name, (hits, of) in found.transfer.items():
         print(f"transfer to {name}: {hits} of {of}")
+    record = found.as_dict()
+    write_record(options.record, "audit.py", sys.argv[1:], audit=record)
     if options.harden:
         hard = adp.tasks.harden(
             found,
@@ -112,6 +119,7 @@ def main() -> None:
             HardenSettings(steps=options.harden),
             resume=options.resume,
         )
+        write_record(options.record, "audit.py", sys.argv[1:], audit=record, hardening=hard.as_dict())
         print(
             f"hardening: misread {hard.before} -> {hard.after}; clean {hard.clean_before} -> {hard.clean_after}"
         )

@@ -11,40 +11,45 @@ plain backpropagation.
 import argparse
 import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from plot import Panel, draw
 from record import write_record
+from rounds import rounds
 from torch import Tensor
 
 import adjointdpm as adp
 
 EXACT = ("Backprop()", "Checkpointed()")
+PARTS = (0.2, 0.24, 0.28, 0.34, 0.5, 1.0)
 
 PROMPTS = ["a red apple on a blue background", "a cat", "a yellow star", "a dog", "a house"]
 
 
 def contenders(N: int) -> dict[str, adp.Adjoint]:
     """Names and adjoints."""
-    few = {f"Continuous(steps=N/{part})": adp.Continuous(steps=max(1, N // part)) for part in (1, 2, 3, 4)}
-    tenths = adp.Continuous(steps=max(1, round(0.3 * N)))
     return {
         "Backprop()": adp.Backprop(),
         "Checkpointed()": adp.Checkpointed(),
-        **few,
-        "Continuous(steps=0.3 N)": tenths,
-        "two-step Adams-Bashforth, N/3": adp.Continuous(steps=max(1, N // 3), solver=adp.AdamsBashforth(2)),
+        **{
+            f"Continuous(steps={part:g} N)": adp.Continuous(steps=max(1, round(part * N))) for part in PARTS
+        },
         "paper's form, Euler, stored": adp.Continuous(solver=adp.Euler(), transposed=False),
         "paper's release: Euler, resolved": adp.Continuous(solver=adp.Euler(), trajectory="resolved"),
+        "Truncated(last=N/4)": adp.Truncated(last=max(1, N // 4)),
+        "one step: Truncated(last=1)": adp.Truncated(last=1),
     }
 
 
 def gradient(sampler: adp.FlowSampler, noise: Tensor, cond: adp.Cond, cotangent: Tensor) -> list[Tensor]:
-    """Of the noise and the prompt."""
-    x, prompt = noise.clone().requires_grad_(), cond["prompt_embeds"].clone().requires_grad_()
+    """Of the prompt and, where the method has one, the noise."""
+    x, prompt = noise.clone(), cond["prompt_embeds"].clone().requires_grad_()
+    leaves = [prompt] if isinstance(sampler.adjoint, adp.Truncated) else [prompt, x.requires_grad_()]
     out = sampler.latents(x, cond.replace(prompt_embeds=prompt))
-    return list(torch.autograd.grad((out * cotangent).sum(), [x, prompt]))
+    return list(torch.autograd.grad((out * cotangent).sum(), leaves))
 
 
 def problem(sampler: adp.FlowSampler, seeds: range) -> tuple[Tensor, adp.Cond, Tensor]:
@@ -76,6 +81,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--guidance_scale", type=float, default=4.0)
     parser.add_argument("--only", default="", help="measure only methods whose name has this in it")
     parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--plot", type=Path, default=None)
     args = parser.parse_args(argv)
 
     sampler = adp.load("emoji", steps=args.steps, guidance_scale=args.guidance_scale)
@@ -93,31 +99,39 @@ def main(argv: list[str]) -> None:
         for name, each in samplers.items():
             if name in EXACT:
                 continue
-            for variable, (g, e) in enumerate(zip(gradient(each, *given), exact, strict=True)):
+            for variable, (g, e) in enumerate(zip(gradient(each, *given), exact, strict=False)):
                 for store, values in zip((errors, cosines), accuracy(g, e), strict=True):
                     store[name][variable] += values
-    seconds: dict[str, list[float]] = {name: [] for name in samplers}
     given = problem(sampler, range(1))
-    for turn in range(args.repeats + 1 if args.repeats else 0):
-        for name, each in samplers.items():
-            start = time.perf_counter()
-            gradient(each, *given)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    plain = statistics.median(seconds["Backprop()"]) if args.repeats else None
+    runs = {name: partial(gradient, each, *given) for name, each in samplers.items()}
+    seconds = rounds(runs, args.repeats)
+    saved = {name: each.stats.bytes_saved for name, each in samplers.items()}
     rows = []
     for name in samplers:
         row: dict[str, object] = {"method": name}
-        for variable, of in enumerate(("noise", "prompt")):
+        for variable, of in enumerate(("prompt", "noise")):
             if errors[name][variable]:
                 error, cosine = errors[name][variable], cosines[name][variable]
                 row[f"{of}_error"] = {"median": statistics.median(error), "worst": max(error)}
                 row[f"{of}_cosine"] = {"median": statistics.median(cosine), "worst": min(cosine)}
-        if plain:
-            row["time_ratio"] = statistics.median(seconds[name]) / plain
+        if seconds:
+            row |= {"time_ratio": seconds[name] / seconds["Backprop()"], "bytes_saved": saved[name]}
         rows.append(row)
         print(name.ljust(34), *(f"{key} {_shown(value)}" for key, value in row.items() if key != "method"))
     write_record(args.output, "curve.py", argv, rows=rows)
+    if args.plot and seconds:
+        draw(args.plot, [_panel(rows, of) for of in ("noise", "prompt")])
+
+
+def _panel(rows: list[dict[str, Any]], of: str) -> Panel:
+    """Error against time: a curve over M, and everybody else."""
+    known = [row for row in rows if f"{of}_error" in row and row["method"] != "Continuous(steps=1 N)"]
+    at = {row["method"]: (row["time_ratio"], row[f"{of}_error"]["median"]) for row in known}
+    curve = [place for name, place in at.items() if name.startswith("Continuous")]
+    x, y = zip(*curve, strict=True)
+    marks = {name: place for name, place in at.items() if not name.startswith("Continuous")}
+    title = f"error of the gradient, {of} (median)"
+    return Panel("time, plain backpropagation = 1", title, {"Continuous(steps=M)": (x, y)}, marks)
 
 
 def _shown(value: object) -> str:

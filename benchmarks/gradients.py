@@ -2,7 +2,7 @@
 
     python benchmarks/gradients.py [--steps 10 25 50 100] [--repeats 5] [--trained] [--output docs/gradients.json]
 
-Contenders take turns, round after round, after one round of warm-up; times are medians, and are shown as
+Contenders take turns, round after round, each timed in its second run of a turn; times are medians, and are shown as
 ratios to plain backpropagation. The peers are in peers.py; all share one UNet, one noise and one cotangent of
 the latents. The error is against the exact gradient of the sampler that the method itself runs: plain autograd
 through the same steps (for adaptive dopri5, which has no fixed steps, against DDIM's, so its error includes the
@@ -12,11 +12,10 @@ gradient, counted by following every storage (weights not included).
 
 import argparse
 import gc
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from live import LiveBytes
 from peers import Latents, OdeField, by_hand, edict, torchdiffeq_peer, torchsde_peer
 from record import write_record
+from rounds import rounds
 from torch import Tensor
 
 import adjointdpm as adp
@@ -129,13 +129,9 @@ def measured(steps: int, args: argparse.Namespace) -> list[dict[str, object]]:
         with LiveBytes() as bytes_alive:
             found[name] = run(name)
         live[name], calls[name] = bytes_alive.peak, counter.calls - before
-    seconds: dict[str, list[float]] = {name: [] for name, each in everyone.items() if each.timed}
-    for _ in range(args.repeats):
-        for name in seconds:
-            start = time.perf_counter()
-            run(name)
-            seconds[name].append(time.perf_counter() - start)
-    plain = statistics.median(seconds[PLAIN])
+    timed = {name: partial(run, name) for name, each in everyone.items() if each.timed}
+    seconds = rounds(timed, args.repeats)
+    plain = seconds[PLAIN]
     rows: list[dict[str, object]] = []
     for name, each in everyone.items():
         if not each.timed:
@@ -157,8 +153,8 @@ def measured(steps: int, args: argparse.Namespace) -> list[dict[str, object]]:
                 "bytes_saved": each.sampler.stats.bytes_saved if each.sampler else None,
                 "live_bytes": live[name],
                 "network_calls": calls[name],
-                "seconds": statistics.median(seconds[name]),
-                "time_ratio": statistics.median(seconds[name]) / plain,
+                "seconds": seconds[name],
+                "time_ratio": seconds[name] / plain,
             }
         )
     return rows

@@ -1,6 +1,6 @@
 """Inversion of effects on the bundled model: seen and unseen noise, unseen concepts, the style judge.
 
-    python benchmarks/invert.py --output outputs/invert.json --steps 150 --prompts 8 --held_out 16 --noises 2
+    python benchmarks/invert.py --record docs/invert.json
 
 Aims, for at least 4 of 6 effects, on unseen noise and unseen concepts: distance to the target less by 50 %, and the
 style judge sees the effect in 80 %. `--target effect` learns the effect from changed pictures instead of from the
@@ -9,7 +9,10 @@ model's own word.
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+from record import write_record
 
 import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS
@@ -19,16 +22,19 @@ from adjointdpm.tasks import EffectGoal, InvertSettings, PromptGoal, PromptRows,
 def main() -> None:
     """Run the protocol."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark/invert.json"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="of pages")
+    parser.add_argument("--record", type=Path, default=None, help="JSON of the figures")
     parser.add_argument("--effects", nargs="+", default=list(EFFECTS))
     parser.add_argument("--target", choices=("word", "effect"), default="word")
     parser.add_argument("--learn", choices=("token", "rows"), default="token")
     parser.add_argument("--vectors", type=int, default=1, help="tokens the new word stands for")
-    for name, value in (("steps", 150), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 15)):
+    for name, value in (("steps", 60), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 12)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--learning_rate", type=float, default=0.02)
+    parser.add_argument("--learning_rate", type=float, default=0.08)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner")
+    parser.add_argument(
+        "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
+    )
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     judge, results = adp.load_classifier("emoji/judge/style"), {}
@@ -54,7 +60,7 @@ def main() -> None:
             PromptGoal(effect) if flags.target == "word" else EffectGoal(EFFECTS[effect]),
             texts[: flags.prompts],
             texts[flags.prompts : flags.prompts + flags.held_out],
-            output=flags.output.parent / f"invert-{effect.replace(' ', '-')}",
+            output=flags.output / f"invert-{effect.replace(' ', '-')}",
             settings=InvertSettings(
                 flags.steps, flags.learning_rate, flags.batch, flags.noises, flags.seed
             ),
@@ -64,8 +70,7 @@ def main() -> None:
         results[effect] = {name: report.as_dict() for name, report in found.reports.items()}
         for name, report in found.reports.items():
             print(f"{effect:14} {name:16} less by {100 * report.reduction:5.1f} %; judge: {report.judged}")
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(flags).items()}
-        flags.output.write_text(json.dumps({"settings": settings, "effects": results}, indent=1))
+        write_record(flags.record, "invert.py", sys.argv[1:], effects=results)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--steps 30] [--repeats 5] [--trained] [--output docs/speed.json]
 
-Contenders take turns, round after round, after one round of warm-up; times are medians, and are shown as
+Contenders take turns, round after round, each timed in its second run of a turn; times are medians, and are shown as
 ratios to plain backpropagation. Two peers stand beside them (`peers.py`): the loop with `torch.utils.checkpoint`
 round the UNet that one would write by hand, and what the paper's release runs (torchdiffeq's
 `odeint_adjoint` with Euler steps over rho). All share one UNet, one noise and one cotangent of the latents.
@@ -12,14 +12,18 @@ import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from peers import Latents, by_hand, torchdiffeq_peer
 from record import write_record
+from rounds import rounds
 from torch import Tensor
 
 import adjointdpm as adp
+
+PLAIN = "plain backpropagation by hand"
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +53,7 @@ def main(argv: list[str]) -> None:
     }
     paper, field = torchdiffeq_peer(sampler, cond)
     contenders: dict[str, Latents] = {
-        "plain backpropagation by hand": by_hand(sampler, cond, recompute=False),
+        PLAIN: by_hand(sampler, cond, recompute=False),
         "checkpointed loop by hand": by_hand(sampler, cond, recompute=True),
         **{
             name: lambda noise, prompt, each=each: each.latents(noise, cond.replace(prompt_embeds=prompt))
@@ -58,24 +62,24 @@ def main(argv: list[str]) -> None:
         "paper's release (torchdiffeq, Euler)": paper,
     }
     weights = [p for p in sampler.field.denoiser.parameters() if p.requires_grad]
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     forward: list[float] = []  # of plain backpropagation, its graph included: the f of f + b
     found: dict[str, list[Tensor]] = {}
-    for turn in range(args.repeats + 1):
-        for name, latents in contenders.items():
-            x = noise.clone().requires_grad_()
-            prompt = field.prompt if latents is paper else cond["prompt_embeds"].clone().requires_grad_()
-            start = time.perf_counter()
-            out = latents(x, prompt)
-            if turn and name == "plain backpropagation by hand":
-                forward.append(time.perf_counter() - start)
-            found[name] = list(torch.autograd.grad((out * cotangent).sum(), [x, prompt, *weights]))
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    plain = statistics.median(seconds["plain backpropagation by hand"])
+
+    def gradient(name: str) -> None:
+        x = noise.clone().requires_grad_()
+        prompt = (
+            field.prompt if contenders[name] is paper else cond["prompt_embeds"].clone().requires_grad_()
+        )
+        start = time.perf_counter()
+        out = contenders[name](x, prompt)
+        if name == PLAIN:
+            forward.append(time.perf_counter() - start)
+        found[name] = list(torch.autograd.grad((out * cotangent).sum(), [x, prompt, *weights]))
+
+    seconds = rounds({name: partial(gradient, name) for name in contenders}, args.repeats)
+    plain, exact = seconds[PLAIN], found[PLAIN]
     # What recomputing every call must cost: (2 f + b) / (f + b), f + b the time of plain backpropagation.
-    theory = (plain + statistics.median(forward)) / plain
-    exact = found["plain backpropagation by hand"]
+    theory = (plain + statistics.median(forward[1::2])) / plain
     rows = []
     for name in contenders:
         wrong = [float((g - e).norm() / e.norm()) for g, e in zip(found[name][:2], exact[:2], strict=True)]
@@ -87,8 +91,8 @@ def main(argv: list[str]) -> None:
                 "noise_error": wrong[0],
                 "prompt_error": wrong[1],
                 "noise_cosine": float(cosine),
-                "seconds": statistics.median(seconds[name]),
-                "time_ratio": statistics.median(seconds[name]) / plain,
+                "seconds": seconds[name],
+                "time_ratio": seconds[name] / plain,
                 "bytes_saved": stats.bytes_saved if stats else None,
             }
         )

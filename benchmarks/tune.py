@@ -1,6 +1,6 @@
 """Stylisation from one picture on the bundled model: held-out concepts and noise, beside the denoising loss.
 
-    python benchmarks/tune.py --output outputs/tune.json --styles sepia --steps 150 --prompts 8 --held_out 24
+    python benchmarks/tune.py --record docs/tune.json
 
 Aims, on held-out concepts and noise: style distance less by 60 %, the judge's concept accuracy at most 10 points lower.
 The reference is one picture of the model's own with an effect applied.
@@ -8,9 +8,11 @@ The reference is one picture of the model's own with an effect applied.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
+from record import write_record
 
 import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS, Content, HiddenStates, Style
@@ -20,18 +22,21 @@ from adjointdpm.tasks import Lora, TuneSettings, tune
 def main() -> None:
     """Run the protocol."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark/tune.json"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="of pages")
+    parser.add_argument("--record", type=Path, default=None, help="JSON of the figures")
     parser.add_argument(
         "--styles", nargs="+", default=["sepia", "line drawing", "night"], choices=list(EFFECTS)
     )
-    for name, value in (("steps", 150), ("prompts", 8), ("held_out", 24), ("noises", 2), ("sampling", 15)):
+    for name, value in (("steps", 100), ("prompts", 8), ("held_out", 24), ("noises", 2), ("sampling", 12)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--content", type=float, default=0.3)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner")
+    parser.add_argument(
+        "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
+    )
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     judge, net, results = adp.load_classifier("emoji/judge"), adp.load_classifier("emoji/resnet"), {}
@@ -52,7 +57,7 @@ def main() -> None:
             style + flags.content * Content(features),
             texts[: flags.prompts],
             texts[test],
-            output=flags.output.parent / f"tune-{name.replace(' ', '-')}",
+            output=flags.output / f"tune-{name.replace(' ', '-')}",
             weights=Lora(flags.rank),
             settings=TuneSettings(
                 flags.steps, flags.learning_rate, flags.batch, noises=flags.noises, seed=flags.seed
@@ -68,8 +73,7 @@ def main() -> None:
             print(
                 f"{name:14} {way:10} style less by {100 * found.reduction('style', way):5.1f} %; {each.judged}"
             )
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(flags).items()}
-        flags.output.write_text(json.dumps({"settings": settings, "styles": results}, indent=1))
+        write_record(flags.record, "tune.py", sys.argv[1:], styles=results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Figures of the benchmarks: panels of curves, as PNG."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+__all__ = ["Panel", "draw"]
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves over one pair of axes; `marks` are lone points with their names beside them."""
+
+    x: str
+    y: str
+    curves: Mapping[str, Curve]
+    marks: Mapping[str, tuple[float, float]] | None = None
+    scales: tuple[str, str] = ("log", "log")
+
+
+def draw(path: Path, panels: Sequence[Panel]) -> None:
+    """Panels side by side; the first one has the legend."""
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    for i, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for name, (x, y) in panel.curves.items():
+            axes.plot(x, y, marker="o", markersize=3, label=name)
+        for name, (x, y) in (panel.marks or {}).items():
+            axes.plot([x], [y], "k.", markersize=5)
+            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axes.set(xlabel=panel.x, ylabel=panel.y, xscale=panel.scales[0], yscale=panel.scales[1])
+        axes.grid(alpha=0.3)
+        if not i and panel.curves:
+            axes.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110)
