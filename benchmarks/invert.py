@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("--target", choices=("word", "effect"), default="word")
     parser.add_argument("--learn", choices=("token", "rows"), default="token")
     parser.add_argument("--vectors", type=int, default=1, help="tokens the new word stands for")
-    for name, value in (("steps", 60), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 12)):
+    for name, value in (("steps", 160), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 10)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--learning_rate", type=float, default=0.08)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning_rate", type=float, default=0.03)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument(
         "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
     )

@@ -1,6 +1,7 @@
 """Tuning weights: the untuned model is untouched by it, files load elsewhere, the loss is the textbook's."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -120,11 +121,15 @@ def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
         ours = sampler()
         return tune(
             ours, metric, PROMPTS, HELD_OUT, output=tmp_path, settings=settings, picture=picture,
-            measures={"style": Style(colours, picture)}, picture_prompt="a dog", quiet=True, **more,
+            measures={"style": Style(colours, picture), "content": Content(colours)},
+            picture_prompt="a dog", quiet=True, **more,
         )  # fmt: skip
 
     first = run()
     assert list(first.ways) == ["untuned", "denoising", "metric"]
+    assert first.ways["untuned"].distances["content"] == 0  # nothing to be less than: no percentage, no error
+    assert math.isnan(first.reduction("content"))
+    assert "nan" not in (tmp_path / "index.html").read_text()
     again = run(resume=True)
     for way in first.ways:
         assert torch.equal(first.ways[way].images, again.ways[way].images)

@@ -12,7 +12,8 @@ from .result import AuditResult
 from .settings import AuditSettings
 from .task import Loop, Losses, Task
 from .trajectory import LookAhead, guided
-from .tune import TuneResult, TuneSettings, tune
+from .tune import TuneSettings, tune
+from .tuned import TuneResult
 from .tuning import Lora, Subset
 
 __all__ = [

@@ -110,13 +110,15 @@ def harden(
     """
     settings = settings or HardenSettings()
     folder = output_folder(found.folder / "hardened")
-    shown = found.after.fooled if found.after.shows is None else found.after.fooled & found.after.shows
-    chosen: list[int] = shown.nonzero()[:, 0].tolist()
+    chosen, pictures = _found(found)
     if not chosen:
-        raise InputError("the audit found no picture that fools the classifier and still shows its thing")
+        raise InputError(
+            "the audit found no picture that fools the classifier and still shows its thing, so there is nothing to "
+            "train on; audit more starts, in more steps or a larger ball"
+        )
     pairs = dict(zip(found.prompts, found.labels, strict=True))
     clean, clean_labels = _clean(sampler, classifier, pairs, settings.clean, settings.seed, attack)
-    images = torch.cat([found.after.images[chosen].to(clean) / 255, clean])
+    images = torch.cat([pictures.to(clean) / 255, clean])
     own = [classifier.index(found.labels[i]) for i in chosen]
     labels = torch.cat([torch.tensor(own, device=clean.device), clean_labels])
     if Processes.here().first:
@@ -166,6 +168,16 @@ def harden(
         _save(hard, folder / "classifier")
         write_file(folder / "result.json", json.dumps(result.as_dict(), indent=1).encode())
     return result
+
+
+def _found(found: AuditResult) -> tuple[list[int], Tensor]:
+    """Every picture that fooled the classifier and still shows its thing, of all radii: its start, and itself."""
+    rows, pictures = [], []
+    for each in found.curve.values():
+        mask = each.fooled if each.shows is None else each.fooled & each.shows
+        rows += mask.nonzero()[:, 0].tolist()
+        pictures.append(each.images[mask])
+    return rows, torch.cat(pictures)
 
 
 def _clean(

@@ -6,7 +6,6 @@ Everything that is reported is of prompts and noise that were not trained on, be
 weights trained on the one picture with the ordinary denoising loss.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +18,9 @@ from torch import Tensor
 from .._types import Cond, InputError
 from ..gradients import check_metric
 from ..metrics import beside
-from ..pictures import as_8_bit, output_folder, png, sheet
-from ..report import Page, Pictures
+from ..pictures import output_folder
 from ..sampler import FlowSampler, Sampler
 from ..zoo import Classifier
-from .checkpoint import write_file
 from .denoising import Denoise, latents_of
 from .loop import optimise
 from .processes import Processes
@@ -31,9 +28,10 @@ from .scores import Rate, said, sampled, saved
 from .seeds import key, noise_of
 from .settings import labels_of
 from .task import Loop, Task
+from .tuned import Tuned, TuneResult, write_tuning
 from .tuning import Lora, Stylise, Weights, network_of, pipeline_of
 
-__all__ = ["TuneResult", "TuneSettings", "Tuned", "tune"]
+__all__ = ["TuneSettings", "tune"]
 
 
 @dataclass(frozen=True)
@@ -61,48 +59,6 @@ class TuneSettings:
     def __post_init__(self) -> None:
         if self.noises < 1 or self.validation_steps < 1 or not self.learning_rate > 0:
             raise InputError("noises and validation_steps must be at least 1, the learning rate above 0")
-
-
-@dataclass(frozen=True, eq=False)
-class Tuned:
-    """Held-out pictures of one way of tuning.
-
-    images     (pictures, 3, height, width), not clamped
-    distances  mean of each measure
-    judged     how often the judge sees the concept, on 8 bits; None without a judge
-    losses     of the training
-    """
-
-    images: Tensor
-    distances: dict[str, float]
-    judged: Rate | None
-    losses: list[float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "distances": self.distances,
-            "judged": self.judged and self.judged.as_dict(),
-            "losses": self.losses,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class TuneResult:
-    """What a tuning found; the files lie in `folder`, the weights in `artefact`.
-
-    ways     "untuned", "metric", and "denoising" where it was asked for
-    costs    bytes saved for backward and denoiser calls a picture, and seconds
-    """
-
-    folder: Path
-    artefact: Path
-    ways: dict[str, Tuned]
-    costs: dict[str, Any]
-
-    def reduction(self, measure: str, way: str = "metric") -> float:
-        """1 - distance after / before, on held-out prompts and noise."""
-        return 1 - self.ways[way].distances[measure] / self.ways["untuned"].distances[measure]
 
 
 def tune(
@@ -208,7 +164,9 @@ def tune(
     artefact = weights.save(folder, pipe, leaves) if Processes.here().first else folder
     result = TuneResult(folder, artefact, ways, costs)
     if Processes.here().first:
-        _write(result, about, [each for each in held_out for _ in range(settings.noises)], repeat, picture)
+        write_tuning(
+            result, about, [each for each in held_out for _ in range(settings.noises)], repeat, picture
+        )
     return result
 
 
@@ -251,50 +209,3 @@ class _Exam:
         self.sampler.zero_grad()
         stats = self.sampler.stats
         return {"calls_a_picture": stats.nfe_forward + stats.nfe_backward, "bytes_saved": stats.bytes_saved}
-
-
-def _write(
-    result: TuneResult, about: Mapping[str, Any], captions: list[str], repeat: str, picture: Tensor | None
-) -> None:
-    """result.json, the pictures in one file, and the page."""
-    folder, ways = result.folder, result.ways
-    ways_json = {name: each.as_dict() for name, each in ways.items()}
-    found = {"settings": dict(about), "ways": ways_json, "costs": result.costs}
-    write_file(folder / "result.json", json.dumps(found, indent=1, default=str).encode())
-    shown = slice(0, 8)
-    images = torch.cat([as_8_bit(each.images[shown]) for each in ways.values()])
-    write_file(folder / "pictures.png", png(sheet(images, len(captions[shown]))))
-    page = Page("adjointdpm tune: weights towards a metric")
-    page.text(
-        f"{result.costs['weights']:,} weights, trained for {about['steps']} steps on {len(about['prompts'])} "
-        "prompts with fresh noise a step. Below are prompts and noise that were not trained on."
-    )
-    names = list(ways["untuned"].distances)
-    page.table(
-        ["", "", *names, *(f"{name}: less by" for name in names), "concept seen by the judge"],
-        [
-            [
-                way,
-                "",
-                *(f"{each.distances[name]:.4f}" for name in names),
-                *(f"{100 * result.reduction(name, way):.0f} %" for name in names),
-                "no judge" if each.judged is None else str(each.judged),
-            ]
-            for way, each in ways.items()
-        ],
-    )
-    if picture is not None:
-        page.pictures(Pictures("reference", as_8_bit(picture[None]), ["the one picture"]))
-    page.pictures(
-        *(Pictures(way, as_8_bit(each.images[shown]), captions[shown]) for way, each in ways.items())
-    )
-    for way, each in ways.items():
-        if each.losses:
-            page.curve(each.losses, "step", f"loss ({way})")
-    page.heading("What was differentiated, and how to repeat it")
-    page.text(
-        f"The whole sampling: {result.costs['calls_a_picture']} denoiser calls for a picture's gradient, "
-        f"{result.costs['bytes_saved']} bytes saved for the backward pass. {result.costs['seconds']:.0f} seconds."
-    )
-    page.code(repeat or "adjointdpm.tasks.tune(...) with the settings in result.json")
-    page.write(folder / "index.html")
