@@ -27,13 +27,14 @@ def main() -> None:
     parser.add_argument(
         "--styles", nargs="+", default=["sepia", "line drawing", "night"], choices=list(EFFECTS)
     )
-    for name, value in (("steps", 100), ("prompts", 8), ("held_out", 24), ("noises", 2), ("sampling", 12)):
+    for name, value in (("steps", 120), ("prompts", 8), ("held_out", 24), ("noises", 2), ("sampling", 12)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--content", type=float, default=0.3)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1], help="of the style")
+    parser.add_argument("--content_layers", type=int, nargs="+", default=[3])
+    parser.add_argument("--content", type=float, default=0.5)
+    parser.add_argument("--learning_rate", type=float, default=8e-3)
     parser.add_argument(
         "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
     )
@@ -41,6 +42,8 @@ def main() -> None:
     flags = parser.parse_args()
     judge, net, results = adp.load_classifier("emoji/judge"), adp.load_classifier("emoji/resnet"), {}
     features = HiddenStates(net.model, net.normalised, flags.layers)
+    # An effect changes shallow features and leaves deep ones nearly alone, so these hold the content.
+    content = Content(HiddenStates(net.model, net.normalised, flags.content_layers))
     about = json.loads((adp.zoo.folder("emoji") / "emoji.json").read_text())
     items = list(about["phrases"].items())
     spread = items[:: max(1, len(items) // (flags.prompts + flags.held_out))]
@@ -54,7 +57,7 @@ def main() -> None:
         style = Style(features, picture)
         found = tune(
             sampler,
-            style + flags.content * Content(features),
+            style + flags.content * content,
             texts[: flags.prompts],
             texts[test],
             output=flags.output / f"tune-{name.replace(' ', '-')}",
@@ -62,7 +65,7 @@ def main() -> None:
             settings=TuneSettings(
                 flags.steps, flags.learning_rate, flags.batch, noises=flags.noises, seed=flags.seed
             ),
-            measures={"style": style, "content": Content(features)},
+            measures={"style": style, "content": content},
             picture=picture,
             picture_prompt=texts[0],
             judge=judge,

@@ -1,0 +1,278 @@
+"""The tables of the documentation, from the records under docs/: rewritten in place between their marks.
+
+    python benchmarks/tables.py            # rewrite
+    python benchmarks/tables.py --check    # exit 1 if one is not what its record says
+
+A mark is `<!-- table: NAME -->`; its table ends at `<!-- end -->`. A record that is not there leaves its table alone.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/comparison.md", "docs/choosing-an-adjoint.md", "docs/tasks.md")
+Record = dict[str, Any]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A figure, or nothing."""
+    return "" if value is None else format(value, form)
+
+
+def error(value: float | None) -> str:
+    """A relative error to one or two digits."""
+    if value is None:
+        return ""
+    return "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-") if value < 0.01 else f"{value:.2g}"
+
+
+def megabytes(value: float | None) -> str:
+    """Bytes in MB."""
+    return "" if value is None else f"{value / 1e6:.1f}"
+
+
+def rate(found: Record | None) -> str:
+    """A share of counted things with Wilson's interval."""
+    if found is None:
+        return ""
+    low, high = 100 * found["low"], 100 * found["high"]
+    return f"{100 * found['share']:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def speed(record: Record) -> str:
+    """Error, time and memory of one gradient."""
+    head = ["", "error, noise", "cosine", "error, prompt", "time", "MB saved"]
+    return markdown(
+        head,
+        [
+            [
+                row["method"],
+                error(row["noise_error"]),
+                number(row["noise_cosine"], ".4f"),
+                error(row["prompt_error"]),
+                number(row["time_ratio"]),
+                megabytes(row["bytes_saved"]),
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
+def gradients(record: Record) -> str:
+    """Everyone, at each number of steps."""
+    head = ["N", "", "error, noise", "cosine", "error, prompt", "MB alive at most", "calls", "time"]
+    return markdown(
+        head,
+        [
+            [
+                str(row["steps"]),
+                row["method"],
+                error(row["noise_error"]),
+                number(row["noise_cosine"], ".4f"),
+                error(row["prompt_error"]),
+                megabytes(row["live_bytes"]),
+                str(row["network_calls"]),
+                number(row["time_ratio"]),
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
+def curve(record: Record) -> str:
+    """M -> error, cosine, time."""
+
+    def pair(row: Record, key: str, form: Callable[[float], str]) -> str:
+        found = row.get(key)
+        return "" if found is None else f"{form(found['median'])} / {form(found['worst'])}"
+
+    def four(value: float) -> str:
+        return f"{value:.4f}"
+
+    head = ["", "error, noise: median / worst", "cosine", "error, prompt", "cosine", "time", "MB saved"]
+    keys = (
+        ("noise_error", error),
+        ("noise_cosine", four),
+        ("prompt_error", error),
+        ("prompt_cosine", four),
+    )
+    return markdown(
+        head,
+        [
+            [
+                row["method"],
+                *(pair(row, key, form) for key, form in keys),
+                number(row.get("time_ratio")),
+                megabytes(row.get("bytes_saved")),
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
+def scaling(record: Record) -> str:
+    """Exponents."""
+    head = ["as this grows", "", "seconds", "bytes saved", "seconds at most", "MB at most"]
+    return markdown(
+        head,
+        [
+            [
+                f"{row['axis']}, {row['sizes'][0]} to {row['sizes'][-1]}",
+                row["adjoint"],
+                *(f"n^{row['exponents'][key]:.2f}" for key in ("seconds", "bytes")),
+                number(row["seconds"][-1]),
+                megabytes(row["bytes"][-1]),
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
+def real_size(record: Record) -> str:
+    """Memory of Stable Diffusion's own sizes."""
+    head = ["", "N", "GiB saved", "GiB planned", "GiB alive at most", "denoiser calls", "seconds"]
+    return markdown(
+        head,
+        [
+            [
+                row["adjoint"],
+                str(row["steps"]),
+                number(row["bytes_saved"] / 2**30),
+                number(row["predicted"] and row["predicted"] / 2**30),
+                number(row["peak"] / 2**30),
+                str(row["calls"]),
+                number(row["seconds"], ".0f"),
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
+def matters(record: Record) -> str:
+    """Whether a cheaper gradient does."""
+
+    def mean(found: Record) -> str:
+        return f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+
+    head = ["gradient", "steps", "calls a step", "misread", "and still shown", "background colour", "sepia"]
+    return markdown(
+        head,
+        [
+            [
+                row["gradient"],
+                str(row["steps"]),
+                str(row["calls_a_step"]),
+                rate(row["misread"]),
+                rate(row["still shown"]),
+                mean(row["background colour"]),
+                mean(row["sepia"]),
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
+def audit(record: Record) -> str:
+    """Success and what is still shown, against the ball's size; controls; hardening."""
+    found = record["audit"]
+    named = {f"gradient, ball of {float(r):.0%}": each for r, each in found["curve"].items()}
+    rows = [
+        [name, rate(each["success"]), rate(each["success_and_kept"])]
+        for name, each in {**named, **found["controls"]}.items()
+    ]
+    return markdown(["10 % ball where not said otherwise", "misread", "and still shown"], rows)
+
+
+def invert(record: Record) -> str:
+    """Six effects."""
+    sets = ("seen noise", "unseen noise", "unseen concepts")
+    head = ["effect", *(f"{name}: less by" for name in sets), *(f"judge, {name}" for name in sets[1:])]
+    return markdown(
+        head,
+        [
+            [
+                effect,
+                *(f"{100 * each[name]['reduction']:.0f} %" for name in sets),
+                *(rate(each[name]["judged"]) for name in sets[1:]),
+            ]
+            for effect, each in record["effects"].items()
+        ],
+    )
+
+
+def tune(record: Record) -> str:
+    """Styles from one picture."""
+    head = ["style", "weights trained for", "style distance", "less by", "concept seen by the judge"]
+    rows = []
+    for style, ways in record["styles"].items():
+        before = ways["untuned"]["distances"]["style"]
+        for way, each in ways.items():
+            now = each["distances"]["style"]
+            rows.append(
+                [style, way, f"{now:.3f}", f"{100 * (1 - now / before):.0f} %", rate(each["judged"])]
+            )
+    return markdown(head, rows)
+
+
+def guide(record: Record) -> str:
+    """Four metrics, at equal calls."""
+    rows = []
+    for metric, strengths in record["metrics"].items():
+        for ways in strengths.values():
+            for way, each in ways.items():
+                values = each["values"]
+                mean = sum(values) / len(values)
+                spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+                half = 1.96 * spread / len(values) ** 0.5
+                interval = f"{mean:.4f} ({mean - half:.4f} to {mean + half:.4f})"
+                rows.append([metric, way, str(each["calls"]), interval, rate(each["judged"])])
+    return markdown(
+        ["metric", "", "calls a picture", "reached, lower is better", "concept seen by the judge"], rows
+    )
+
+
+TABLES: dict[str, Callable[[Record], str]] = {
+    each.__name__: each
+    for each in (speed, gradients, curve, scaling, real_size, matters, audit, invert, tune, guide)
+}
+
+
+def rewritten(text: str) -> str:
+    """A page with its tables as the records say."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match[1]
+        path = ROOT / "docs" / f"{name}.json"
+        kind = TABLES[name.split("-")[0]]
+        made = kind(json.loads(path.read_text())) if path.exists() else match[2].strip()
+        return f"<!-- table: {name} -->\n{made}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def main(argv: list[str]) -> int:
+    """Rewrite, or check."""
+    stale = 0
+    for page in PAGES:
+        path = ROOT / page
+        text = path.read_text() if path.exists() else ""
+        if (made := rewritten(text)) != text:
+            stale += 1
+            print(f"{page}: {'not what its records say' if '--check' in argv else 'rewritten'}")
+            if "--check" not in argv:
+                path.write_text(made)
+    return int("--check" in argv and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
