@@ -127,7 +127,9 @@ def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
 
     first = run()
     assert list(first.ways) == ["untuned", "denoising", "metric"]
-    assert first.ways["untuned"].distances["content"] == 0  # nothing to be less than: no percentage, no error
+    assert (
+        first.ways["untuned"].distances["content"] == 0
+    )  # nothing to be less than: no percentage, no error
     assert math.isnan(first.reduction("content"))
     assert "nan" not in (tmp_path / "index.html").read_text()
     again = run(resume=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ._types import Cond, InputError, Run, Scalar, direct
 from .arguments import guides
+from .blocks import in_blocks
 from .clocks import Clock, clock_of
 from .decoding import picture, without_overflow
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
@@ -70,6 +71,7 @@ class PipelineDenoiser(Denoiser):
 
     def __init__(self, call: ProbedPipeline, network: Any, clock: Clock, split: bool = False) -> None:
         super().__init__()
+        self.blocks: Run = direct
         if split and not call.takes.linear_guidance:
             raise InputError(
                 "guidance of this pipeline cannot be split: it makes two calls already, or rescales "
@@ -96,7 +98,8 @@ class PipelineDenoiser(Denoiser):
         dtype = self.network.dtype  # looks at every weight, so once
         shown = self._clock.shown(x, t).to(dtype)
         arguments = self._arguments(dict(zip(names, tensors, strict=True)), dtype)
-        out = self._call.output(shown, _network_time(self._clock.told(t), x), arguments).to(x.dtype)
+        with in_blocks(self.network, self.blocks):
+            out = self._call.output(shown, _network_time(self._clock.told(t), x), arguments).to(x.dtype)
         # A learned variance comes as further channels, which the scheduler would split off.
         return self._clock.heard(out if out.shape == x.shape else out[:, : x.shape[1]], x, t)
 
@@ -132,14 +135,15 @@ class UNetDenoiser(GuidedDenoiser):
 
     def __init__(self, unet: Any, prediction: Prediction, split: bool = False) -> None:
         super().__init__()
-        self.prediction, self.split = prediction, split
+        self.prediction, self.split, self.blocks = prediction, split, direct
         self.network: Any = unet
 
     def plain(self, x: Tensor, t: Scalar, prompt: Tensor) -> Tensor:
         dtype = next(self.network.parameters()).dtype  # `network.dtype` would look at every weight
-        out = self.network(
-            x.to(dtype), _network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
-        )
+        with in_blocks(self.network, self.blocks):
+            out = self.network(
+                x.to(dtype), _network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
+            )
         return out[0].to(x.dtype)
 
     def guided(self, x: Tensor, t: Scalar, prompt: Tensor, negative: Tensor, w: Tensor) -> Tensor:

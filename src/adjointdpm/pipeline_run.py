@@ -20,7 +20,7 @@ from .adjoints.base import without_graph
 from .adjoints.discrete import Discrete
 from .adjoints.ledger import Ledger
 from .adjoints.recompute import recomputed
-from .decoding import outermost
+from .blocks import in_blocks
 from .guards import refuse_hooks
 from .replay import Replay, attentions_of, dtype_of
 from .watch import Watch
@@ -147,16 +147,8 @@ class PipelineRun:
             latents = latents.to(own)  # states may be float32 where weights are bfloat16
 
         def by_blocks(latents: Tensor, run: Run) -> Any:
-            # The VAE's own switch for checkpointing lets us say how a block is run. A user's is left on.
-            able = getattr(module, "_supports_gradient_checkpointing", False)
-            switch = able and run is not direct and not module.is_gradient_checkpointing
-            if switch:
-                module.enable_gradient_checkpointing(outermost(run))
-            try:
+            with in_blocks(module, run):
                 return module.decode(latents, *args, **kwargs)
-            finally:
-                if switch:
-                    module.disable_gradient_checkpointing()
 
         if not self.wanted:
             return by_blocks(latents, direct)

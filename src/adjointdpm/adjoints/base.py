@@ -14,7 +14,7 @@ from torch import Tensor
 from .._types import Run, Stats, direct
 from ..ivp import IVP
 from .meter import SavedBytes
-from .recompute import recomputed
+from .recompute import Blocks
 
 __all__ = ["Adjoint", "differentiable_inputs", "wants_gradient", "without_graph"]
 
@@ -52,27 +52,16 @@ class Adjoint(ABC):
         Recomputing block by block, not as a whole: a decoder's peak is far above a denoiser's, and
         only its blocks' inputs need to outlive it.
         """
-        largest = 0
-
-        def block(fn: Callable[..., Any], *tensors: Any) -> Any:
-            def metered(*tensors: Any) -> Any:
-                nonlocal largest
-                with SavedBytes(weights) as inside:
-                    out = fn(*tensors)
-                largest = max(largest, inside.bytes or 0)
-                return out
-
-            return recomputed(metered, *tensors)
-
+        blocks = Blocks(weights)
         wanted = torch.is_grad_enabled() and (
             latents.requires_grad or any(weight.requires_grad for weight in weights)
         )
         if not wanted:
             return decode(latents, direct)
         with SavedBytes(weights) as outside:
-            image = decode(latents, direct if self.keeps_decoder else block)
+            image = decode(latents, direct if self.keeps_decoder else blocks)
         stats.measured &= outside.bytes is not None
-        stats.decoder += (outside.bytes or 0) + largest
+        stats.decoder += (outside.bytes or 0) + blocks.largest
         return image
 
 

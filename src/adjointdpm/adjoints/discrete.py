@@ -4,6 +4,7 @@ One mechanism, a policy per denoiser call: its graph is kept, or recomputed when
 reaches it, or never made. Everything between the calls is linear and saves next to nothing.
 """
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from ..ivp import IVP, integrate
 from ..solvers import Euler
 from .base import Adjoint, wants_gradient, without_graph
 from .ledger import Ledger
-from .planner import Budget, TooLargeError, bytes_of, parsed, split
+from .meter import TooLargeError
+from .planner import Budget, by_blocks, bytes_of, parsed, split
 from .recompute import Recomputation, kept, recomputed
 from .trace import Trace
 
@@ -25,6 +27,11 @@ __all__ = ["Backprop", "Checkpointed", "Truncated"]
 
 class Discrete(Adjoint):
     """The step loop under autograd; subclasses say what happens to each denoiser call."""
+
+    @property
+    def limit(self) -> float:
+        """The most bytes that the graph which is measured may hold."""
+        return math.inf
 
     @abstractmethod
     def policy(self, i: int, calls: int, graph: int | None) -> Run:
@@ -38,7 +45,9 @@ class Discrete(Adjoint):
         if wanted:
             self.refuse(ivp)
         weights = list(ivp.flow.denoiser.parameters())
-        ledger, again = Ledger(stats, [*ivp.cond.values(), *weights]), Recomputation(weights)
+        blocks: Run = getattr(ivp.flow.denoiser, "blocks", direct)
+        shared = [*ivp.cond.values(), *weights]
+        ledger, again = Ledger(stats, shared, blocks, self.limit), Recomputation(weights)
 
         def f(time: Time, state: State) -> State:
             run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
@@ -80,8 +89,9 @@ class Checkpointed(Discrete):
         keep: number of calls, counted from the last, whose graph is kept; more than there are keeps all.
         budget: memory for what the backward pass holds instead (states, graphs, decoder), in bytes, as
             "8GiB" or "500MB", or "auto": 0.8 of what is free. k follows from the measured sizes (torch >=
-            2.8); if not one graph fits, guidance is split into two calls. `stats.predicted` is the plan's
-            figure. In `differentiable` and `PipelineSampler`, graphs only, and never split.
+            2.8); if not one graph fits, guidance is split into two calls, and then the network's blocks are
+            recomputed one by one, where it can be asked for them. `stats.predicted` is the plan's figure. In
+            `differentiable` and `PipelineSampler`, graphs only, and never split.
     Raises:
         InputError: keep is negative, both are given, the budget cannot be read, or is too small: the
             message says by how much.
@@ -118,17 +128,19 @@ class Checkpointed(Discrete):
             return super().solve(ivp, stats)
         total = bytes_of(self.budget, ivp.initial.device)
         budget = Budget(total, ivp.calls * ivp.initial.nbytes, stats.reserved)
-        try:
-            return _Planned(budget, stats).solve(ivp, stats)
-        except TooLargeError as error:
-            halves = split(ivp)
-            if halves is None:
-                raise budget.refuse(error.graph) from None
-        stats.states = stats.kept = stats.recomputed = 0  # of the call that did not fit
-        try:
-            return _Planned(budget, stats).solve(halves, stats)
-        except TooLargeError as error:
-            raise budget.refuse(error.graph) from None
+        halves = split(ivp)
+        smaller = by_blocks(halves or ivp)
+        needed = 0
+        ways = [way for way in (ivp, halves, smaller) if way is not None]
+        for way in ways:
+            stats.states = stats.kept = stats.recomputed = 0  # of a call that did not fit
+            # Measuring stops where the budget ends, but for the last way: a refusal says what is missing.
+            planned = _Planned(budget, stats, whole=way is not smaller, last=way is ways[-1])
+            try:
+                return planned.solve(way, stats)
+            except TooLargeError as error:
+                needed = error.graph
+        raise budget.refuse(needed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +149,20 @@ class _Planned(Discrete):
 
     budget: Budget
     stats: Stats
+    whole: bool  # whether a graph is one piece; of pieces none is kept
+    last: bool  # whether there is no smaller way
+
+    @property
+    def limit(self) -> float:
+        return math.inf if self.last else float(self.budget.total - self.budget.states)
 
     def policy(self, i: int, calls: int, graph: int | None) -> Run:
         if i == 0:
             return recomputed
         # A call is one graph, or two where guidance is split, of which the larger is made anew at a time.
         graph, largest = _known(graph), self.stats.recomputed
-        keep = self.budget.keep(calls, graph, largest)
+        fits = self.budget.keep(calls, graph, largest)
+        keep = fits if self.whole else 0
         self.stats.predicted = self.budget.held(keep, graph, largest)
         return direct if i >= calls - keep else recomputed
 

@@ -5,6 +5,7 @@ guidance is split, two where a ControlNet goes first. One policy holds for a who
 knows nothing of solvers or pipelines, so both run their denoisers through it.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,10 +29,16 @@ class Ledger:
     Args:
         stats: where the sums go.
         shared: tensors (weights, conditioning) that are there anyway and are not counted.
+        blocks: how a network's blocks are run within an evaluation, if not at once.
+        limit: the most that one graph may hold.
+    Raises:
+        TooLargeError: in an evaluation, as soon as its graph is larger.
     """
 
-    def __init__(self, stats: Stats, shared: list[Tensor]) -> None:
-        self.stats = stats
+    def __init__(
+        self, stats: Stats, shared: list[Tensor], blocks: Run = direct, limit: float = math.inf
+    ) -> None:
+        self.stats, self._blocks, self._limit = stats, blocks, limit
         self.call = 0
         self._shared = shared
         self._counted = {address(tensor) for tensor in shared}
@@ -78,10 +85,11 @@ class Ledger:
         if elsewhere or not torch.is_grad_enabled():
             return fn(*tensors)
         self._measured = self.call
-        with SavedBytes(self._shared) as saved:
+        with SavedBytes(self._shared, self._limit) as saved:
             out = fn(*tensors)
         self.stats.measured &= saved.bytes is not None
-        self._sizes.append(saved.bytes or 0)
+        # Where blocks are recomputed, their inputs are held, and of one at a time the graph.
+        self._sizes.append((saved.bytes or 0) + getattr(self._blocks, "largest", 0))
         return out
 
     def _differentiated(self, cotangent: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Counting the bytes that autograd saves for the backward pass: deterministic, on any device."""
 
+import math
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,11 +9,21 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["SavedBytes", "address", "unseen"]
+from .._types import AdjointDPMError
+
+__all__ = ["SavedBytes", "TooLargeError", "address", "unseen"]
 
 # Reads the hooks that are already in force (torch >= 2.8). Without it ours would replace those of
 # torch.utils.checkpoint or of the user's save_on_cpu instead of counting in front of them.
 _hooks_in_force = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
+
+
+class TooLargeError(AdjointDPMError):
+    """One graph alone is above the budget; `graph` is its size, or what there was of it."""
+
+    def __init__(self, graph: int) -> None:
+        super().__init__(f"one graph needs {graph} bytes")
+        self.graph = graph
 
 
 class SavedBytes(saved_tensors_hooks):
@@ -23,10 +34,14 @@ class SavedBytes(saved_tensors_hooks):
 
     Args:
         shared: tensors (weights, conditioning) whose storages are there anyway and are not counted.
+        limit: the most there may be.
+    Raises:
+        TooLargeError: as soon as there is more.
     `bytes` is None on a torch that cannot compose hooks.
     """
 
-    def __init__(self, shared: list[Tensor]) -> None:
+    def __init__(self, shared: list[Tensor], limit: float = math.inf) -> None:
+        self._limit = limit
         self._shared = {address(tensor) for tensor in shared}
         self._alive: dict[Any, Any] = {}
         self.bytes: int | None = None
@@ -69,6 +84,8 @@ class SavedBytes(saved_tensors_hooks):
         storage = tensor.untyped_storage()
         self._alive[at] = weakref.ref(storage, lambda _: self._alive.pop(at, None))
         self.bytes = (self.bytes or 0) + storage.nbytes()
+        if self.bytes > self._limit:
+            raise TooLargeError(self.bytes)
 
 
 def unseen() -> AbstractContextManager[Any]:

@@ -2,9 +2,11 @@
 
     held = states + max(k G + D, L),     k = floor((budget - states - D) / G), at most N - 1
 
-with G the bytes of one denoiser call's graphs, measured in the first call, L those of the largest of them
+with G the bytes of one denoiser call's graphs, measured in the first call (which stops there, if the graph outgrows
+the budget and a smaller way is left), L those of the largest of them
 (two where guidance is split, else one), and D those of the decoder's backward pass. Where L does not fit,
-guidance is split into two evaluations with a graph each.
+guidance is split into two evaluations with a graph each; where a half does not fit, the network's blocks are
+recomputed one by one, and L is the blocks' inputs and the largest block's graph.
 """
 
 import copy
@@ -15,18 +17,13 @@ from typing import Any
 
 import torch
 
-from .._types import AdjointDPMError, InputError
+from .._types import InputError
+from ..blocks import has_blocks
 from ..ivp import IVP
+from .meter import TooLargeError
+from .recompute import Blocks
 
-__all__ = ["Budget", "TooLargeError", "bytes_of", "parsed", "split"]
-
-
-class TooLargeError(AdjointDPMError):
-    """One graph alone is above the budget; `graph` is its size."""
-
-    def __init__(self, graph: int) -> None:
-        super().__init__(f"one graph needs {graph} bytes")
-        self.graph = graph
+__all__ = ["Budget", "by_blocks", "bytes_of", "parsed", "split"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,8 @@ class Budget:
         return InputError(
             f"one graph of the denoiser needs {_shown(graph)}, with the states {_shown(self.states + graph)}, and "
             f"the budget is {_shown(self.total)}: {_shown(self.states + graph - self.total)} are missing. "
-            "Checkpoint inside the denoiser (its enable_gradient_checkpointing()), use a smaller batch or "
-            "picture, or raise the budget"
+            "Guidance was split and blocks were recomputed one by one where that is possible: use a smaller batch "
+            "or picture, or raise the budget"
         )
 
 
@@ -85,6 +82,16 @@ def split(ivp: IVP) -> IVP | None:
         return None
     twin: Any = copy.copy(denoiser)
     twin.split = True
+    return replace(ivp, flow=replace(ivp.flow, denoiser=twin))
+
+
+def by_blocks(ivp: IVP) -> IVP | None:
+    """The same problem with the network's blocks recomputed one by one; None where it cannot be asked for them."""
+    denoiser = ivp.flow.denoiser
+    if not hasattr(denoiser, "blocks") or not has_blocks(getattr(denoiser, "network", None)):
+        return None
+    twin: Any = copy.copy(denoiser)
+    twin.blocks = Blocks(list(denoiser.parameters()))
     return replace(ivp, flow=replace(ivp.flow, denoiser=twin))
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from .._types import InputError, Run
-from .meter import unseen
+from .meter import SavedBytes, unseen
 
-__all__ = ["Recomputation", "autocast_now", "kept", "recomputed", "strangers"]
+__all__ = ["Blocks", "Recomputation", "autocast_now", "kept", "recomputed", "strangers"]
 
 
 def recomputed(fn: Callable[..., Any], *tensors: Any) -> Any:
@@ -34,6 +34,26 @@ def kept(fn: Callable[..., Any], *tensors: Any) -> Any:
     So the gradients of a tensor that `fn` reads more than once are summed up in the same order, to the same bits.
     """
     return fn(*(t.view_as(t) if t.requires_grad else t for t in tensors))
+
+
+class Blocks:
+    """Runs a network's blocks, each recomputed by itself; `largest` is the largest one's graph, in bytes.
+
+    Args:
+        shared: weights, which are there anyway and are not counted.
+    """
+
+    def __init__(self, shared: list[Tensor]) -> None:
+        self._shared, self.largest = shared, 0
+
+    def __call__(self, fn: Callable[..., Any], *tensors: Any) -> Any:
+        def metered(*tensors: Any) -> Any:
+            with SavedBytes(self._shared) as inside:
+                out = fn(*tensors)
+            self.largest = max(self.largest, inside.bytes or 0)
+            return out
+
+        return recomputed(metered, *tensors)
 
 
 class Recomputation:
