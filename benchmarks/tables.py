@@ -185,7 +185,7 @@ def matters(record: Record) -> str:
 def audit(record: Record) -> str:
     """Success and what is still shown, against the ball's size; controls; hardening."""
     found = record["audit"]
-    named = {f"gradient, ball of {float(r):.0%}": each for r, each in found["curve"].items()}
+    named = {f"gradient, ball of {100 * float(r):.0f} %": each for r, each in found["curve"].items()}
     rows = [
         [name, rate(each["success"]), rate(each["success_and_kept"])]
         for name, each in {**named, **found["controls"]}.items()
