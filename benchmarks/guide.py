@@ -34,7 +34,7 @@ def main() -> None:
     for name, value in (("steps", 8), ("prompts", 8), ("noises", 2), ("sampling", 12), ("look_ahead", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=0.1)
-    parser.add_argument("--strength", type=float, nargs="+", default=[0.2], help="Each is tried.")
+    parser.add_argument("--strength", type=float, nargs="+", default=[0.1], help="Each is tried.")
     parser.add_argument(
         "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
     )
