@@ -28,10 +28,12 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/gradients.py --output docs/gradients.json
-	$(BIN)/python benchmarks/curve.py --output docs/curve.json
+	$(BIN)/python benchmarks/curve.py --output docs/curve.json --plot docs/curve.png
 	$(BIN)/python benchmarks/speed.py --output docs/speed.json
 	$(BIN)/python benchmarks/speed.py --trained --output docs/speed-trained.json
 	$(BIN)/python benchmarks/pipelines.py
+	$(BIN)/python benchmarks/scaling.py --output docs/scaling.json --plot docs/scaling.png
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf .venv outputs

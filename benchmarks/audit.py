@@ -126,4 +126,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except adp.InputError as error:
+        print(f"audit.py: {error}", file=sys.stderr)
+        sys.exit(2)
