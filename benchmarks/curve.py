@@ -131,7 +131,9 @@ def _panel(rows: list[dict[str, Any]], of: str) -> Panel:
     x, y = zip(*curve, strict=True)
     marks = {name: place for name, place in at.items() if not name.startswith("Continuous")}
     title = f"error of the gradient, {of} (median)"
-    return Panel("time, plain backpropagation = 1", title, {"Continuous(steps=M)": (x, y)}, marks)
+    return Panel(
+        "time, plain backpropagation = 1", title, {"Continuous(steps=M)": (x, y)}, marks, ("linear", "log")
+    )
 
 
 def _shown(value: object) -> str:

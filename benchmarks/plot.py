@@ -29,9 +29,13 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
         axes = figure.add_subplot(1, len(panels), i + 1)
         for name, (x, y) in panel.curves.items():
             axes.plot(x, y, marker="o", markersize=3, label=name)
+        known = [each for x, _ in panel.curves.values() for each in x]
+        known += [x for x, _ in (panel.marks or {}).values()]
         for name, (x, y) in (panel.marks or {}).items():
             axes.plot([x], [y], "k.", markersize=5)
-            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+            right = x > max(known) / 2 + min(known) / 2  # a name stays inside
+            place = {"xytext": (-4 if right else 4, 4), "ha": "right" if right else "left"}
+            axes.annotate(name, (x, y), textcoords="offset points", fontsize=7, **place)
         axes.set(xlabel=panel.x, ylabel=panel.y, xscale=panel.scales[0], yscale=panel.scales[1])
         axes.grid(alpha=0.3)
         if not i and panel.curves:
