@@ -84,13 +84,12 @@ class Recomputation:
         return self._looked_at if call == self._first or not self._fast else self._in_one_node
 
     def _looked_at(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        if not self._fast:
-            return recomputed(partial(kept, fn), *tensors)
-        call = _Call(fn, tensors, self._asked)
-        call.value = self._seen(fn, tensors)
         if self._fast:
-            return _Recompute.apply(call, *tensors, *self._weights)
-        call.restore()  # and once more, from the same random numbers
+            call = _Call(fn, tensors, self._asked)
+            call.value = self._seen(fn, tensors)
+            if self._fast:
+                return _Recompute.apply(call, *tensors, *self._weights)
+            call.restore()  # and once more, from the same random numbers
         return recomputed(partial(kept, fn), *tensors)
 
     def _seen(self, fn: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
