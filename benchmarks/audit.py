@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--transfer", nargs="*", default=["emoji/hgnet", "emoji/poolformer", "emoji/bit"])
     parser.add_argument("--no_controls", action="store_true")
     parser.add_argument("--harden", type=int, default=120, help="steps of fine-tuning; 0 for none")
+    parser.add_argument("--rounds", type=int, default=4, help="of attack and fine-tuning")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
         "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
@@ -71,6 +72,7 @@ def main() -> None:
         device=options.device,
     )
     classifier = adp.load_classifier(options.classifier, device=options.device)
+    judge = adp.load_classifier(options.judge, device=options.device)
     features = None if options.keep == "none" else pixels
     if options.keep not in ("none", "pixels"):
         kept = adp.load_classifier(options.keep, device=options.device)
@@ -95,7 +97,7 @@ def main() -> None:
         [about["concepts"][i] for i in chosen],
         output=options.output,
         settings=settings,
-        judge=adp.load_classifier(options.judge, device=options.device),
+        judge=judge,
         transfer={name: adp.load_classifier(name, device=options.device) for name in options.transfer},
         features=features,
         config={"classifier": options.classifier, "judge": options.judge, "keep": options.keep},
@@ -116,7 +118,9 @@ def main() -> None:
             sampler,
             classifier,
             settings,
-            HardenSettings(steps=options.harden),
+            HardenSettings(options.rounds, options.harden),
+            judge=judge,
+            features=features,
             resume=options.resume,
         )
         write_record(options.record, "audit.py", sys.argv[1:], audit=record, hardening=hard.as_dict())

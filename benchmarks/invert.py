@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--target", choices=("word", "effect"), default="word")
     parser.add_argument("--learn", choices=("token", "rows"), default="token")
     parser.add_argument("--vectors", type=int, default=1, help="tokens the new word stands for")
+    parser.add_argument("--start", default="a", help="a known word whose embedding it starts from")
     for name, value in (("steps", 160), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 10)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=0.03)
@@ -50,9 +51,9 @@ def main() -> None:
             for each in spread
         ]
         learned = (
-            TokenVectors(sampler, "<effect>", "a", flags.vectors)
+            TokenVectors(sampler, "<effect>", flags.start, flags.vectors)
             if flags.learn == "token"
-            else PromptRows(sampler, "<effect>", "a")
+            else PromptRows(sampler, "<effect>", flags.start)
         )
         found = invert(
             sampler,
@@ -62,7 +63,7 @@ def main() -> None:
             texts[flags.prompts : flags.prompts + flags.held_out],
             output=flags.output / f"invert-{effect.replace(' ', '-')}",
             settings=InvertSettings(
-                flags.steps, flags.learning_rate, flags.batch, flags.noises, flags.seed
+                flags.steps, flags.learning_rate, flags.batch, flags.noises, seed=flags.seed
             ),
             judge=judge,
             label=effect,

@@ -182,6 +182,7 @@ def audit(
     sampler = sampler_from(ctx)
     quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size", "harden")
     repeat = save_config(ctx, folder) if Processes.here().first else ""
+    witness = None if judge == "none" else load_classifier(judge, device=device)
     found = run_audit(
         sampler,
         audited,
@@ -190,7 +191,7 @@ def audit(
         output=folder,
         settings=settings,
         target=target,
-        judge=None if judge == "none" else load_classifier(judge, device=device),
+        judge=witness,
         transfer={name: load_classifier(name, device=device) for name in transfer or ()},
         features=features,
         resume=resume,

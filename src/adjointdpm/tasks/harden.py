@@ -1,12 +1,17 @@
 """Harden a classifier: fine-tune it on what an audit found, and audit it again on fresh noise.
 
-The pictures found are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets
+    round 1    fine-tune on the audit's finds
+    round k    attack the fine-tuned copy on noise of its own, add what is found, fine-tune it further
+
+A copy that was only shown what fooled the original is fooled by something else; each further round finds that
+(adversarial training: Madry et al., 2018, arXiv 1706.06083; here in the generator's noise, as Stutz et al., 2019,
+arXiv 1812.00740, so that the pictures stay pictures of the thing). The pictures found are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets
 read); beside them lie clean pictures of the same sampler, so that the classifier does not forget.
 """
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .._types import InputError
-from ..pictures import output_folder, png
+from ..metrics.features import Features
+from ..pictures import as_8_bit, output_folder, png
 from ..sampler import Sampler
 from ..zoo import Classifier
 from .audit import audit
@@ -37,18 +43,24 @@ class HardenSettings:
     """How a classifier is hardened.
 
     Args:
-        steps, learning_rate, batch_size: of the fine-tuning (Adam).
+        rounds: of attack and fine-tuning; the first takes the audit's finds, and costs no attack.
+        steps, learning_rate, batch_size: of each fine-tuning (Adam).
         clean: clean pictures a prompt to train on.
         held_out: fresh clean pictures a prompt to measure the clean accuracy on.
         seed: of the clean pictures and the batches; fresh starts are drawn from another.
     """
 
+    rounds: int = 1
     steps: int = 100
     learning_rate: float = 1e-4
     batch_size: int = 32
     clean: int = 4
     held_out: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.steps, self.batch_size, self.clean, self.held_out) < 1:
+            raise InputError("rounds, steps, batch_size, clean and held_out of a hardening must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,10 @@ class _FineTune(Task):
         logits = self.classifier(self.images[items])
         return Losses(torch.nn.functional.cross_entropy(logits, self.labels[items], reduction="none"))
 
+    def validate(self, step: int) -> float:
+        # Over all pictures: the lowest loss of a batch may be an easy batch's.
+        return float(torch.nn.functional.cross_entropy(said(self.classifier, self.images), self.labels))
+
 
 def harden(
     found: AuditResult,
@@ -91,75 +107,86 @@ def harden(
     attack: AuditSettings,
     settings: HardenSettings | None = None,
     *,
+    judge: Classifier | None = None,
+    features: Features | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> HardenResult:
     """Fine-tune a copy of the audited classifier on the pictures that fooled it.
 
-    Use it on an audit of many starts; a handful teaches it those pictures and no more. The audit's judge is not
-    asked: a picture that no longer shows its thing would teach the wrong label, so those are left out where a
-    judge was there to name them.
+    Use it on an audit of many starts; a handful teaches it those pictures and no more. A picture that no longer shows
+    its thing would teach the wrong label, so those are left out where a judge is there to name them.
 
     Args:
         found: of `audit`.
         sampler, classifier, attack: those of the audit; the attack is made again on fresh noise.
         settings: of the fine-tuning.
+        judge, features: those of the audit.
         resume, quiet: as in `audit`.
     Raises:
         InputError: the audit found nothing to train on.
     """
     settings = settings or HardenSettings()
     folder = output_folder(found.folder / "hardened")
-    chosen, pictures = _found(found)
-    if not chosen:
+    pairs = dict(zip(found.prompts, found.labels, strict=True))
+    finds, owners = _found(found)
+    if not owners:
         raise InputError(
             "the audit found no picture that fools the classifier and still shows its thing, so there is nothing to "
             "train on; audit more starts, in more steps or a larger ball"
         )
-    pairs = dict(zip(found.prompts, found.labels, strict=True))
-    clean, clean_labels = _clean(sampler, classifier, pairs, settings.clean, settings.seed, attack)
-    images = torch.cat([pictures.to(clean) / 255, clean])
-    own = [classifier.index(found.labels[i]) for i in chosen]
-    labels = torch.cat([torch.tensor(own, device=clean.device), clean_labels])
-    if Processes.here().first:
-        _export(folder / "train", classifier, images, labels, len(chosen))
-    hard = copy.deepcopy(classifier)
-    loop = Loop(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        folder=output_folder(folder / "state"),
-        resume=resume,
-        quiet=quiet,
-        decay="cosine",
-        config={**asdict(settings), "pictures": len(images)},
-    )
-    optimise(
-        _FineTune(hard, images, labels),
-        lambda leaves: torch.optim.Adam(leaves, settings.learning_rate),
-        loop,
-    )
-    hard.requires_grad_(False)
-    fresh, fresh_labels = _clean(
-        sampler, classifier, pairs, settings.held_out, key(settings.seed, "held out"), attack
-    )
-    again = replace(attack, seed=key(attack.seed, "fresh"), radii=(), controls=False)
 
-    def success(name: str, audited: Classifier) -> Rate:
+    def attacked(name: str, audited: Classifier, seed: int) -> AuditResult:
         return audit(
             sampler,
             audited,
             list(pairs),
             list(pairs.values()),
             output=folder / name,
-            settings=again,
+            settings=replace(attack, seed=seed, radii=(), controls=False),
+            judge=judge,
+            features=features,
             resume=resume,
             quiet=quiet,
-        ).success
+        )
 
+    def clean_pictures(each: int, seed: int) -> tuple[Tensor, Tensor]:
+        images, names = _clean(sampler, pairs, each, seed, attack)
+        return images, torch.tensor([classifier.index(name) for name in names], device=images.device)
+
+    clean, clean_labels = clean_pictures(settings.clean, settings.seed)
+    hard = copy.deepcopy(classifier)
+    for turn in range(settings.rounds):
+        if turn:
+            more, whose = _found(attacked(f"round-{turn + 1}", hard, key(attack.seed, "round", turn)))
+            finds, owners = torch.cat([finds, more]), owners + whose
+        own = torch.tensor([classifier.index(name) for name in owners], device=clean.device)
+        images = torch.cat([finds.to(clean) / 255, clean])
+        loop = Loop(
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            validation_steps=10,
+            seed=settings.seed + turn,
+            folder=output_folder(folder / "state" / str(turn + 1)),
+            resume=resume,
+            quiet=quiet,
+            decay="cosine",
+            config={**asdict(settings), "pictures": len(images)},
+        )
+        optimise(
+            _FineTune(hard, images, torch.cat([own, clean_labels])),
+            lambda leaves: torch.optim.Adam(leaves, settings.learning_rate),
+            loop,
+        )
+        hard.requires_grad_(False)
+    if Processes.here().first:
+        _export(folder / "train", finds, owners, "found")
+        _export(folder / "train", as_8_bit(clean), [classifier.labels[int(y)] for y in clean_labels], "clean")
+    fresh, fresh_labels = clean_pictures(settings.held_out, key(settings.seed, "held out"))
+    seed = key(attack.seed, "fresh")
     result = HardenResult(
-        before=success("before", classifier),
-        after=success("after", hard),
+        before=attacked("before", classifier, seed).success,
+        after=attacked("after", hard, seed).success,
         clean_before=Rate.of_mask(said(classifier, fresh).argmax(1) == fresh_labels),
         clean_after=Rate.of_mask(said(hard, fresh).argmax(1) == fresh_labels),
         folder=folder,
@@ -170,38 +197,31 @@ def harden(
     return result
 
 
-def _found(found: AuditResult) -> tuple[list[int], Tensor]:
-    """Every picture that fooled the classifier and still shows its thing, of all radii: its start, and itself."""
-    rows, pictures = [], []
+def _found(found: AuditResult) -> tuple[Tensor, list[str]]:
+    """Every picture (8 bits) that fooled the classifier and still shows its thing, of all radii, and its label."""
+    pictures, labels = [], []
     for each in found.curve.values():
         mask = each.fooled if each.shows is None else each.fooled & each.shows
-        rows += mask.nonzero()[:, 0].tolist()
+        labels += [found.labels[i] for i in mask.nonzero()[:, 0].tolist()]
         pictures.append(each.images[mask])
-    return rows, torch.cat(pictures)
+    return torch.cat(pictures), labels
 
 
 def _clean(
-    sampler: Sampler,
-    classifier: Classifier,
-    pairs: Mapping[str, str],
-    each: int,
-    seed: int,
-    s: AuditSettings,
-) -> tuple[Tensor, Tensor]:
+    sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings
+) -> tuple[Tensor, list[str]]:
     """Pictures of every prompt as files hold them, and their labels."""
     prompts = [prompt for prompt in pairs for _ in range(each)]
     noise = noise_of(sampler, [key(seed, "clean", i) for i in range(len(prompts))])
-    images = on_file(sampled(sampler, noise, sampler.encode(prompts), s.batch_size)).to(noise)
-    labels = torch.tensor([classifier.index(pairs[prompt]) for prompt in prompts], device=noise.device)
-    return images, labels
+    images = sampled(sampler, noise, sampler.encode(prompts), s.batch_size)
+    return on_file(images).to(noise), [pairs[prompt] for prompt in prompts]
 
 
-def _export(folder: Path, classifier: Classifier, images: Tensor, labels: Tensor, found: int) -> None:
-    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        name = "".join(c if c.isalnum() or c in " -_" else "_" for c in classifier.labels[label])
-        kind = "found" if i < found else "clean"
-        content = png((image * 255).round().to("cpu", torch.uint8))
-        write_file(output_folder(folder / name) / f"{kind}-{i:05d}.png", content)
+def _export(folder: Path, pictures: Tensor, labels: Sequence[str], kind: str) -> None:
+    """Pictures of 8 bits, as `folder/<label>/<kind>-<number>.png`."""
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        name = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)
+        write_file(output_folder(folder / name) / f"{kind}-{i:05d}.png", png(picture.cpu()))
 
 
 def _save(classifier: Classifier, folder: Path) -> None:

@@ -46,6 +46,8 @@ class InvertSettings:
     Args:
         steps, learning_rate, batch_size: of Adam; the batch is of pairs of prompt and noise, all if None.
         noises: noises a prompt, for training and again for each report.
+        validation_steps: how often the mean over all pairs decides which iterate is the best, where a batch is
+            not all of them: the lowest loss of a batch may be an easy batch's.
         seed: of everything that is drawn.
         checkpointing_steps: steps between checkpoints.
     """
@@ -54,12 +56,13 @@ class InvertSettings:
     learning_rate: float = 0.02
     batch_size: int | None = None
     noises: int = 2
+    validation_steps: int = 10
     seed: int = 0
     checkpointing_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.noises < 1 or not self.learning_rate > 0:
-            raise InputError("noises must be at least 1 and the learning rate above 0")
+        if self.noises < 1 or self.validation_steps < 1 or not self.learning_rate > 0:
+            raise InputError("noises and validation_steps must be at least 1, the learning rate above 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,14 +121,19 @@ class Invert(Task):
         noise: Tensor,
         target: Tensor,
         distance: Any,
+        batch: int,
     ) -> None:
-        self.sampler, self.learned, self.prompts = sampler, learned, prompts
+        self.sampler, self.learned, self.prompts, self.batch = sampler, learned, prompts, batch
         self.noise, self.target, self.distance = noise, target, distance
         self.variables, self.items = learned.variables, len(prompts)
 
     def losses(self, step: int, items: list[int]) -> Losses:
         images = self.sampler(self.noise[items], self.learned.encode([self.prompts[i] for i in items]))
         return Losses(score(beside(self.distance, self.target[items]), images))
+
+    def validate(self, step: int) -> float:
+        parts = torch.arange(self.items).split(self.batch)
+        return float(torch.cat([self.losses(step, part.tolist()).values for part in parts]).mean())
 
 
 def invert(
@@ -189,10 +197,13 @@ def invert(
     sets = {name: pairs(name, held_out if name == SETS[2] else prompts) for name in SETS}
     about = {"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **(config or {})}
     about.pop("checkpointing_steps")
-    task = Invert(sampler, learned, *sets[SETS[0]], distance)
+    seen = sets[SETS[0]]
+    batch = settings.batch_size or len(seen[0])
+    task = Invert(sampler, learned, *seen, distance, batch)
     loop = Loop(
         steps=settings.steps,
         batch_size=settings.batch_size,
+        validation_steps=settings.validation_steps if batch < task.items else 0,
         decay="cosine",
         seed=settings.seed,
         folder=output_folder(folder / "state"),
@@ -211,7 +222,6 @@ def invert(
         with torch.no_grad():
             plain = sampler.encode([worded(text, token, "") for text in each])
             cond = learned.encode(each)
-        batch = settings.batch_size or len(each)
         before, after = (sampled(sampler, noise, c, batch) for c in (plain, cond))
         with torch.no_grad():
             far = [float(beside(distance, target)(images).mean()) for images in (before, after)]
