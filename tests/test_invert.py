@@ -7,6 +7,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.metrics import effect
+from adjointdpm.tasks.checkpoint import load_checkpoint
 from adjointdpm.tasks.inversion import EffectGoal, PromptGoal, PromptRows, TokenVectors, worded
 from adjointdpm.tasks.invert import InvertSettings, invert
 from tests.tiny_families import FAMILIES
@@ -57,6 +58,21 @@ def test_learning_brings_pictures_nearer(tmp_path, kind):
     read = json.loads((tmp_path / "result.json").read_text())
     assert list(read["reports"]) == ["seen noise", "unseen noise", "unseen concepts"]
     assert found.artefact.is_file()
+
+
+def test_the_best_iterate_is_the_best_over_all_pairs(tmp_path):
+    """Not the one that met the easiest batch: its rank is the mean distance of all pictures that were trained on."""
+    ours = sampler()
+    settings = InvertSettings(steps=6, learning_rate=0.3, batch_size=1, noises=2, validation_steps=2)
+    learned = TokenVectors(ours, "<new>", "and")
+    found = invert(
+        ours, learned, PromptGoal("blue"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path, settings=settings,
+        quiet=True,
+    )  # fmt: skip
+    tensors, _ = load_checkpoint(tmp_path / "state" / "checkpoint.safetensors")
+    reached = found.reports["seen noise"].distance_after
+    assert float(tensors["best_rank"]) == pytest.approx(reached, rel=1e-5)
+    assert min(found.losses) < 0.9 * reached  # an easy batch was there to be taken
 
 
 def test_the_learned_token_is_the_same_elsewhere(tmp_path):

@@ -5,7 +5,9 @@
 
 A copy that was only shown what fooled the original is fooled by something else; each further round finds that
 (adversarial training: Madry et al., 2018, arXiv 1706.06083; here in the generator's noise, as Stutz et al., 2019,
-arXiv 1812.00740, so that the pictures stay pictures of the thing). The pictures found are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets
+arXiv 1812.00740, so that the pictures stay pictures of the thing).
+
+The pictures found are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets
 read); beside them lie clean pictures of the same sampler, so that the classifier does not forget.
 """
 
@@ -60,7 +62,9 @@ class HardenSettings:
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.steps, self.batch_size, self.clean, self.held_out) < 1:
-            raise InputError("rounds, steps, batch_size, clean and held_out of a hardening must be at least 1")
+            raise InputError(
+                "rounds, steps, batch_size, clean and held_out of a hardening must be at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,9 @@ def harden(
         hard.requires_grad_(False)
     if Processes.here().first:
         _export(folder / "train", finds, owners, "found")
-        _export(folder / "train", as_8_bit(clean), [classifier.labels[int(y)] for y in clean_labels], "clean")
+        _export(
+            folder / "train", as_8_bit(clean), [classifier.labels[int(y)] for y in clean_labels], "clean"
+        )
     fresh, fresh_labels = clean_pictures(settings.held_out, key(settings.seed, "held out"))
     seed = key(attack.seed, "fresh")
     result = HardenResult(
