@@ -19,6 +19,11 @@ from adjointdpm.metrics import EFFECTS
 from adjointdpm.tasks import EffectGoal, InvertSettings, PromptGoal, PromptRows, TokenVectors, invert
 
 
+def phrase(word: str) -> str:
+    """With its article."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
 def main() -> None:
     """Run the protocol."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -27,9 +32,9 @@ def main() -> None:
     parser.add_argument("--effects", nargs="+", default=list(EFFECTS))
     parser.add_argument("--target", choices=("word", "effect"), default="word")
     parser.add_argument("--learn", choices=("token", "rows"), default="token")
-    parser.add_argument("--vectors", type=int, default=1, help="tokens the new word stands for")
+    parser.add_argument("--vectors", type=int, default=2, help="tokens the new word stands for")
     parser.add_argument("--start", default="a", help="a known word whose embedding it starts from")
-    for name, value in (("steps", 160), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 10)):
+    for name, value in (("steps", 160), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=0.03)
     parser.add_argument("--batch", type=int, default=4)
@@ -46,9 +51,10 @@ def main() -> None:
         about = json.loads((adp.zoo.folder("emoji") / "emoji.json").read_text())
         phrases = list(about["phrases"].values())
         spread = phrases[:: max(1, len(phrases) // (flags.prompts + flags.held_out))]
+        colours = [phrase(about["colours"][i % len(about["colours"])]) for i in range(len(spread))]
         texts = [
-            f"a <effect> {each.removeprefix('an ').removeprefix('a ')} on a blue background"
-            for each in spread
+            f"a <effect> {each.removeprefix('an ').removeprefix('a ')} on {colour} background"
+            for each, colour in zip(spread, colours, strict=True)
         ]
         learned = (
             TokenVectors(sampler, "<effect>", flags.start, flags.vectors)

@@ -146,6 +146,7 @@ class Stats:
     decoder        bytes that the decoder's backward pass needs, its largest recomputed block included
     clamped        share of the pixels that a pipeline's own clamp cut: they have no gradient
     reserved       bytes that a planner leaves free for the decoder
+    tile           side, in latents, of the tiles that a planner decodes in; None for the picture as a whole
     predicted      the planner's figure for `bytes_saved`
     trace          (t, |dL/dz| there) at each node, in the order of the backward pass
     backward_steps steps of a backward pass that has its own; None where it has the sampler's
@@ -164,6 +165,7 @@ class Stats:
     clamped: float = 0.0
     measured: bool = True
     reserved: int = 0
+    tile: int | None = None
     predicted: int | None = None
     trace: list[tuple[float, float]] = field(default_factory=list)
     backward_steps: int | None = None

@@ -8,7 +8,7 @@ Two denoisers say the same, to the last bit:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ._types import Cond, InputError, Run, Scalar, direct
 from .arguments import guides
 from .blocks import in_blocks
 from .clocks import Clock, clock_of
-from .decoding import picture, without_overflow
+from .decoding import picture, tiled, without_overflow
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
 from .grids import Grid, uniform
 from .guards import refuse_placeholders
@@ -48,6 +48,10 @@ class Field(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch 3 h w"]:
         """Pictures in [0, 1], not clamped; `run` executes the decoder's blocks, one by one."""
+
+    def tiled(self) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
+        """Ways to decode in less memory, to nearly the same picture, by the side of a tile; none by default."""
+        return {}
 
     @abstractmethod
     def decoder_weights(self) -> list[Tensor]:
@@ -222,6 +226,9 @@ class PipelineField(Field):
 
     def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch 3 h w"]:
         return picture(self._call, getattr(self, "vae", None), latents, run)
+
+    def tiled(self) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
+        return tiled(self._call, getattr(self, "vae", None), self.image_shape)
 
     def decoder_weights(self) -> list[Tensor]:
         return list(self.vae.parameters()) if hasattr(self, "vae") else []

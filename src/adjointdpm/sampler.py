@@ -4,8 +4,11 @@
 with every solver, grid and adjoint.
 """
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -13,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._types import Cond, InputError, Stats
-from .adjoints import Adjoint, Checkpointed
+from .adjoints import Adjoint, Checkpointed, TooLargeError
 from .fields import Field, PipelineField
 from .flow import ProbabilityFlow
 from .grids import Grid, TimeGrid, uniform
@@ -105,7 +108,7 @@ class FlowSampler(Sampler):
         self.adjoint = Checkpointed() if adjoint is None else adjoint
         self.stats = Stats()
         self._time_grid = self._times()
-        self._measured: tuple[torch.Size, int] | None = None
+        self._measured: tuple[torch.Size, int, int | None] | None = None
 
     @classmethod
     def from_pipeline(
@@ -143,34 +146,48 @@ class FlowSampler(Sampler):
         return normal((batch, *self.field.latent_shape), seed, next(self.field.denoiser.parameters()))
 
     def forward(self, noise: Tensor, cond: Cond) -> Images:
-        return self.decode(self._latents(noise, cond, self._decoder_bytes(noise)))
+        return self.decode(self._latents(noise, cond, decoded=True))
 
     def latents(self, noise: Tensor, cond: Cond) -> Tensor:
         """The latents at the grid's clean end, before decoding."""
         return self._latents(noise, cond)
 
-    def _decoder_bytes(self, noise: Tensor) -> int:
-        """What the decoder's backward pass will hold, for an adjoint that plans: one decoding, once a shape."""
-        if getattr(self.adjoint, "budget", None) is None or not torch.is_grad_enabled():
-            return 0
-        if self._measured is None or self._measured[0] != noise.shape:
-            stats, grey = Stats(), torch.zeros_like(noise).requires_grad_()
-            self.adjoint.decode(self.field.decode, grey, self.field.decoder_weights(), stats)
-            self._measured = (noise.shape, stats.decoder)
-        return self._measured[1]
-
-    def _latents(self, noise: Tensor, cond: Cond, reserved: int = 0) -> Tensor:
+    def _latents(self, noise: Tensor, cond: Cond, decoded: bool = False) -> Tensor:
         noise, cond = self._checked(noise, cond)
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
         flow = ProbabilityFlow(self.field.schedule, self.field.denoiser)
         ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
-        self.stats = Stats(reserved=reserved)
+        room = self.adjoint.room(ivp) if decoded else None
+        reserved, tile = (0, None) if room is None else self._decoding(noise, room)
+        self.stats = Stats(reserved=reserved, tile=tile)
         return flow.sample(self.adjoint.solve(ivp, self.stats), grid[len(grid)])
+
+    def _decoding(self, noise: Tensor, room: float) -> tuple[int, int | None]:
+        """What the decoder's backward pass will hold, and in tiles of what side: one decoding, once a shape."""
+        if self._measured is None or self._measured[0] != noise.shape or self._measured[1] > room:
+            grey, weights = torch.zeros_like(noise).requires_grad_(), self.field.decoder_weights()
+            ways, tile, stats = {None: self.field.decode, **self.field.tiled()}, None, Stats()
+            for tile, decode in ways.items():
+                stats, last = Stats(), tile == list(ways)[-1]
+                # The last way is measured to its end: a refusal says what is missing.
+                with suppress(TooLargeError):
+                    self.adjoint.decode(decode, grey, weights, stats, math.inf if last else room)
+                    self._measured = (noise.shape, stats.decoder, tile)
+                    break
+            if tile is not None and stats.decoder <= room:
+                warnings.warn(
+                    f"the decoder does not fit into the budget as a whole, so it decodes in tiles of {tile} latents "
+                    "a side, which changes the picture a little where they meet",
+                    stacklevel=4,
+                )
+        assert self._measured is not None
+        return self._measured[1:]
 
     def decode(self, latents: Tensor) -> Images:
         """Pictures of latents, the decoder's memory spared as the adjoint says."""
-        weights = self.field.decoder_weights()
-        return self.adjoint.decode(self.field.decode, latents, weights, self.stats)
+        weights, tile = self.field.decoder_weights(), self.stats.tile
+        decode = self.field.decode if tile is None else self.field.tiled()[tile]
+        return self.adjoint.decode(decode, latents, weights, self.stats)
 
     @property
     def length(self) -> int:

@@ -4,6 +4,7 @@ An adjoint is chosen apart from the solver: `sampler.replace(adjoint=Checkpointe
 return the same sample; they differ in what the backward pass costs and in how true it is.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .._types import Run, Stats, direct
 from ..ivp import IVP
-from .meter import SavedBytes
+from .meter import SavedBytes, TooLargeError
 from .recompute import Blocks
 
 __all__ = ["Adjoint", "differentiable_inputs", "wants_gradient", "without_graph"]
@@ -46,23 +47,33 @@ class Adjoint(ABC):
         latents: Tensor,
         weights: list[Tensor],
         stats: Stats,
+        limit: float = math.inf,
     ) -> Any:
         """The picture of latents; `decode` hands its blocks to the policy it is given.
+
+        TooLargeError ends it as soon as more than `limit` bytes are saved for the backward pass.
 
         Recomputing block by block, not as a whole: a decoder's peak is far above a denoiser's, and
         only its blocks' inputs need to outlive it.
         """
-        blocks = Blocks(weights)
+        blocks = Blocks(weights, limit)
         wanted = torch.is_grad_enabled() and (
             latents.requires_grad or any(weight.requires_grad for weight in weights)
         )
         if not wanted:
             return decode(latents, direct)
-        with SavedBytes(weights) as outside:
+        with SavedBytes(weights, limit) as outside:
             image = decode(latents, direct if self.keeps_decoder else blocks)
         stats.measured &= outside.bytes is not None
-        stats.decoder += (outside.bytes or 0) + blocks.largest
+        needed = (outside.bytes or 0) + blocks.largest
+        if needed > limit:
+            raise TooLargeError(needed)
+        stats.decoder += needed
         return image
+
+    def room(self, ivp: IVP) -> float | None:
+        """Bytes that the decoder's backward pass may take beside the states; None for an adjoint without a plan."""
+        return None
 
 
 def differentiable_inputs(ivp: IVP) -> Iterator[Tensor]:

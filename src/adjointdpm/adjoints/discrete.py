@@ -90,8 +90,9 @@ class Checkpointed(Discrete):
         budget: memory for what the backward pass holds instead (states, graphs, decoder), in bytes, as
             "8GiB" or "500MB", or "auto": 0.8 of what is free. k follows from the measured sizes (torch >=
             2.8); if not one graph fits, guidance is split into two calls, and then the network's blocks are
-            recomputed one by one, where it can be asked for them. `stats.predicted` is the plan's figure. In
-            `differentiable` and `PipelineSampler`, graphs only, and never split.
+            recomputed one by one, where it can be asked for them. A decoder that does not fit decodes in
+            tiles, with a warning, since the picture is nearly the same and not quite. `stats.predicted` is
+            the plan's figure. In `differentiable` and `PipelineSampler`, graphs only, and never split.
     Raises:
         InputError: keep is negative, both are given, the budget cannot be read, or is too small: the
             message says by how much.
@@ -109,6 +110,11 @@ class Checkpointed(Discrete):
                 raise InputError("give keep or budget, not both: the budget decides how many to keep")
             if self.budget != "auto":
                 parsed(self.budget)
+
+    def room(self, ivp: IVP) -> float | None:
+        if self.budget is None or not wants_gradient(ivp):
+            return None
+        return float(bytes_of(self.budget, ivp.initial.device) - ivp.calls * ivp.initial.nbytes)
 
     def policy(self, i: int, calls: int, graph: int | None) -> Run:
         if self.budget is None:

@@ -6,7 +6,8 @@ with G the bytes of one denoiser call's graphs, measured in the first call (whic
 the budget and a smaller way is left), L those of the largest of them
 (two where guidance is split, else one), and D those of the decoder's backward pass. Where L does not fit,
 guidance is split into two evaluations with a graph each; where a half does not fit, the network's blocks are
-recomputed one by one, and L is the blocks' inputs and the largest block's graph.
+recomputed one by one, and L is the blocks' inputs and the largest block's graph. Where D does not fit, the sampler
+decodes in tiles, and D is the largest tile's graph.
 """
 
 import copy
@@ -51,7 +52,8 @@ class Budget:
             raise InputError(
                 f"the decoder's backward pass needs {_shown(self.states + self.decoder)} with the states, and "
                 f"the budget is {_shown(self.total)}: {_shown(self.states + self.decoder - self.total)} are "
-                "missing. Decode in tiles (vae.enable_tiling()), a smaller picture or batch, or raise the budget"
+                "missing. Tiles were tried where the decoder has them: use a smaller picture or batch, or raise "
+                "the budget"
             )
         if self.states + largest > self.total:
             raise TooLargeError(largest)

@@ -9,6 +9,7 @@ Two ways, to the same gradient:
                     no hooks. It knows only the tensors that it is told of, so it makes sure of them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -41,14 +42,17 @@ class Blocks:
 
     Args:
         shared: weights, which are there anyway and are not counted.
+        limit: the most bytes there may be.
+    Raises:
+        TooLargeError: as soon as there are more.
     """
 
-    def __init__(self, shared: list[Tensor]) -> None:
-        self._shared, self.largest = shared, 0
+    def __init__(self, shared: list[Tensor], limit: float = math.inf) -> None:
+        self._shared, self._limit, self.largest = shared, limit, 0
 
     def __call__(self, fn: Callable[..., Any], *tensors: Any) -> Any:
         def metered(*tensors: Any) -> Any:
-            with SavedBytes(self._shared) as inside:
+            with SavedBytes(self._shared, self._limit) as inside:
                 out = fn(*tensors)
             self.largest = max(self.largest, inside.bytes or 0)
             return out
