@@ -196,7 +196,7 @@ def main(argv: list[str]) -> None:
         )
         rows += (found := measured(steps, args))
         print("\n".join(map(shown, found)), flush=True)
-    write_record(args.output, "gradients.py", argv, rows=rows)
+        write_record(args.output, "gradients.py", argv, rows=rows)
 
 
 if __name__ == "__main__":

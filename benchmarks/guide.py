@@ -76,11 +76,7 @@ def main() -> None:
             )
             results.setdefault(name, {})[str(strength)] = {k: w.as_dict() for k, w in found.ways.items()}
             for way, each in found.ways.items():
-                low, high = each.interval
-                mean = float(each.values.mean())
-                print(
-                    f"{name:11} {strength:g} {way:12} {mean:.4f} ({low:.4f} to {high:.4f}); {each.judged}"
-                )
+                print(f"{name:11} {strength:g} {way:12} {each.reached}; {each.judged}")
             write_record(flags.record, "guide.py", sys.argv[1:], metrics=results)
 
 

@@ -27,7 +27,7 @@ from adjointdpm.metrics import EFFECTS, BackgroundColour, EffectDistance, Hidden
 from adjointdpm.tasks import AuditSettings, Ball
 from adjointdpm.tasks.guide import Guide
 from adjointdpm.tasks.loop import optimise
-from adjointdpm.tasks.scores import Rate, sampled
+from adjointdpm.tasks.scores import Mean, Rate, sampled
 from adjointdpm.tasks.seeds import key, noise_of
 from adjointdpm.tasks.task import Loop
 
@@ -120,9 +120,8 @@ def main(argv: list[str]) -> None:
             values = torch.cat(
                 [guided(sampler, each, steps[name], seed, options.starts) for seed in options.seeds]
             )
-            mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
-            row[metric] = {"mean": mean, "low": mean - half, "high": mean + half}
-            print(f"{name:6} {metric} {mean:.4f} ({mean - half:.4f} to {mean + half:.4f})", flush=True)
+            row[metric] = Mean.of(values).as_dict()
+            print(f"{name:6} {metric} {Mean.of(values)}", flush=True)
         rows.append(row)
         write_record(options.record, "matters.py", argv, rows=rows)
 

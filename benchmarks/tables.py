@@ -49,6 +49,11 @@ def rate(found: Record | None) -> str:
     return f"{100 * found['share']:.0f} % ({low:.0f} to {high:.0f})"
 
 
+def mean(found: Record) -> str:
+    """A mean with its interval."""
+    return f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+
+
 def speed(record: Record) -> str:
     """Error, time and memory of one gradient."""
     head = ["", "error, noise", "cosine", "error, prompt", "time", "MB saved"]
@@ -160,10 +165,6 @@ def real_size(record: Record) -> str:
 
 def matters(record: Record) -> str:
     """Whether a cheaper gradient does."""
-
-    def mean(found: Record) -> str:
-        return f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
-
     head = ["gradient", "steps", "calls a step", "misread", "and still shown", "background colour", "sepia"]
     return markdown(
         head,
@@ -230,12 +231,7 @@ def guide(record: Record) -> str:
     for metric, strengths in record["metrics"].items():
         for ways in strengths.values():
             for way, each in ways.items():
-                values = each["values"]
-                mean = sum(values) / len(values)
-                spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-                half = 1.96 * spread / len(values) ** 0.5
-                interval = f"{mean:.4f} ({mean - half:.4f} to {mean + half:.4f})"
-                rows.append([metric, way, str(each["calls"]), interval, rate(each["judged"])])
+                rows.append([metric, way, str(each["calls"]), mean(each["reached"]), rate(each["judged"])])
     return markdown(
         ["metric", "", "calls a picture", "reached, lower is better", "concept seen by the judge"], rows
     )

@@ -1,6 +1,8 @@
 """Every block of code in the guides runs, as it is written, on tiny pipelines."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,12 @@ SMALLER = {
     "num_frames=16": "num_frames=2",
     "a photo of a cat": "a cat",
 }
+
+
+def test_every_table_is_what_its_record_says():
+    script = DOCS.parent / "benchmarks" / "tables.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def blocks(page):

@@ -25,7 +25,7 @@ from ..sampler import Sampler
 from ..zoo import Classifier
 from .attack import Attack, Objective
 from .balls import Ball
-from .checkpoint import load_checkpoint, save_checkpoint, write_file
+from .checkpoint import check_config, load_checkpoint, save_checkpoint, write_file
 from .controls import random_search, spsa
 from .loop import Loop, optimise
 from .page import write_page
@@ -252,7 +252,9 @@ class _Audit:
         """A control's noise; made once, if the run is resumed."""
         path = output_folder(self.folder / "state") / f"{name.replace(' ', '-')}.safetensors"
         if self.loop["resume"] and path.exists():
-            return load_checkpoint(path)[0]["noise"]
+            tensors, about = load_checkpoint(path)
+            check_config(path, about["config"], self.config)
+            return tensors["noise"]
         noise = work()
         if Processes.here().first:
             save_checkpoint(path, {"noise": noise}, {"config": self.config})

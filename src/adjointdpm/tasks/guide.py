@@ -29,7 +29,7 @@ from ..zoo import Classifier
 from .checkpoint import write_file
 from .loop import optimise
 from .processes import Processes
-from .scores import Rate, rows, said, sampled, saved
+from .scores import Mean, Rate, rows, said, sampled, saved
 from .seeds import key, noise_of
 from .settings import labels_of
 from .task import Loop, Losses, Task
@@ -80,16 +80,19 @@ class Way:
     calls: int
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The mean's 95 % interval over pictures, by the normal approximation."""
-        mean, n = float(self.values.mean()), len(self.values)
-        half = 1.96 * float(self.values.std()) / n**0.5 if n > 1 else float("inf")
-        return mean - half, mean + half
+    def reached(self) -> Mean:
+        """The metric over all pictures."""
+        return Mean.of(self.values)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         judged = None if self.judged is None else self.judged.as_dict()
-        return {"values": self.values.tolist(), "judged": judged, "calls": self.calls}
+        return {
+            "values": self.values.tolist(),
+            "reached": self.reached.as_dict(),
+            "judged": judged,
+            "calls": self.calls,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,13 +235,12 @@ def _write(result: GuideResult, about: Mapping[str, Any], each: list[str], repea
     write_file(result.folder / "result.json", json.dumps(found, indent=1, default=str).encode())
     page = Page("adjointdpm guide: generation towards a metric, without training")
     page.table(
-        ["", "", "metric", "95 %", "concept seen by the judge", "denoiser calls"],
+        ["", "", "metric (95 %)", "concept seen by the judge", "denoiser calls"],
         [
             [
                 name,
                 "",
-                f"{float(way.values.mean()):.4f}",
-                "{:.4f} to {:.4f}".format(*way.interval),
+                str(way.reached),
                 "no judge" if way.judged is None else str(way.judged),
                 str(way.calls),
             ]

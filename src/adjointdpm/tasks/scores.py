@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..pictures import as_8_bit
 from ..sampler import Sampler
 from .processes import Processes
 
-__all__ = ["Rate", "rows", "said", "sampled", "saved"]
+__all__ = ["Mean", "Rate", "rows", "said", "sampled", "saved"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,29 @@ class Rate:
         """For JSON."""
         low, high = self.interval
         return {"hits": self.hits, "of": self.of, "share": self.share, "low": low, "high": high}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over pictures with its 95 % interval by the normal approximation."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Mean":
+        """Of one value a picture; the interval of a single one is everything."""
+        mean, n = float(values.mean()), len(values)
+        half = 1.96 * float(values.std()) / n**0.5 if n > 1 else float("inf")
+        return cls(mean, mean - half, mean + half)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ({self.low:.4f} to {self.high:.4f})"
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
 
 
 def rows(cond: Cond, items: list[int]) -> Cond:
