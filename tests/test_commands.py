@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import adjointdpm as adp
 from adjointdpm.pictures import png
@@ -90,6 +91,8 @@ def test_tune_ends_in_a_lora_and_guide_in_noise_on_its_sphere(tmp_path):
             "a cat",
             "--metric",
             "background:0.9,0.8,0.2",
+            "--report_to",
+            "tensorboard",
             "--output_dir",
             str(two),
         ],
@@ -100,6 +103,11 @@ def test_tune_ends_in_a_lora_and_guide_in_noise_on_its_sphere(tmp_path):
     noise, about = adp.load_noise(two / "noise.safetensors")
     start = adp.load("emoji").noise(1, adp.tasks.seeds.key(0, "guide", 0))
     assert about["scheduler"] == "DPMSolverPP"
+    events = EventAccumulator(str(two / "tensorboard"))
+    events.Reload()
+    told = [(each.step, each.value) for each in events.Scalars("loss")]
+    losses = json.loads((two / "result.json").read_text())["losses"]
+    assert told == [(i + 1, pytest.approx(losses[i])) for i in range(2)]
     assert float(noise.norm()) == pytest.approx(float(start.norm()), rel=1e-5)
 
 

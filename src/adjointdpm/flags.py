@@ -138,5 +138,6 @@ def reporter(report_to: str, folder: Path) -> Callable[[int, dict[str, float]], 
     def report(step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
+        writer.flush()  # it writes every two minutes, and not at the end of a process
 
     return report
