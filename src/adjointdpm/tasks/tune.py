@@ -157,7 +157,7 @@ def tune(
                 leaf.copy_(start[name])
         weights.remove(network, leaves)
     leaves = weights.attach(network, settings.seed)
-    losses = trained("metric", Stylise(sampler, metric, prompts, leaves, settings.seed))
+    losses = trained("metric", Stylise(sampler, metric, prompts, leaves, settings.seed, batch))
     ways["metric"] = exam.taken(losses)
     costs = {**exam.costs(metric), "seconds": time.perf_counter() - began}
     costs["weights"] = sum(leaf.numel() for leaf in leaves.values())

@@ -184,6 +184,7 @@ class Stylise(Task):
         prompts: one item each.
         leaves: what is trained.
         seed: of the noise.
+        batch: pictures at once in a validation.
     """
 
     def __init__(
@@ -193,8 +194,9 @@ class Stylise(Task):
         prompts: Sequence[str],
         leaves: Mapping[str, Tensor],
         seed: int = 0,
+        batch: int = 1,
     ) -> None:
-        self.sampler, self.metric, self.seed = sampler, metric, seed
+        self.sampler, self.metric, self.seed, self.batch = sampler, metric, seed, batch
         self.variables, self.items = leaves, len(prompts)
         self.start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         with torch.no_grad():
@@ -205,11 +207,10 @@ class Stylise(Task):
 
     def validate(self, step: int) -> float:
         """The mean of all prompts with the same noise each time; a step's own noise would choose by chance."""
+        parts = torch.arange(self.items).split(self.batch)
         with torch.no_grad():
-            return (
-                sum(float(self._of("validation", [i]).values.mean()) for i in range(self.items))
-                / self.items
-            )
+            found = [self._of("validation", part.tolist()).values for part in parts]
+        return float(torch.cat(found).mean())
 
     def _of(self, draw: str, items: list[int]) -> Losses:
         noise = noise_of(self.sampler, [key(self.seed, "tune", draw, i) for i in items])
