@@ -2,41 +2,36 @@
 
 For each concept and seed: a start that the audited classifier reads right; its noise moved in an L2 ball of 10 %
 of its norm (and of other radii, for the curve); scored on the saved 8-bit pictures; beside it random noise and
-SPSA with as many denoiser calls; transfer to other classifiers. Intervals are Wilson's, 95 %.
+SPSA with as many denoiser calls; transfer to other classifiers. Intervals are Wilson's, 95 %. `--harden` is the number
+of steps of each fine-tuning (0 for none), `--rounds` how often it and a new attack take turns.
 
     python benchmarks/audit.py --record docs/audit.json
     python benchmarks/audit.py --output outputs/tiny --concepts 3 --steps 4 --sampling 6 --radii
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
+from protocol import about, flags_of, model
 from record import write_record
 
 import adjointdpm as adp
 from adjointdpm.metrics import HiddenStates
 from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, pixels
 from adjointdpm.tasks.seeds import key
-from adjointdpm.zoo import folder
 
 
 def arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/audit"), help="of pages")
-    parser.add_argument("--record", type=Path, default=None, help="JSON of the figures")
-    parser.add_argument("--concepts", type=int, default=40, help="drawn from the model's list")
-    parser.add_argument("--starts", type=int, default=1, help="pictures a concept")
+    counts = {"concepts": 40, "starts": 1, "steps": 28, "sampling": 12, "batch": 16}
+    parser = flags_of(__doc__, **counts, harden=120, rounds=4)
+    parser.set_defaults(output=Path("outputs/audit"))
     parser.add_argument("--radius", type=float, default=0.1)
     parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
-    parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--momentum", type=float, default=0.5)
-    parser.add_argument("--sampling", type=int, default=12, help="steps of the sampler")
-    parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--confidence", type=float, default=0.5)
     parser.add_argument(
         "--keep", default="emoji/hgnet", help="pixels, none, or a classifier whose features are kept"
@@ -46,14 +41,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--judge", default="emoji/judge")
     parser.add_argument("--transfer", nargs="*", default=["emoji/hgnet", "emoji/poolformer", "emoji/bit"])
     parser.add_argument("--no_controls", action="store_true")
-    parser.add_argument("--harden", type=int, default=120, help="steps of fine-tuning; 0 for none")
-    parser.add_argument("--rounds", type=int, default=4, help="of attack and fine-tuning")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument(
-        "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--resume", action="store_true")
     return parser.parse_args()
 
@@ -61,16 +48,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure."""
     options = arguments()
-    about = json.loads((folder("emoji") / "emoji.json").read_text())
     draw = torch.Generator().manual_seed(key(options.seed, "concepts"))
     chosen = torch.randperm(len(about["concepts"]), generator=draw)[: options.concepts].tolist()
-    sampler = adp.load(
-        "emoji",
-        steps=options.sampling,
-        guidance_scale=options.guidance,
-        adjoint=adp.Checkpointed(budget=options.budget),
-        device=options.device,
-    )
+    sampler = model(options)
     classifier = adp.load_classifier(options.classifier, device=options.device)
     judge = adp.load_classifier(options.judge, device=options.device)
     features = None if options.keep == "none" else pixels

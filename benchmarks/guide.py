@@ -5,12 +5,10 @@
 Aims: better than one-step guidance on at least 3 of 4 metrics, the judge's accuracy no lower than 5 points under it.
 """
 
-import argparse
-import json
 import sys
-from pathlib import Path
 
 import torch
+from protocol import flags_of, model, spread
 from record import write_record
 
 import adjointdpm as adp
@@ -27,27 +25,14 @@ from adjointdpm.tasks import GuideSettings, LookAhead, guide
 
 def main() -> None:
     """Run the protocol."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="of pages")
-    parser.add_argument("--record", type=Path, default=None, help="JSON of the figures")
+    parser = flags_of(__doc__, steps=8, prompts=8, noises=2, sampling=12, look_ahead=4)
     parser.add_argument("--metrics", nargs="+", default=["label", "style", "background", "effect"])
-    for name, value in (("steps", 8), ("prompts", 8), ("noises", 2), ("sampling", 12), ("look_ahead", 4)):
-        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=0.1)
     parser.add_argument("--strength", type=float, nargs="+", default=[0.1], help="Each is tried.")
-    parser.add_argument(
-        "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
-    )
-    parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     judge, net = adp.load_classifier("emoji/judge"), adp.load_classifier("emoji/resnet")
     features = HiddenStates(net.model, net.normalised)
-    exact = adp.Checkpointed(budget=flags.budget)
-    sampler = adp.load("emoji", steps=flags.sampling, guidance_scale=4.0, adjoint=exact)
-    about = json.loads((adp.zoo.folder("emoji") / "emoji.json").read_text())
-    items = list(about["phrases"].items())[:: max(1, len(about["phrases"]) // flags.prompts)][
-        : flags.prompts
-    ]
+    sampler, items = model(flags), spread(flags.prompts)
     with torch.no_grad():
         picture = sampler(sampler.noise(1, 999), sampler.encode("a red apple on an orange background"))[0]
     known = {

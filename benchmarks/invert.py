@@ -7,11 +7,9 @@ style judge sees the effect in 80 %. `--target effect` learns the effect from ch
 model's own word.
 """
 
-import argparse
-import json
 import sys
-from pathlib import Path
 
+from protocol import about, article, flags_of, model, spread
 from record import write_record
 
 import adjointdpm as adp
@@ -19,42 +17,25 @@ from adjointdpm.metrics import EFFECTS
 from adjointdpm.tasks import EffectGoal, InvertSettings, PromptGoal, PromptRows, TokenVectors, invert
 
 
-def phrase(word: str) -> str:
-    """With its article."""
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
 def main() -> None:
     """Run the protocol."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="of pages")
-    parser.add_argument("--record", type=Path, default=None, help="JSON of the figures")
+    parser = flags_of(__doc__, steps=160, prompts=8, held_out=16, noises=2, sampling=16)
     parser.add_argument("--effects", nargs="+", default=list(EFFECTS))
     parser.add_argument("--target", choices=("word", "effect"), default="word")
     parser.add_argument("--learn", choices=("token", "rows"), default="token")
     parser.add_argument("--vectors", type=int, default=2, help="tokens the new word stands for")
     parser.add_argument("--start", default="a", help="a known word whose embedding it starts from")
-    for name, value in (("steps", 160), ("prompts", 8), ("held_out", 16), ("noises", 2), ("sampling", 16)):
-        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=0.03)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument(
-        "--budget", default="4GiB", help="of memory for kept graphs: the same gradient, sooner"
-    )
-    parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     judge, results = adp.load_classifier("emoji/judge/style"), {}
+    number = flags.prompts + flags.held_out
+    colours = [about["colours"][i % len(about["colours"])] for i in range(number)]
     for effect in flags.effects:
-        exact = adp.Checkpointed(budget=flags.budget)
-        # Loaded anew for each: its tokenizer grows.
-        sampler = adp.load("emoji", steps=flags.sampling, guidance_scale=4.0, adjoint=exact)
-        about = json.loads((adp.zoo.folder("emoji") / "emoji.json").read_text())
-        phrases = list(about["phrases"].values())
-        spread = phrases[:: max(1, len(phrases) // (flags.prompts + flags.held_out))]
-        colours = [phrase(about["colours"][i % len(about["colours"])]) for i in range(len(spread))]
+        sampler = model(flags)  # loaded anew for each: its tokenizer grows
         texts = [
-            f"a <effect> {each.removeprefix('an ').removeprefix('a ')} on {colour} background"
-            for each, colour in zip(spread, colours, strict=True)
+            f"a <effect> {phrase.removeprefix('an ').removeprefix('a ')} on {article(colour)} background"
+            for (_, phrase), colour in zip(spread(number), colours, strict=True)
         ]
         learned = (
             TokenVectors(sampler, "<effect>", flags.start, flags.vectors)
@@ -66,7 +47,7 @@ def main() -> None:
             learned,
             PromptGoal(effect) if flags.target == "word" else EffectGoal(EFFECTS[effect]),
             texts[: flags.prompts],
-            texts[flags.prompts : flags.prompts + flags.held_out],
+            texts[flags.prompts :],
             output=flags.output / f"invert-{effect.replace(' ', '-')}",
             settings=InvertSettings(
                 flags.steps, flags.learning_rate, flags.batch, flags.noises, seed=flags.seed

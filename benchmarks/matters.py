@@ -12,13 +12,13 @@ the normal approximation.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from protocol import about, spread
 from record import write_record
 from torch import Tensor
 
@@ -51,7 +51,6 @@ def calls(sampler: adp.FlowSampler) -> int:
 
 def audited(sampler: adp.FlowSampler, steps: int, seed: int, options: argparse.Namespace) -> Any:
     """One audit without controls."""
-    about = json.loads((adp.zoo.folder("emoji") / "emoji.json").read_text())
     draw = torch.Generator().manual_seed(key(seed, "matters"))
     names = [about["concepts"][i] for i in torch.randperm(len(about["concepts"]), generator=draw)]
     keep = adp.load_classifier("emoji/hgnet")
@@ -74,10 +73,8 @@ def audited(sampler: adp.FlowSampler, steps: int, seed: int, options: argparse.N
 
 def guided(sampler: adp.FlowSampler, metric: Any, steps: int, seed: int, starts: int) -> Tensor:
     """The metric of each picture after so many steps on its noise."""
-    about = json.loads((adp.zoo.folder("emoji") / "emoji.json").read_text())
-    phrases = list(about["phrases"].values())[:: len(about["phrases"]) // starts][:starts]
     noise = noise_of(sampler, [key(seed, "matters", i) for i in range(starts)])
-    cond = sampler.encode([f"{phrase} on a blue background" for phrase in phrases])
+    cond = sampler.encode([f"{phrase} on a blue background" for _, phrase in spread(starts)])
     originals = sampled(sampler, noise, cond, starts)
     task = Guide(sampler, metric, noise, cond, originals)
     with tempfile.TemporaryDirectory() as folder:
