@@ -24,7 +24,7 @@ from torch import Tensor
 import adjointdpm as adp
 
 EXACT = ("Backprop()", "Checkpointed()")
-PARTS = (0.2, 0.24, 0.28, 0.34, 0.5, 1.0)
+PARTS = (0.2, 0.24, 0.28, 0.3, 0.34, 0.5, 1.0)
 
 PROMPTS = ["a red apple on a blue background", "a cat", "a yellow star", "a dog", "a house"]
 
