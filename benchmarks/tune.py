@@ -3,7 +3,8 @@
     python benchmarks/tune.py --record docs/tune.json
 
 Aims, on held-out concepts and noise: style distance less by 60 %, the judge's concept accuracy at most 10 points lower.
-The reference is one picture of the model's own with an effect applied.
+The reference is one picture of the model's own with an effect applied. The style's distance counts relative to the
+untuned model's, so that one weight of the content serves all styles.
 """
 
 import sys
@@ -25,7 +26,12 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, nargs="+", default=[0], help="of the style")
     parser.add_argument("--content_layers", type=int, nargs="+", default=[3])
-    parser.add_argument("--content", type=float, default=1.0)
+    parser.add_argument(
+        "--content",
+        type=float,
+        default=0.45,
+        help="its weight, beside the style's distance relative to the first",
+    )
     parser.add_argument("--learning_rate", type=float, default=5e-3)
     flags = parser.parse_args()
     judge, net, results = adp.load_classifier("emoji/judge"), adp.load_classifier("emoji/resnet"), {}
@@ -38,11 +44,12 @@ def main() -> None:
         sampler = model(flags)
         with torch.no_grad():
             picture = EFFECTS[name](sampler(sampler.noise(1, 999), sampler.encode(texts[0])).clamp(0, 1))[0]
-        style = Style(features, picture)
+            style, some = Style(features, picture), texts[: flags.prompts]
+            first = float(style(sampler(sampler.noise(len(some)), sampler.encode(some))).mean())
         found = tune(
             sampler,
-            style + flags.content * content,
-            texts[: flags.prompts],
+            (1 / first) * style + flags.content * content,
+            some,
             texts[flags.prompts :],
             output=flags.output / f"tune-{name.replace(' ', '-')}",
             weights=Lora(flags.rank),
