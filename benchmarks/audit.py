@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.set_defaults(output=Path("outputs/audit"))
     parser.add_argument("--radius", type=float, default=0.1)
     parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
+    parser.add_argument("--rounds_radius", type=float, help="of the rounds' attacks; --radius by default")
     parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--momentum", type=float, default=0.5)
     parser.add_argument("--confidence", type=float, default=0.5)
@@ -98,7 +99,7 @@ def main() -> None:
             sampler,
             classifier,
             settings,
-            HardenSettings(options.rounds, options.harden),
+            HardenSettings(options.rounds, options.harden, radius=options.rounds_radius),
             judge=judge,
             features=features,
             resume=options.resume,

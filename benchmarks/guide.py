@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=0.1)
     parser.add_argument("--strength", type=float, nargs="+", default=[0.1], help="Each is tried.")
     flags = parser.parse_args()
-    judge, net = adp.load_classifier("emoji/judge"), adp.load_classifier("emoji/resnet")
+    judge, net = (adp.load_classifier(f"emoji/{n}", device=flags.device) for n in ("judge", "resnet"))
     features = HiddenStates(net.model, net.normalised)
     sampler, items = model(flags), spread(flags.prompts)
     with torch.no_grad():

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=0.03)
     parser.add_argument("--batch", type=int, default=4)
     flags = parser.parse_args()
-    judge, results = adp.load_classifier("emoji/judge/style"), {}
+    judge, results = adp.load_classifier("emoji/judge/style", device=flags.device), {}
     number = flags.prompts + flags.held_out
     colours = [about["colours"][i % len(about["colours"])] for i in range(number)]
     for effect in flags.effects:

@@ -1,7 +1,8 @@
 """Gradients at real size: Stable Diffusion 1.5's UNet and VAE, 860 M parameters, random weights.
 
     python benchmarks/real_size.py --steps 1 4 16 --output docs/real_size.json                    # 256 x 256, CPU
-    python benchmarks/real_size.py --device cuda --dtype bfloat16 --side 512 --steps 1 4 16 50
+    python benchmarks/real_size.py --device cuda --dtype bfloat16 --side 512 --steps 1 4 16 50 \
+        --budget 20GiB --plain --output docs/real_size-gpu.json
 
 For each number of steps: bytes saved for the backward pass, the peak (on a CPU the most bytes alive at once, by
 following every storage, weights left out; on a GPU the device's own, weights included), denoiser calls and seconds,
@@ -74,6 +75,7 @@ class Peak:
 
     def __enter__(self) -> "Peak":
         if self.cuda:
+            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         else:
             self.live.__enter__()
@@ -81,6 +83,7 @@ class Peak:
 
     def __exit__(self, *error: Any) -> None:
         if self.cuda:
+            torch.cuda.synchronize()
             self.bytes = torch.cuda.max_memory_allocated()
         else:
             self.live.__exit__(*error)
@@ -95,6 +98,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--budget", nargs="*", default=["6GB"], help="also with the planner, at these")
+    parser.add_argument("--plain", action="store_true", help="also with plain backpropagation")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--output", type=Path, default=None)
@@ -109,13 +113,21 @@ def main(argv: list[str]) -> None:
     size.latent_shape, size.image_shape = latent.shape[1:], (3, args.side, args.side)
     ways: dict[str, adp.Adjoint] = {"Checkpointed()": adp.Checkpointed()}
     ways |= {f"Checkpointed(budget={each!r})": adp.Checkpointed(budget=each) for each in args.budget}
+    if args.plain:
+        ways["Backprop()"] = adp.Backprop()
     rows = []
+    guidance = torch.tensor(5.0, device=args.device)
+    given = adp.Cond(
+        {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "guidance_scale": guidance}
+    )
+    if args.device != "cpu":  # kernels are loaded in the first call
+        warm = latent.clone().requires_grad_()
+        torch.autograd.grad(sampler.replace(steps=1)(warm, given).sum(), warm)
     for name, adjoint in ways.items():
         for steps in args.steps:
             own = sampler.replace(adjoint=adjoint, steps=steps)
             noise, prompt = latent.clone().requires_grad_(), text[0].clone().requires_grad_()
-            cond = adp.Cond({"prompt_embeds": prompt, "negative_prompt_embeds": text[1]})
-            cond = cond.replace(guidance_scale=torch.tensor(5.0, device=args.device))
+            cond = given.replace(prompt_embeds=prompt)
             start = time.perf_counter()
             with Peak(args.device) as peak:
                 found = torch.autograd.grad(own(noise, cond).square().mean(), [noise, prompt, *lora])

@@ -12,6 +12,12 @@ from tests.tiny_families import of
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
 
+@pytest.fixture(autouse=True)
+def float32_convolutions(monkeypatch):
+    """By default a GPU's convolutions round their inputs to TF32's ten bits, which a CPU does not."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize(
     "adjoint", [adp.Checkpointed(), adp.Checkpointed(keep=2), adp.Continuous()], ids=repr
 )

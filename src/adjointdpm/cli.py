@@ -139,6 +139,12 @@ def audit(
     harden: Annotated[
         bool, typer.Option("--harden", help="Fine-tune the classifier on what it finds.")
     ] = False,
+    harden_rounds: Annotated[
+        int, typer.Option("--harden_rounds", help="Of fine-tuning; each but the first attacks anew.")
+    ] = 1,
+    harden_radius: Annotated[
+        float | None, typer.Option("--harden_radius", help="Of these attacks; --radius by default.")
+    ] = None,
     config: Config = None,
     output_dir: OutputDir = Path("outputs/audit"),
     pretrained_model_name_or_path: Model = "emoji",
@@ -172,6 +178,7 @@ def audit(
         seed=seed,
         checkpointing_steps=checkpointing_steps,
     )
+    hardening = HardenSettings(harden_rounds, seed=seed, radius=harden_radius)
     folder = output_folder(output_dir)
     report = reporter(report_to, folder)
     audited = load_classifier(classifier, device=device)
@@ -180,7 +187,8 @@ def audit(
         kept = None if keep_features == "pixels" else load_classifier(keep_features, device=device)
         features = pixels if kept is None else HiddenStates(kept.model, kept.normalised, None)
     sampler = sampler_from(ctx)
-    quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size", "harden")
+    quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size")
+    quiet_about += ("harden", "harden_rounds", "harden_radius")
     repeat = save_config(ctx, folder) if Processes.here().first else ""
     witness = None if judge == "none" else load_classifier(judge, device=device)
     found = run_audit(
@@ -202,7 +210,9 @@ def audit(
     print(f"misread: {found.success}")
     print(f"misread and still shown: {'no judge' if found.kept is None else found.kept}")
     if harden:
-        harder = run_harden(found, sampler, audited, settings, HardenSettings(seed=seed), resume=resume)
+        harder = run_harden(
+            found, sampler, audited, settings, hardening, judge=witness, features=features, resume=resume
+        )
         print(f"after hardening, on fresh noise: {harder.after} misread, before: {harder.before}")
         print(f"clean pictures read right: {harder.clean_after}, before: {harder.clean_before}")
     print(f"page: {(folder / 'index.html').resolve()}")
