@@ -22,11 +22,13 @@ class Panel:
     scales: tuple[str, str] = ("log", "log")
 
 
-def draw(path: Path, panels: Sequence[Panel]) -> None:
-    """Panels side by side; the first one has the legend."""
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+def draw(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
+    """Panels in rows of so many; the first one has the legend."""
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
     for i, panel in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), i + 1)
+        axes = figure.add_subplot(rows, columns, i + 1)
         for name, (x, y) in panel.curves.items():
             axes.plot(x, y, marker="o", markersize=3, label=name)
         known = [each for x, _ in panel.curves.values() for each in x]

@@ -16,10 +16,12 @@ def write_record(path: Path | None, script: str, argv: list[str], **figures: Any
     """Write JSON; nothing without a path."""
     if path is None:
         return
-    machine = {
+    machine: dict[str, Any] = {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
     record = {"command": f"python benchmarks/{script} {' '.join(argv)}", "machine": machine}
     versions = {"torch": torch.__version__, "adjointdpm": adp.__version__}
     path.write_text(json.dumps(record | versions | figures, indent=1) + "\n")

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--plot", type=Path, default=None)
     args = parser.parse_args(argv)
-    rows, panels = [], []
+    rows: list[dict[str, Any]] = []
     for axis, (sizes, of) in AXES.items():
         seconds: dict[str, list[float]] = {name: [] for name in ADJOINTS}
         saved: dict[str, list[float]] = {name: [] for name in ADJOINTS}
@@ -84,12 +84,20 @@ def main(argv: list[str]) -> None:
                 f"at {sizes[-1]}: {seconds[name][-1]:.2f} s, {saved[name][-1] / 1e6:.1f} MB",
                 flush=True,
             )
-        for what, figures, unit in (("seconds", seconds, 1.0), ("MB saved", saved, 1e6)):
-            curves = {name: (sizes, [v / unit for v in values]) for name, values in figures.items()}
-            panels.append(Panel(axis, what, curves))
     write_record(args.output, "scaling.py", argv, rows=rows)
     if args.plot:
-        draw(args.plot, panels)
+        draw(args.plot, panels(rows), columns=2)
+
+
+def panels(rows: list[dict[str, Any]]) -> list[Panel]:
+    """Seconds and bytes against each axis."""
+    found = []
+    for axis in AXES:
+        mine = [row for row in rows if row["axis"] == axis]
+        for what, key, unit in (("seconds", "seconds", 1.0), ("MB saved", "bytes", 1e6)):
+            curves = {row["adjoint"]: (row["sizes"], [v / unit for v in row[key]]) for row in mine}
+            found.append(Panel(axis, what, curves))
+    return found
 
 
 if __name__ == "__main__":

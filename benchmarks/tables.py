@@ -156,7 +156,7 @@ def real_size(record: Record) -> str:
                 number(row["predicted"] and row["predicted"] / 2**30),
                 number(row["peak"] / 2**30),
                 str(row["calls"]),
-                number(row["seconds"], ".0f"),
+                number(row["seconds"], ".0f" if row["seconds"] > 9.5 else ".1f"),
             ]
             for row in record["rows"]
         ],

@@ -348,11 +348,23 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     )
     before = [p.clone() for p in model.parameters()]
     hard = adp.tasks.harden(
-        found, sampler, model, given, HardenSettings(steps=5, batch_size=8, clean=2, held_out=2), quiet=True
+        found,
+        sampler,
+        model,
+        given,
+        HardenSettings(rounds=2, steps=5, batch_size=8, clean=2, held_out=2, radius=0.9),
+        quiet=True,
     )
+    again = json.loads((hard.folder / "round-2" / "result.json").read_text())
+    assert again["settings"]["ball"]["radius"] == 0.9
+    assert 0.6 < again["after"]["largest_distance"] <= 0.9 + 1e-6  # the round's own ball
+    measured = json.loads((hard.folder / "after" / "result.json").read_text())
+    assert measured["settings"]["ball"]["radius"] == 0.6  # the audit's
+    more = again["after"]["success"]["hits"]
+    assert more > 0
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     files = sorted((hard.folder / "train").glob("*/*.png"))
-    assert sum(path.name.startswith("found") for path in files) == found.success.hits > 0
+    assert sum(path.name.startswith("found") for path in files) == found.success.hits + more > more
     for path in files:
         if path.name.startswith("clean"):
             assert path.parent.name in LABELS
