@@ -19,7 +19,7 @@ from adjointdpm.tasks import Lora, TuneSettings, tune
 
 def main() -> None:
     """Run the protocol."""
-    parser = flags_of(__doc__, steps=160, prompts=24, held_out=24, noises=2, sampling=12, batch=8, rank=4)
+    parser = flags_of(__doc__, steps=120, prompts=24, held_out=24, noises=2, sampling=12, batch=4, rank=4)
     styles = ["sepia", "night", "line drawing", "inverted", "blurred", "pixel art"]
     parser.add_argument("--styles", nargs="+", default=styles, choices=list(EFFECTS))
     parser.add_argument("--layers", type=int, nargs="+", default=[0], help="of the style")

@@ -70,6 +70,16 @@ def test_invert_repeats_to_the_bit_from_its_config(tmp_path):
     assert "<effect>" not in page
 
 
+def test_another_process_goes_on(tmp_path):
+    """What a checkpoint says of its run must not hold what belongs to a process, such as addresses."""
+    given = ["invert", *TWO, *SMALL, "--target_effect", "sepia", "--output_dir", str(tmp_path)]
+    assert run(given) == ["done"]
+    learned = (tmp_path / "learned_embeds.safetensors").read_bytes()
+    assert run([*given, "--resume"]) == ["done"]
+    assert (tmp_path / "learned_embeds.safetensors").read_bytes() == learned
+    assert " at 0x" not in (tmp_path / "result.json").read_text()
+
+
 def test_tune_ends_in_a_lora_and_guide_in_noise_on_its_sphere(tmp_path):
     one, two = tmp_path / "tune", tmp_path / "guide"
     tune = [

@@ -6,6 +6,7 @@ leaves the checkpoint before it untouched.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,15 @@ def check_config(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
     Raises:
         InputError: a setting differs; the message names it and both values.
     """
-    ours = json.loads(json.dumps(dict(ours)))  # tuples become lists, as they did in the file
+    ours, theirs = _plain(ours), _plain(theirs)
     for key in sorted({*theirs, *ours}):
         if theirs.get(key) != ours.get(key):
             raise InputError(
                 f"the checkpoint {path} was made with {key} = {theirs.get(key)!r}, but this run has "
                 f"{ours.get(key)!r}; resume with the same settings, or use another output folder"
             )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As a file has it: tuples are lists; and without addresses, which are another process's own."""
+    return json.loads(re.sub(r" at 0x[0-9a-f]+", "", json.dumps(dict(config))))

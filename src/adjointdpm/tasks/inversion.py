@@ -73,6 +73,9 @@ class EffectGoal(Goal):
 
     effect: Callable[[Tensor], Tensor]
 
+    def __repr__(self) -> str:
+        return f"EffectGoal({getattr(self.effect, '__qualname__', type(self.effect).__name__)})"
+
     def targets(self, sampler: Sampler, prompts: Sequence[str], token: str, noise: Tensor) -> Tensor:
         with torch.no_grad():
             plain = sampler(noise, sampler.encode([worded(each, token, "") for each in prompts]))
