@@ -11,6 +11,7 @@ of steps of each fine-tuning (0 for none), `--rounds` how often it and a new att
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,11 +27,13 @@ from adjointdpm.tasks.seeds import key
 def arguments() -> argparse.Namespace:
     """The flags."""
     counts = {"concepts": 40, "starts": 1, "steps": 28, "sampling": 12, "batch": 16}
-    parser = flags_of(__doc__, **counts, harden=120, rounds=4)
+    parser = flags_of(__doc__, **counts, harden=120, rounds=1)
     parser.set_defaults(output=Path("outputs/audit"))
     parser.add_argument("--radius", type=float, default=0.1)
     parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
-    parser.add_argument("--rounds_radius", type=float, help="of the rounds' attacks; --radius by default")
+    parser.add_argument("--rounds_radius", type=float, default=0.2, help="of the rounds' attacks")
+    parser.add_argument("--rounds_steps", type=int, default=12)
+    parser.add_argument("--rounds_confidence", type=float, default=5.0)
     parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--momentum", type=float, default=0.5)
     parser.add_argument("--confidence", type=float, default=0.5)
@@ -94,12 +97,18 @@ def main() -> None:
     record = found.as_dict()
     write_record(options.record, "audit.py", sys.argv[1:], audit=record)
     if options.harden:
+        again = replace(
+            settings,
+            ball=Ball(options.rounds_radius),
+            steps=options.rounds_steps,
+            confidence=options.rounds_confidence,
+        )
         hard = adp.tasks.harden(
             found,
             sampler,
             classifier,
             settings,
-            HardenSettings(options.rounds, options.harden, radius=options.rounds_radius),
+            HardenSettings(options.rounds, options.harden, attack=again),
             judge=judge,
             features=features,
             resume=options.resume,

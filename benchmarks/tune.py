@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", default=styles, choices=list(EFFECTS))
     parser.add_argument("--layers", type=int, nargs="+", default=[0], help="of the style")
     parser.add_argument("--content_layers", type=int, nargs="+", default=[3])
-    parser.add_argument("--content", type=float, default=1.0, help="its weight, beside the style's")
+    parser.add_argument("--content", type=float, default=5.0, help="its weight, beside the style's")
     # Besides the attention, which this network has only where pictures are small: the convolutions make the texture.
     modules = ["conv1", "conv2", "conv_out", *Lora().modules]
     parser.add_argument("--modules", nargs="+", default=modules, help="layers with a LoRA")

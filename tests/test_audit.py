@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -352,7 +353,9 @@ def test_hardening_exports_trains_and_measures(tmp_path):
         sampler,
         model,
         given,
-        HardenSettings(rounds=2, steps=5, batch_size=8, clean=2, held_out=2, radius=0.9),
+        HardenSettings(
+            rounds=2, steps=5, batch_size=8, clean=2, held_out=2, attack=replace(given, ball=Ball(0.9))
+        ),
         quiet=True,
     )
     again = json.loads((hard.folder / "round-2" / "result.json").read_text())

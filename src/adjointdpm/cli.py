@@ -4,6 +4,7 @@ Bad input is one line on the error stream and exit code 2; a traceback is a bug 
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -136,14 +137,15 @@ def audit(
     confidence: Annotated[float, typer.Option("--confidence", help="Logits to be wrong by.")] = 1.0,
     momentum: Annotated[float, typer.Option("--momentum")] = 0.0,
     controls: Annotated[bool, typer.Option("--controls/--no_controls", help="Random noise, SPSA.")] = True,
-    harden: Annotated[
-        bool, typer.Option("--harden", help="Fine-tune the classifier on what it finds.")
-    ] = False,
+    harden: Annotated[bool, typer.Option("--harden", help="Fine-tune it on what it finds.")] = False,
     harden_rounds: Annotated[
         int, typer.Option("--harden_rounds", help="Of fine-tuning; each but the first attacks anew.")
     ] = 1,
     harden_radius: Annotated[
         float | None, typer.Option("--harden_radius", help="Of these attacks; --radius by default.")
+    ] = None,
+    harden_confidence: Annotated[
+        float | None, typer.Option("--harden_confidence", help="Theirs; --confidence by default.")
     ] = None,
     config: Config = None,
     output_dir: OutputDir = Path("outputs/audit"),
@@ -178,7 +180,12 @@ def audit(
         seed=seed,
         checkpointing_steps=checkpointing_steps,
     )
-    hardening = HardenSettings(harden_rounds, seed=seed, radius=harden_radius)
+    again = replace(
+        settings,
+        ball=Ball(radius if harden_radius is None else harden_radius, norm, shell),
+        confidence=confidence if harden_confidence is None else harden_confidence,
+    )
+    hardening = HardenSettings(harden_rounds, seed=seed, attack=again)
     folder = output_folder(output_dir)
     report = reporter(report_to, folder)
     audited = load_classifier(classifier, device=device)
@@ -188,7 +195,6 @@ def audit(
         features = pixels if kept is None else HiddenStates(kept.model, kept.normalised, None)
     sampler = sampler_from(ctx)
     quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size")
-    quiet_about += ("harden", "harden_rounds", "harden_radius")
     repeat = save_config(ctx, folder) if Processes.here().first else ""
     witness = None if judge == "none" else load_classifier(judge, device=device)
     found = run_audit(
@@ -203,7 +209,9 @@ def audit(
         transfer={name: load_classifier(name, device=device) for name in transfer or ()},
         features=features,
         resume=resume,
-        config={k: v for k, v in resolved(ctx).items() if k not in quiet_about},
+        config={
+            k: v for k, v in resolved(ctx).items() if k not in quiet_about and not k.startswith("harden")
+        },
         repeat=repeat,
         report=report,
     )

@@ -27,7 +27,6 @@ from ..pictures import as_8_bit, output_folder, png
 from ..sampler import Sampler
 from ..zoo import Classifier
 from .audit import audit
-from .balls import Ball
 from .checkpoint import write_file
 from .loop import optimise
 from .processes import Processes
@@ -51,8 +50,8 @@ class HardenSettings:
         clean: clean pictures a prompt to train on.
         held_out: fresh clean pictures a prompt to measure the clean accuracy on.
         seed: of the clean pictures and the batches; fresh starts are drawn from another.
-        radius: of the ball of the rounds' attacks; the audit's own if None. In a larger ball each finds more, and
-            finds that lie further beyond the boundary.
+        attack: of the rounds; the audit's own if None. A larger ball and a larger confidence find pictures that lie
+            further beyond the boundary, and those teach more; fewer steps leave time for more rounds.
     """
 
     rounds: int = 1
@@ -62,15 +61,13 @@ class HardenSettings:
     clean: int = 4
     held_out: int = 4
     seed: int = 0
-    radius: float | None = None
+    attack: AuditSettings | None = None
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.steps, self.batch_size, self.clean, self.held_out) < 1:
             raise InputError(
                 "rounds, steps, batch_size, clean and held_out of a hardening must be at least 1"
             )
-        if self.radius is not None:
-            Ball(self.radius)  # says what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -146,14 +143,14 @@ def harden(
             "train on; audit more starts, in more steps or a larger ball"
         )
 
-    def attacked(name: str, audited: Classifier, seed: int, ball: Ball = attack.ball) -> AuditResult:
+    def attacked(name: str, audited: Classifier, seed: int, how: AuditSettings = attack) -> AuditResult:
         return audit(
             sampler,
             audited,
             list(pairs),
             list(pairs.values()),
             output=folder / name,
-            settings=replace(attack, ball=ball, seed=seed, radii=(), controls=False),
+            settings=replace(how, seed=seed, radii=(), controls=False),
             judge=judge,
             features=features,
             resume=resume,
@@ -166,11 +163,10 @@ def harden(
 
     clean, clean_labels = clean_pictures(settings.clean, settings.seed)
     hard = copy.deepcopy(classifier)
-    ball = attack.ball if settings.radius is None else replace(attack.ball, radius=settings.radius)
     for turn in range(settings.rounds):
         if turn:
             seed = key(attack.seed, "round", turn)
-            more, whose = _found(attacked(f"round-{turn + 1}", hard, seed, ball))
+            more, whose = _found(attacked(f"round-{turn + 1}", hard, seed, settings.attack or attack))
             finds, owners = torch.cat([finds, more]), owners + whose
         own = torch.tensor([classifier.index(name) for name in owners], device=clean.device)
         images = torch.cat([finds.to(clean) / 255, clean])
