@@ -14,4 +14,8 @@ def test_the_first_example_runs(capsys):
 
 def test_its_pictures_and_links_are_there():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()):
-        assert (README.parent / target).exists(), target
+        file, _, heading = target.partition("#")
+        assert (README.parent / file).exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", (README.parent / file).read_text(), re.MULTILINE)
+            assert heading in {title.lower().replace(" ", "-") for title in titles}, target
