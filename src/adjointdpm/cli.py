@@ -137,7 +137,7 @@ def audit(
     confidence: Annotated[float, typer.Option("--confidence", help="Logits to be wrong by.")] = 1.0,
     momentum: Annotated[float, typer.Option("--momentum")] = 0.0,
     controls: Annotated[bool, typer.Option("--controls/--no_controls", help="Random noise, SPSA.")] = True,
-    harden: Annotated[bool, typer.Option("--harden", help="Fine-tune it on what it finds.")] = False,
+    harden: Annotated[bool, typer.Option("--harden", help="Then fine-tune the classifier.")] = False,
     harden_rounds: Annotated[
         int, typer.Option("--harden_rounds", help="Of fine-tuning; each but the first attacks anew.")
     ] = 1,
@@ -182,7 +182,7 @@ def audit(
     )
     again = replace(
         settings,
-        ball=Ball(radius if harden_radius is None else harden_radius, norm, shell),
+        ball=replace(settings.ball, radius=radius if harden_radius is None else harden_radius),
         confidence=confidence if harden_confidence is None else harden_confidence,
     )
     hardening = HardenSettings(harden_rounds, seed=seed, attack=again)
@@ -195,6 +195,7 @@ def audit(
         features = pixels if kept is None else HiddenStates(kept.model, kept.normalised, None)
     sampler = sampler_from(ctx)
     quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size")
+    quiet_about += ("harden", "harden_rounds", "harden_radius", "harden_confidence")
     repeat = save_config(ctx, folder) if Processes.here().first else ""
     witness = None if judge == "none" else load_classifier(judge, device=device)
     found = run_audit(
@@ -209,9 +210,7 @@ def audit(
         transfer={name: load_classifier(name, device=device) for name in transfer or ()},
         features=features,
         resume=resume,
-        config={
-            k: v for k, v in resolved(ctx).items() if k not in quiet_about and not k.startswith("harden")
-        },
+        config={k: v for k, v in resolved(ctx).items() if k not in quiet_about},
         repeat=repeat,
         report=report,
     )
