@@ -31,8 +31,10 @@ def arguments() -> argparse.Namespace:
     parser.set_defaults(output=Path("outputs/audit"))
     parser.add_argument("--radius", type=float, default=0.1)
     parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
+    parser.add_argument("--harden_rate", type=float, default=1e-4, help="learning rate of each fine-tuning")
     parser.add_argument("--rounds_radius", type=float, default=0.2, help="of the rounds' attacks")
     parser.add_argument("--rounds_steps", type=int, default=12)
+    parser.add_argument("--rounds_starts", type=int, default=1)
     parser.add_argument("--rounds_confidence", type=float, default=5.0)
     parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--momentum", type=float, default=0.5)
@@ -100,6 +102,7 @@ def main() -> None:
         again = replace(
             settings,
             ball=Ball(options.rounds_radius),
+            starts=options.rounds_starts,
             steps=options.rounds_steps,
             confidence=options.rounds_confidence,
         )
@@ -108,7 +111,7 @@ def main() -> None:
             sampler,
             classifier,
             settings,
-            HardenSettings(options.rounds, options.harden, attack=again),
+            HardenSettings(options.rounds, options.harden, options.harden_rate, attack=again),
             judge=judge,
             features=features,
             resume=options.resume,

@@ -60,7 +60,7 @@ def problem(sampler: adp.FlowSampler, seeds: range) -> tuple[Tensor, adp.Cond, T
     )
     noise = torch.cat([sampler.noise(1, seed) for seed in seeds])
     draw = [torch.randn(noise[0].shape, generator=torch.Generator().manual_seed(1000 + s)) for s in seeds]
-    return noise, cond, torch.stack(draw)
+    return noise, cond, torch.stack(draw).to(noise)
 
 
 def accuracy(found: Tensor, exact: Tensor) -> tuple[list[float], list[float]]:
@@ -79,12 +79,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--guidance_scale", type=float, default=4.0)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="measure only methods whose name has this in it")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--plot", type=Path, default=None)
     args = parser.parse_args(argv)
 
-    sampler = adp.load("emoji", steps=args.steps, guidance_scale=args.guidance_scale)
+    sampler = adp.load("emoji", steps=args.steps, guidance_scale=args.guidance_scale, device=args.device)
     sampler.field.denoiser.requires_grad_(False)
     samplers = {
         name: sampler.replace(adjoint=adjoint)

@@ -33,12 +33,17 @@ def draw(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
             axes.plot(x, y, marker="o", markersize=3, label=name)
         known = [each for x, _ in panel.curves.values() for each in x]
         known += [x for x, _ in (panel.marks or {}).values()]
-        for name, (x, y) in (panel.marks or {}).items():
+        for number, (name, (x, y)) in enumerate((panel.marks or {}).items()):
             axes.plot([x], [y], "k.", markersize=5)
+            below = number % 2 == 1  # neighbours in the list are often neighbours in the plot
             right = x > max(known) / 2 + min(known) / 2  # a name stays inside
-            place = {"xytext": (-4 if right else 4, 4), "ha": "right" if right else "left"}
+            place = {
+                "xytext": (-4 if right else 4, -10 if below else 4),
+                "ha": "right" if right else "left",
+            }
             axes.annotate(name, (x, y), textcoords="offset points", fontsize=7, **place)
         axes.set(xlabel=panel.x, ylabel=panel.y, xscale=panel.scales[0], yscale=panel.scales[1])
+        axes.margins(0.08, 0.1)
         axes.grid(alpha=0.3)
         if not i and panel.curves:
             axes.legend(fontsize=7, frameon=False)

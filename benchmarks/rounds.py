@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 __all__ = ["rounds"]
 
 
@@ -18,7 +20,15 @@ def rounds(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, flo
     for _ in range(repeats):
         for name, run in runs.items():
             run()
+            _finished()
             start = time.perf_counter()
             run()
+            _finished()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(each) for name, each in seconds.items() if each}
+
+
+def _finished() -> None:
+    """Wait for a GPU's queue: a call returns before its kernels have run."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
