@@ -28,7 +28,7 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/gradients.py --output docs/gradients.json
-	$(BIN)/python benchmarks/curve.py --output docs/curve.json --plot docs/curve.png
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/curve.py --output docs/curve.json --plot docs/curve.png
 	$(BIN)/python benchmarks/speed.py --output docs/speed.json
 	$(BIN)/python benchmarks/speed.py --trained --output docs/speed-trained.json
 	$(BIN)/python benchmarks/pipelines.py
