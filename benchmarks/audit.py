@@ -32,6 +32,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--radius", type=float, default=0.1)
     parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
     parser.add_argument("--harden_rate", type=float, default=1e-4, help="learning rate of each fine-tuning")
+    parser.add_argument("--harden_pixels", type=float, default=0.0, help="also the worst picture so near")
+    parser.add_argument("--harden_clean", type=int, default=4, help="clean pictures a prompt")
     parser.add_argument("--rounds_radius", type=float, default=0.2, help="of the rounds' attacks")
     parser.add_argument("--rounds_steps", type=int, default=12)
     parser.add_argument("--rounds_starts", type=int, default=1)
@@ -111,15 +113,22 @@ def main() -> None:
             sampler,
             classifier,
             settings,
-            HardenSettings(options.rounds, options.harden, options.harden_rate, attack=again),
+            HardenSettings(
+                options.rounds,
+                options.harden,
+                options.harden_rate,
+                clean=options.harden_clean,
+                pixel_radius=options.harden_pixels,
+                attack=again,
+            ),
             judge=judge,
             features=features,
             resume=options.resume,
         )
         write_record(options.record, "audit.py", sys.argv[1:], audit=record, hardening=hard.as_dict())
-        print(
-            f"hardening: misread {hard.before} -> {hard.after}; clean {hard.clean_before} -> {hard.clean_after}"
-        )
+        print(f"hardening: misread {hard.before} -> {hard.after}")
+        print(f"misread and still shown {hard.kept_before} -> {hard.kept_after}")
+        print(f"clean pictures read right {hard.clean_before} -> {hard.clean_after}")
 
 
 if __name__ == "__main__":

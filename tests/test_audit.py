@@ -323,6 +323,49 @@ def test_no_picture_that_is_read_right(tmp_path):
 # --- hardening
 
 
+class Linear(nn.Module):
+    """Two classes of pictures of 3 x 2 x 2, by known weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(12, 2, dtype=torch.float64)
+        self.config = SimpleNamespace(id2label={0: "a", 1: "b"}, num_labels=2)
+
+    def forward(self, pictures):
+        return SimpleNamespace(logits=self.map(pictures.flatten(1)))
+
+
+def test_hardening_finds_the_worst_picture_in_reach_of_a_linear_classifier():
+    torch.manual_seed(0)
+    model, labels = classifier(Linear()), torch.tensor([0, 1, 1])
+    images = torch.rand(3, 3, 2, 2, dtype=torch.float64) * 0.8 + 0.1
+    images[0, 0] = 0.02  # its ball leaves the pictures' range
+    task = _FineTune(model, images, labels, HardenSettings(pixel_radius=0.05, pixel_steps=4))
+    # Cross-entropy falls along w_y - w_other, so the worst picture is the corner of the ball against it.
+    w = model.model.map.weight.detach()
+    towards = torch.stack([w[1 - y] - w[y] for y in labels]).sign().view_as(images)
+    corner = (images + 0.05 * towards).clamp(0, 1)
+    torch.testing.assert_close(task.worst(images, labels), corner, rtol=0, atol=1e-15)
+    entropy = torch.nn.functional.cross_entropy
+    want = (
+        entropy(model(images), labels, reduction="none") + entropy(model(corner), labels, reduction="none")
+    ) / 2
+    torch.testing.assert_close(task.losses(0, [0, 1, 2]).values, want)
+    assert task.validate(0) == pytest.approx(float(want.detach().mean()))
+    plain = _FineTune(model, images, labels, HardenSettings())
+    torch.testing.assert_close(
+        plain.losses(0, [2]).values, entropy(model(images[2:]), labels[2:], reduction="none")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("pixel_radius", -0.1), ("pixel_radius", 1.0), ("pixel_steps", 0)]
+)
+def test_a_hardening_says_which_setting_is_out_of_range(name, value):
+    with pytest.raises(adp.InputError, match=name):
+        HardenSettings(**{name: value})
+
+
 def test_hardening_exports_trains_and_measures(tmp_path):
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -335,7 +378,7 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     sampler = mixture_sampler(4)
     with torch.no_grad():
         images = sampler(sampler.noise(64, 3), sampler.encode(["x"] * 64)).float()
-    task = _FineTune(model, images, classifier()(images).argmax(1))
+    task = _FineTune(model, images, classifier()(images).argmax(1), HardenSettings())
     optimise(task, lambda leaves: torch.optim.Adam(leaves, 0.03), Loop(steps=60, quiet=True))
     model.requires_grad_(False)
     model = model.double()
@@ -377,3 +420,7 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     assert float((tuned - model.model.classifier.weight).abs().max()) > 1e-6
     assert hard.before.of >= 4
     assert hard.clean_before.of == hard.clean_after.of == 8
+    assert hard.kept_before is None  # no judge
+    record = json.loads((hard.folder / "result.json").read_text())
+    assert record["after"] == hard.after.as_dict()
+    assert record["kept_after"] is None

@@ -147,6 +147,9 @@ def audit(
     harden_confidence: Annotated[
         float | None, typer.Option("--harden_confidence", help="Theirs; --confidence by default.")
     ] = None,
+    harden_pixels: Annotated[
+        float, typer.Option("--harden_pixels", help="Also the worst picture so near in each pixel.")
+    ] = 0.0,
     config: Config = None,
     output_dir: OutputDir = Path("outputs/audit"),
     pretrained_model_name_or_path: Model = "emoji",
@@ -185,7 +188,7 @@ def audit(
         ball=replace(settings.ball, radius=radius if harden_radius is None else harden_radius),
         confidence=confidence if harden_confidence is None else harden_confidence,
     )
-    hardening = HardenSettings(harden_rounds, seed=seed, attack=again)
+    hardening = HardenSettings(harden_rounds, seed=seed, pixel_radius=harden_pixels, attack=again)
     folder = output_folder(output_dir)
     report = reporter(report_to, folder)
     audited = load_classifier(classifier, device=device)
@@ -195,7 +198,7 @@ def audit(
         features = pixels if kept is None else HiddenStates(kept.model, kept.normalised, None)
     sampler = sampler_from(ctx)
     quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size")
-    quiet_about += ("harden", "harden_rounds", "harden_radius", "harden_confidence")
+    quiet_about += tuple(name for name in ctx.params if name.startswith("harden"))
     repeat = save_config(ctx, folder) if Processes.here().first else ""
     witness = None if judge == "none" else load_classifier(judge, device=device)
     found = run_audit(
@@ -221,6 +224,8 @@ def audit(
             found, sampler, audited, settings, hardening, judge=witness, features=features, resume=resume
         )
         print(f"after hardening, on fresh noise: {harder.after} misread, before: {harder.before}")
+        if harder.kept_before:
+            print(f"misread and still shown: {harder.kept_after}, before: {harder.kept_before}")
         print(f"clean pictures read right: {harder.clean_after}, before: {harder.clean_before}")
     print(f"page: {(folder / 'index.html').resolve()}")
 
