@@ -27,15 +27,17 @@ from adjointdpm.tasks.seeds import key
 def arguments() -> argparse.Namespace:
     """The flags."""
     counts = {"concepts": 40, "starts": 1, "steps": 28, "sampling": 12, "batch": 16}
-    parser = flags_of(__doc__, **counts, harden=120, rounds=1)
+    parser = flags_of(__doc__, **counts, harden=200, rounds=1)
     parser.set_defaults(output=Path("outputs/audit"))
     parser.add_argument("--radius", type=float, default=0.1)
     parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
-    parser.add_argument("--harden_rate", type=float, default=1e-4, help="learning rate of each fine-tuning")
-    parser.add_argument("--harden_pixels", type=float, default=0.0, help="also the worst picture so near")
-    parser.add_argument("--harden_clean", type=int, default=4, help="clean pictures a prompt")
-    parser.add_argument("--rounds_radius", type=float, default=0.2, help="of the rounds' attacks")
-    parser.add_argument("--rounds_steps", type=int, default=12)
+    parser.add_argument("--harden_rate", type=float, default=3e-4, help="learning rate of each fine-tuning")
+    parser.add_argument(
+        "--harden_variants", type=int, default=3, help="steps to each picture's worst variant"
+    )
+    parser.add_argument("--harden_clean", type=int, default=8, help="clean pictures a prompt")
+    parser.add_argument("--rounds_radius", type=float, default=0.15, help="of the rounds' attacks")
+    parser.add_argument("--rounds_steps", type=int, default=8)
     parser.add_argument("--rounds_starts", type=int, default=1)
     parser.add_argument("--rounds_confidence", type=float, default=5.0)
     parser.add_argument("--rate", type=float, default=0.25)
@@ -118,17 +120,21 @@ def main() -> None:
                 options.harden,
                 options.harden_rate,
                 clean=options.harden_clean,
-                pixel_radius=options.harden_pixels,
+                variant_steps=options.harden_variants,
                 attack=again,
             ),
             judge=judge,
             features=features,
+            others={
+                about["phrases"][name]: name for i, name in enumerate(about["concepts"]) if i not in chosen
+            },
             resume=options.resume,
         )
         write_record(options.record, "audit.py", sys.argv[1:], audit=record, hardening=hard.as_dict())
         print(f"hardening: misread {hard.before} -> {hard.after}")
         print(f"misread and still shown {hard.kept_before} -> {hard.kept_after}")
         print(f"clean pictures read right {hard.clean_before} -> {hard.clean_after}")
+        print(f"those of concepts that were not audited {hard.others_before} -> {hard.others_after}")
 
 
 if __name__ == "__main__":

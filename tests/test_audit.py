@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,10 @@ from adjointdpm.metrics import HiddenStates
 from adjointdpm.pictures import read_picture
 from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, Loop, NoiseClassifier, optimise
 from adjointdpm.tasks.attack import Attack, Objective, pixels
-from adjointdpm.tasks.harden import _FineTune
+from adjointdpm.tasks.finetune import FineTune
 from adjointdpm.tasks.scores import Rate
 from adjointdpm.tasks.settings import labels_of
+from adjointdpm.tasks.variants import drawn, variants
 from adjointdpm.zoo import Classifier, load_classifier
 from tests.conftest import scaled_linear, standard_mixture
 from tests.test_bad_input import picture_sampler
@@ -335,32 +337,68 @@ class Linear(nn.Module):
         return SimpleNamespace(logits=self.map(pictures.flatten(1)))
 
 
-def test_hardening_finds_the_worst_picture_in_reach_of_a_linear_classifier():
+def test_variants_move_mirror_tint_and_bend_as_told():
+    torch.manual_seed(0)
+    images, draws = torch.rand(2, 3, 8, 8, dtype=torch.float64), torch.zeros(2, 62, dtype=torch.float64)
+
+    def varied(**columns):
+        told = draws.clone()
+        for name, value in columns.items():
+            told[:, int(name[1:])] = value
+        return variants(images, told)
+
+    torch.testing.assert_close(varied(), images)
+    torch.testing.assert_close(varied(_3=-1.0), images.flip(3))
+    left = images[..., [1, 2, 3, 4, 5, 6, 7, 7]]  # by an eighth of the side, the border repeated
+    torch.testing.assert_close(varied(_4=1.0), left)
+    torch.testing.assert_close(varied(_5=-1.0)[:, :, 1:], images[:, :, :-1])
+    tinted = images.clone()
+    tinted[:, 1] = (1.2 * (images[:, 1] - 0.5) + 0.5).clamp(0, 1)
+    tinted[:, 2] = (images[:, 2] - 0.1).clamp(0, 1)
+    torch.testing.assert_close(varied(_7=1.0, _11=-1.0), tinted)
+    # A bend that is the same everywhere is a shift, here by a tenth of half the side: 0.4 pixels.
+    torch.testing.assert_close(
+        varied(**{f"_{i}": 1.0 for i in range(12, 37)})[..., :-1],
+        0.6 * images[..., :-1] + 0.4 * images[..., 1:],
+    )
+    # A picture of radii is the same after a turn, where the turned corners do not matter.
+    axis = torch.linspace(-1, 1, 65, dtype=torch.float64)
+    radii = (axis[:, None] ** 2 + axis**2).div(2).expand(1, 3, -1, -1)
+    turn = torch.zeros(1, 62, dtype=torch.float64)
+    turn[:, 0] = 1.0
+    inside = (slice(None), slice(None), slice(20, 45), slice(20, 45))
+    torch.testing.assert_close(variants(radii, turn)[inside], radii[inside], rtol=0, atol=1e-3)
+
+
+def test_a_variants_draws_are_its_seeds_own():
+    both, one = drawn([3, 4]), drawn([4])
+    assert torch.equal(both[1:], one)
+    assert float(both.abs().max()) <= 1
+    assert float(drawn(range(200)).mean()) == pytest.approx(0, abs=0.02)
+    assert float(drawn(range(200)).var()) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_hardening_finds_the_worst_variant_of_plain_pictures_for_a_linear_classifier():
     torch.manual_seed(0)
     model, labels = classifier(Linear()), torch.tensor([0, 1, 1])
-    images = torch.rand(3, 3, 2, 2, dtype=torch.float64) * 0.8 + 0.1
-    images[0, 0] = 0.02  # its ball leaves the pictures' range
-    task = _FineTune(model, images, labels, HardenSettings(pixel_radius=0.05, pixel_steps=4))
-    # Cross-entropy falls along w_y - w_other, so the worst picture is the corner of the ball against it.
-    w = model.model.map.weight.detach()
-    towards = torch.stack([w[1 - y] - w[y] for y in labels]).sign().view_as(images)
-    corner = (images + 0.05 * towards).clamp(0, 1)
-    torch.testing.assert_close(task.worst(images, labels), corner, rtol=0, atol=1e-15)
-    entropy = torch.nn.functional.cross_entropy
-    want = (
-        entropy(model(images), labels, reduction="none") + entropy(model(corner), labels, reduction="none")
-    ) / 2
+    colours = torch.rand(3, 3, 1, 1, dtype=torch.float64) * 0.4 + 0.3
+    images = colours.expand(-1, -1, 2, 2)
+    task = FineTune(model, images, labels, 4)
+    # Moves and bends leave plain pictures as they are, and cross-entropy falls along w_y - w_other: so the worst tint
+    # has its gains and offsets at their ends, against it.
+    w = model.model.map.weight.detach().view(2, 3, 2, 2).sum((2, 3))
+    against = torch.stack([w[1 - y] - w[y] for y in labels])[..., None, None].sign()
+    worst = colours + against * (0.2 * (colours - 0.5).abs() + 0.1)
+    torch.testing.assert_close(task.worst(0, [0, 1, 2]), worst.expand_as(images), rtol=0, atol=1e-12)
+    entropy = partial(nn.functional.cross_entropy, reduction="none")
+    want = (entropy(model(images), labels) + entropy(model(worst.expand_as(images)), labels)) / 2
     torch.testing.assert_close(task.losses(0, [0, 1, 2]).values, want)
     assert task.validate(0) == pytest.approx(float(want.detach().mean()))
-    plain = _FineTune(model, images, labels, HardenSettings())
-    torch.testing.assert_close(
-        plain.losses(0, [2]).values, entropy(model(images[2:]), labels[2:], reduction="none")
-    )
+    plain = FineTune(model, images, labels, 0)
+    torch.testing.assert_close(plain.losses(0, [2]).values, entropy(model(images[2:]), labels[2:]))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("pixel_radius", -0.1), ("pixel_radius", 1.0), ("pixel_steps", 0)]
-)
+@pytest.mark.parametrize(("name", "value"), [("variant_steps", -1), ("clean", 0), ("rounds", 0)])
 def test_a_hardening_says_which_setting_is_out_of_range(name, value):
     with pytest.raises(adp.InputError, match=name):
         HardenSettings(**{name: value})
@@ -378,7 +416,7 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     sampler = mixture_sampler(4)
     with torch.no_grad():
         images = sampler(sampler.noise(64, 3), sampler.encode(["x"] * 64)).float()
-    task = _FineTune(model, images, classifier()(images).argmax(1), HardenSettings())
+    task = FineTune(model, images, classifier()(images).argmax(1), 0)
     optimise(task, lambda leaves: torch.optim.Adam(leaves, 0.03), Loop(steps=60, quiet=True))
     model.requires_grad_(False)
     model = model.double()
@@ -399,8 +437,10 @@ def test_hardening_exports_trains_and_measures(tmp_path):
         HardenSettings(
             rounds=2, steps=5, batch_size=8, clean=2, held_out=2, attack=replace(given, ball=Ball(0.9))
         ),
+        others={"z": "south"},
         quiet=True,
     )
+    assert (hard.clean_before.of, hard.others_before.of) == (2 * len(set(found.prompts)), 2)
     again = json.loads((hard.folder / "round-2" / "result.json").read_text())
     assert again["settings"]["ball"]["radius"] == 0.9
     assert 0.6 < again["after"]["largest_distance"] <= 0.9 + 1e-6  # the round's own ball
@@ -411,6 +451,9 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     files = sorted((hard.folder / "train").glob("*/*.png"))
     assert sum(path.name.startswith("found") for path in files) == found.success.hits + more > more
+    near = found.success.of + again["after"]["success"]["of"] - found.success.hits - more
+    assert sum(path.name.startswith("near") for path in files) == near
+    assert sum(path.name.startswith("clean") for path in files) == 2 * (len(set(found.prompts)) + 1)
     for path in files:
         if path.name.startswith("clean"):
             assert path.parent.name in LABELS

@@ -44,6 +44,7 @@ from .tasks import AuditSettings, Ball, HardenSettings, InterruptedRunError, pix
 from .tasks import audit as run_audit
 from .tasks import harden as run_harden
 from .tasks.processes import Processes
+from .tasks.settings import labels_of
 from .zoo import load, load_classifier
 
 __all__ = ["app", "main"]
@@ -147,9 +148,12 @@ def audit(
     harden_confidence: Annotated[
         float | None, typer.Option("--harden_confidence", help="Theirs; --confidence by default.")
     ] = None,
-    harden_pixels: Annotated[
-        float, typer.Option("--harden_pixels", help="Also the worst picture so near in each pixel.")
-    ] = 0.0,
+    harden_variants: Annotated[
+        int, typer.Option("--harden_variants", help="Steps to each picture's worst variant; 0 for none.")
+    ] = 3,
+    harden_other: Annotated[
+        list[str] | None, typer.Option("--harden_other", help="Prompts not audited, not to be forgotten.")
+    ] = None,
     config: Config = None,
     output_dir: OutputDir = Path("outputs/audit"),
     pretrained_model_name_or_path: Model = "emoji",
@@ -188,10 +192,12 @@ def audit(
         ball=replace(settings.ball, radius=radius if harden_radius is None else harden_radius),
         confidence=confidence if harden_confidence is None else harden_confidence,
     )
-    hardening = HardenSettings(harden_rounds, seed=seed, pixel_radius=harden_pixels, attack=again)
+    hardening = HardenSettings(harden_rounds, seed=seed, variant_steps=harden_variants, attack=again)
     folder = output_folder(output_dir)
     report = reporter(report_to, folder)
     audited = load_classifier(classifier, device=device)
+    also = harden_other or []
+    others = {p: audited.labels[i] for p, i in zip(also, labels_of(audited, also, None), strict=True)}
     features = None
     if keep_features != "none":
         kept = None if keep_features == "pixels" else load_classifier(keep_features, device=device)
@@ -221,12 +227,22 @@ def audit(
     print(f"misread and still shown: {'no judge' if found.kept is None else found.kept}")
     if harden:
         harder = run_harden(
-            found, sampler, audited, settings, hardening, judge=witness, features=features, resume=resume
+            found,
+            sampler,
+            audited,
+            settings,
+            hardening,
+            judge=witness,
+            features=features,
+            others=others,
+            resume=resume,
         )
         print(f"after hardening, on fresh noise: {harder.after} misread, before: {harder.before}")
         if harder.kept_before:
             print(f"misread and still shown: {harder.kept_after}, before: {harder.kept_before}")
         print(f"clean pictures read right: {harder.clean_after}, before: {harder.clean_before}")
+        if harder.others_before:
+            print(f"those of the others: {harder.others_after}, before: {harder.others_before}")
     print(f"page: {(folder / 'index.html').resolve()}")
 
 

@@ -1,20 +1,21 @@
 """Harden a classifier: fine-tune it on what an audit found, and audit it again on fresh noise.
 
-    round 1    fine-tune on the audit's finds
-    round k    attack the fine-tuned copy on noise of its own, add what is found, fine-tune it further
+    round 1    fine-tune on what the audit's attacks ended in
+    round k    attack the fine-tuned copy on noise of its own, add what that ends in, fine-tune it further
 
 A copy that was only shown what fooled the original is fooled by something else; each further round finds that
 (adversarial training: Madry et al., 2018, arXiv 1706.06083; here in the generator's noise, as Stutz et al., 2019,
-arXiv 1812.00740, so that the pictures stay pictures of the thing).
+arXiv 1812.00740, so that the pictures stay pictures of the thing). Half of what is trained on are clean pictures of the
+same sampler, so that the classifier does not forget.
 
-The pictures found are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets
-read); beside them lie clean pictures of the same sampler, so that the classifier does not forget.
+The pictures are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets read): `found`
+fooled the classifier, `near` did not quite, `clean` were not attacked.
 """
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from ..sampler import Sampler
 from ..zoo import Classifier
 from .audit import audit
 from .checkpoint import write_file
+from .finetune import FineTune
 from .loop import optimise
 from .processes import Processes
 from .result import AuditResult
 from .scores import Rate, said, sampled
 from .seeds import key, noise_of
 from .settings import AuditSettings
-from .task import Loop, Losses, Task
-from .witness import on_file
+from .task import Loop
 
 __all__ = ["HardenResult", "HardenSettings", "harden"]
 
@@ -45,36 +46,36 @@ class HardenSettings:
     """How a classifier is hardened.
 
     Args:
-        rounds: of attack and fine-tuning; the first takes the audit's finds, and costs no attack.
+        rounds: of attack and fine-tuning; the first takes the audit's pictures, and costs no attack.
         steps, learning_rate, batch_size: of each fine-tuning (Adam).
         clean: clean pictures a prompt to train on.
         held_out: fresh clean pictures a prompt to measure the clean accuracy on.
         seed: of the clean pictures and the batches; fresh starts are drawn from another.
-        pixel_radius: r, in [0, 1) of a pixel's range; 0 to train on the pictures as they are. With r > 0 half of the
-            loss is that of the worst picture that differs by at most r in each pixel, which teaches more of a few
-            finds; too large a value costs clean accuracy.
-        pixel_steps: of the search for that picture.
+        variant_steps: half of the loss is that of the worst variant of each picture (moved, bent, tinted: see
+            `variants`), sought in so many steps, which teaches more of a few pictures; 0 for none, as where a mirror or
+            a tint would change a label.
         attack: of the rounds; the audit's own if None. A larger ball and a larger confidence find pictures that lie
             further beyond the boundary, and those teach more; fewer steps leave time for more rounds.
     """
 
     rounds: int = 1
-    steps: int = 100
-    learning_rate: float = 1e-4
-    batch_size: int = 32
-    clean: int = 4
+    steps: int = 200
+    learning_rate: float = 3e-4
+    batch_size: int = 48
+    clean: int = 8
     held_out: int = 4
     seed: int = 0
-    pixel_radius: float = 0.0
-    pixel_steps: int = 3
+    variant_steps: int = 3
     attack: AuditSettings | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps", "batch_size", "clean", "held_out", "pixel_steps"):
+        for name in ("rounds", "steps", "batch_size", "clean", "held_out"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} of a hardening must be at least 1, but is {getattr(self, name)}")
-        if not 0 <= self.pixel_radius < 1:
-            raise InputError(f"pixel_radius must be in [0, 1), but is {self.pixel_radius}")
+        if self.variant_steps < 0:
+            raise InputError(
+                f"variant_steps of a hardening must be at least 0, but is {self.variant_steps}"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class HardenResult:
     before, after              how often the same attack succeeds
     kept_before, kept_after    how often it does while the judge still sees the thing; None without a judge
     clean_before, clean_after  how often fresh clean pictures are read right
+    others_before, others_after  the same of the other labels' pictures; None without any
     folder                     labelled pictures in `train`, the classifier in `classifier`, and result.json
     """
 
@@ -91,63 +93,16 @@ class HardenResult:
     after: Rate
     clean_before: Rate
     clean_after: Rate
+    others_before: Rate | None
+    others_after: Rate | None
     kept_before: Rate | None
     kept_after: Rate | None
     folder: Path
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        rates = {n: getattr(self, n) for n in ("before", "after", "kept_before", "kept_after")}
-        rates |= {"clean_before": self.clean_before, "clean_after": self.clean_after}
-        return {name: rate and rate.as_dict() for name, rate in rates.items()}
-
-
-class _FineTune(Task):
-    """Cross-entropy h on a classifier's logits; with r > 0 also on the worst pictures in reach.
-
-        (h(x) + max_{|d|_inf <= r} h(x + d)) / 2
-
-    Its running statistics stay as they are. The maximum is sought in signed steps (Madry et al., 2018,
-    arXiv 1706.06083).
-    """
-
-    def __init__(
-        self, classifier: Classifier, images: Tensor, labels: Tensor, settings: HardenSettings
-    ) -> None:
-        self.classifier, self.images, self.labels, self.items = classifier, images, labels, len(images)
-        self.settings = settings
-        classifier.requires_grad_()
-        self.variables: Mapping[str, Tensor] = dict(classifier.named_parameters())
-
-    def losses(self, step: int, items: list[int]) -> Losses:
-        images, labels = self.images[items], self.labels[items]
-        losses = self.entropies(images, labels)
-        if self.settings.pixel_radius:
-            losses = (losses + self.entropies(self.worst(images, labels), labels)) / 2
-        return Losses(losses)
-
-    def entropies(self, images: Tensor, labels: Tensor) -> Tensor:
-        """h of each picture."""
-        return torch.nn.functional.cross_entropy(self.classifier(images), labels, reduction="none")
-
-    def worst(self, images: Tensor, labels: Tensor) -> Tensor:
-        """x + d, found in steps that could cross the ball."""
-        radius, steps = self.settings.pixel_radius, self.settings.pixel_steps
-        low, high = (images - radius).clamp(min=0), (images + radius).clamp(max=1)
-        moved = images
-        for _ in range(steps):
-            moved = moved.detach().requires_grad_()
-            with torch.enable_grad():
-                (slope,) = torch.autograd.grad(self.entropies(moved, labels).sum(), moved)
-            moved = torch.clamp(moved.detach() + 2 * radius / steps * slope.sign(), low, high)
-        return moved
-
-    def validate(self, step: int) -> float:
-        # Over all pictures: the lowest loss of a batch may be an easy batch's.
-        with torch.no_grad():
-            batches = torch.arange(self.items).split(self.settings.batch_size)
-            parts = [self.losses(step, items.tolist()).values for items in batches]
-        return float(torch.cat(parts).mean())
+        names = [f.name for f in fields(self) if f.name != "folder"]
+        return {name: rate and rate.as_dict() for name in names for rate in [getattr(self, name)]}
 
 
 def harden(
@@ -159,10 +114,11 @@ def harden(
     *,
     judge: Classifier | None = None,
     features: Features | None = None,
+    others: Mapping[str, str] | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> HardenResult:
-    """Fine-tune a copy of the audited classifier on the pictures that fooled it.
+    """Fine-tune a copy of the audited classifier on what an attack makes of pictures it reads right.
 
     Use it on an audit of many starts; a handful teaches it those pictures and no more. A picture that no longer shows
     its thing would teach the wrong label, so those are left out where a judge is there to name them.
@@ -172,15 +128,19 @@ def harden(
         sampler, classifier, attack: those of the audit; the attack is made again on fresh noise.
         settings: of the fine-tuning.
         judge, features: those of the audit.
+        others: prompts, each with its label, of things that were not audited. Name those that the classifier is to
+            know further on: it forgets what it is not shown, and seems robust where it can no longer say another label.
         resume, quiet: as in `audit`.
     Raises:
         InputError: the audit found nothing to train on.
     """
     settings = settings or HardenSettings()
     folder = output_folder(found.folder / "hardened")
-    pairs = dict(zip(found.prompts, found.labels, strict=True))
-    finds, owners = _found(found)
-    if not owners:
+    pairs, others = dict(zip(found.prompts, found.labels, strict=True)), dict(others or {})
+    for label in others.values():
+        classifier.index(label)
+    attacks = _attacked(found)
+    if "found" not in attacks.kinds:
         raise InputError(
             "the audit found no picture that fools the classifier and still shows its thing, so there is nothing to "
             "train on; audit more starts, in more steps or a larger ball"
@@ -200,84 +160,105 @@ def harden(
             quiet=quiet,
         )
 
-    def clean_pictures(each: int, seed: int) -> tuple[Tensor, Tensor]:
-        images, names = _clean(sampler, pairs, each, seed, attack)
-        return images, torch.tensor([classifier.index(name) for name in names], device=images.device)
-
-    clean, clean_labels = clean_pictures(settings.clean, settings.seed)
+    clean = _clean(sampler, {**others, **pairs}, settings.clean, settings.seed, attack)
     hard = copy.deepcopy(classifier)
     for turn in range(settings.rounds):
         if turn:
             seed = key(attack.seed, "round", turn)
-            more, whose = _found(attacked(f"round-{turn + 1}", hard, seed, settings.attack or attack))
-            finds, owners = torch.cat([finds, more]), owners + whose
-        own = torch.tensor([classifier.index(name) for name in owners], device=clean.device)
-        images = torch.cat([finds.to(clean) / 255, clean])
+            attacks += _attacked(attacked(f"round-{turn + 1}", hard, seed, settings.attack or attack))
+        shown = attacks.times(round(len(clean.labels) / len(attacks.labels))) + clean
         loop = Loop(
             steps=settings.steps,
             batch_size=settings.batch_size,
-            validation_steps=10,
+            max_grad_norm=1.0,
+            validation_steps=max(1, settings.steps // 5),
             seed=settings.seed + turn,
             folder=output_folder(folder / "state" / str(turn + 1)),
+            checkpointing_steps=50,
             resume=resume,
             quiet=quiet,
             decay="cosine",
-            config={**asdict(settings), "pictures": len(images)},
+            config={**asdict(settings), "pictures": len(shown.labels)},
         )
         optimise(
-            _FineTune(hard, images, torch.cat([own, clean_labels]), settings),
+            FineTune(hard, *shown.of(hard), settings.variant_steps, settings.seed + turn),
             lambda leaves: torch.optim.Adam(leaves, settings.learning_rate),
             loop,
         )
         hard.requires_grad_(False)
     if Processes.here().first:
-        _export(folder / "train", finds, owners, "found")
-        _export(
-            folder / "train", as_8_bit(clean), [classifier.labels[int(y)] for y in clean_labels], "clean"
-        )
-    fresh, fresh_labels = clean_pictures(settings.held_out, key(settings.seed, "held out"))
+        _save(hard, folder / "classifier")
+        (attacks + clean).export(folder / "train")
+
+    def right(of: Mapping[str, str]) -> tuple[Rate, Rate]:
+        seed = key(settings.seed, "held out")
+        images, labels = _clean(sampler, of, settings.held_out, seed, attack).of(classifier)
+        before, after = (said(each, images).argmax(1) == labels for each in (classifier, hard))
+        return Rate.of_mask(before), Rate.of_mask(after)
+
+    clean_rates, other_rates = right(pairs), right(others) if others else (None, None)
     seed = key(attack.seed, "fresh")
     before, after = attacked("before", classifier, seed), attacked("after", hard, seed)
     result = HardenResult(
-        before=before.success,
-        after=after.success,
-        kept_before=before.kept,
-        kept_after=after.kept,
-        clean_before=Rate.of_mask(said(classifier, fresh).argmax(1) == fresh_labels),
-        clean_after=Rate.of_mask(said(hard, fresh).argmax(1) == fresh_labels),
-        folder=folder,
+        before.success, after.success, *clean_rates, *other_rates, before.kept, after.kept, folder
     )
     if Processes.here().first:
-        _save(hard, folder / "classifier")
         write_file(folder / "result.json", json.dumps(result.as_dict(), indent=1).encode())
     return result
 
 
-def _found(found: AuditResult) -> tuple[Tensor, list[str]]:
-    """Every picture (8 bits) that fooled the classifier and still shows its thing, of all radii, and its label."""
-    pictures, labels = [], []
+@dataclass(frozen=True, eq=False)
+class _Pictures:
+    """Pictures to train on.
+
+    images  (n, 3, height, width), 8 bits
+    labels  what each shows
+    kinds   found, near or clean; see the head of this module
+    """
+
+    images: Tensor
+    labels: list[str]
+    kinds: list[str]
+
+    def __add__(self, more: "_Pictures") -> "_Pictures":
+        images = torch.cat([self.images, more.images.to(self.images.device)])
+        return _Pictures(images, self.labels + more.labels, self.kinds + more.kinds)
+
+    def times(self, number: int) -> "_Pictures":
+        """Each so many times, at least once."""
+        number = max(1, number)
+        return _Pictures(self.images.repeat(number, 1, 1, 1), self.labels * number, self.kinds * number)
+
+    def of(self, classifier: Classifier) -> tuple[Tensor, Tensor]:
+        """Pictures in [0, 1] and labels as the classifier takes them."""
+        weight = next(classifier.parameters())
+        labels = [classifier.index(label) for label in self.labels]
+        return self.images.to(weight) / 255, torch.tensor(labels, device=weight.device)
+
+    def export(self, folder: Path) -> None:
+        """`folder/<label>/<kind>-<number>.png`."""
+        for i, (picture, label, kind) in enumerate(zip(self.images, self.labels, self.kinds, strict=True)):
+            name = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)
+            write_file(output_folder(folder / name) / f"{kind}-{i:05d}.png", png(picture.cpu()))
+
+
+def _attacked(found: AuditResult) -> _Pictures:
+    """What the attacks at all radii ended in and still shows its thing."""
+    every = []
     for each in found.curve.values():
-        mask = each.fooled if each.shows is None else each.fooled & each.shows
-        labels += [found.labels[i] for i in mask.nonzero()[:, 0].tolist()]
-        pictures.append(each.images[mask])
-    return torch.cat(pictures), labels
+        shows = torch.ones_like(each.fooled) if each.shows is None else each.shows
+        rows = shows.nonzero()[:, 0].tolist()
+        kinds = ["found" if each.fooled[i] else "near" for i in rows]
+        every.append(_Pictures(each.images[rows], [found.labels[i] for i in rows], kinds))
+    return sum(every[1:], every[0])
 
 
-def _clean(
-    sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings
-) -> tuple[Tensor, list[str]]:
-    """Pictures of every prompt as files hold them, and their labels."""
+def _clean(sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings) -> _Pictures:
+    """Pictures of every prompt as files hold them."""
     prompts = [prompt for prompt in pairs for _ in range(each)]
-    noise = noise_of(sampler, [key(seed, "clean", i) for i in range(len(prompts))])
-    images = sampled(sampler, noise, sampler.encode(prompts), s.batch_size)
-    return on_file(images).to(noise), [pairs[prompt] for prompt in prompts]
-
-
-def _export(folder: Path, pictures: Tensor, labels: Sequence[str], kind: str) -> None:
-    """Pictures of 8 bits, as `folder/<label>/<kind>-<number>.png`."""
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        name = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)
-        write_file(output_folder(folder / name) / f"{kind}-{i:05d}.png", png(picture.cpu()))
+    noise = noise_of(sampler, [key(seed, "clean", prompt, i % each) for i, prompt in enumerate(prompts)])
+    images = as_8_bit(sampled(sampler, noise, sampler.encode(prompts), s.batch_size))
+    return _Pictures(images, [pairs[prompt] for prompt in prompts], ["clean"] * len(prompts))
 
 
 def _save(classifier: Classifier, folder: Path) -> None:
