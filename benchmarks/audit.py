@@ -27,15 +27,15 @@ from adjointdpm.tasks.seeds import key
 def arguments() -> argparse.Namespace:
     """The flags."""
     counts = {"concepts": 40, "starts": 1, "steps": 28, "sampling": 12, "batch": 16}
-    parser = flags_of(__doc__, **counts, harden=200, rounds=1)
+    parser = flags_of(__doc__, **counts, harden=500, rounds=5)
     parser.set_defaults(output=Path("outputs/audit"))
     parser.add_argument("--radius", type=float, default=0.1)
     parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
-    parser.add_argument("--harden_rate", type=float, default=3e-4, help="learning rate of each fine-tuning")
+    parser.add_argument("--harden_rate", type=float, default=5e-4, help="learning rate of each fine-tuning")
     parser.add_argument(
         "--harden_variants", type=int, default=3, help="steps to each picture's worst variant"
     )
-    parser.add_argument("--harden_clean", type=int, default=8, help="clean pictures a prompt")
+    parser.add_argument("--harden_clean", type=int, default=48, help="clean pictures a prompt")
     parser.add_argument("--rounds_radius", type=float, default=0.15, help="of the rounds' attacks")
     parser.add_argument("--rounds_steps", type=int, default=8)
     parser.add_argument("--rounds_starts", type=int, default=1)

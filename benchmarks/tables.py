@@ -184,7 +184,7 @@ def matters(record: Record) -> str:
 
 
 def audit(record: Record) -> str:
-    """Success and what is still shown, against the ball's size; controls; hardening."""
+    """Success and what is still shown, against the ball's size; controls."""
     found = record["audit"]
     named = {f"gradient, ball of {100 * float(r):.0f} %": each for r, each in found["curve"].items()}
     rows = [
@@ -192,6 +192,21 @@ def audit(record: Record) -> str:
         for name, each in {**named, **found["controls"]}.items()
     ]
     return markdown(["10 % ball where not said otherwise", "misread", "and still shown"], rows)
+
+
+def hardening(record: Record) -> str:
+    """A classifier before and after."""
+    named = {
+        "misread": "",
+        "misread and still shown": "kept_",
+        "clean pictures read right": "clean_",
+        "those of labels that were not audited": "others_",
+    }
+    found = record["hardening"]
+    rows = [
+        [name, rate(found[f"{what}before"]), rate(found[f"{what}after"])] for name, what in named.items()
+    ]
+    return markdown(["on fresh noise", "before", "after"], rows)
 
 
 def invert(record: Record) -> str:
@@ -239,7 +254,19 @@ def guide(record: Record) -> str:
 
 TABLES: dict[str, Callable[[Record], str]] = {
     each.__name__: each
-    for each in (speed, gradients, curve, scaling, real_size, matters, audit, invert, tune, guide)
+    for each in (
+        speed,
+        gradients,
+        curve,
+        scaling,
+        real_size,
+        matters,
+        audit,
+        hardening,
+        invert,
+        tune,
+        guide,
+    )
 }
 
 

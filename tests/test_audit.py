@@ -435,7 +435,13 @@ def test_hardening_exports_trains_and_measures(tmp_path):
         model,
         given,
         HardenSettings(
-            rounds=2, steps=5, batch_size=8, clean=2, held_out=2, attack=replace(given, ball=Ball(0.9))
+            rounds=2,
+            steps=5,
+            batch_size=8,
+            clean=2,
+            others=3,
+            held_out=2,
+            attack=replace(given, ball=Ball(0.9)),
         ),
         others={"z": "south"},
         quiet=True,
@@ -453,7 +459,7 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     assert sum(path.name.startswith("found") for path in files) == found.success.hits + more > more
     near = found.success.of + again["after"]["success"]["of"] - found.success.hits - more
     assert sum(path.name.startswith("near") for path in files) == near
-    assert sum(path.name.startswith("clean") for path in files) == 2 * (len(set(found.prompts)) + 1)
+    assert sum(path.name.startswith("clean") for path in files) == 2 * len(set(found.prompts)) + 3
     for path in files:
         if path.name.startswith("clean"):
             assert path.parent.name in LABELS

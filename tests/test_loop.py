@@ -14,11 +14,21 @@ import torch
 from safetensors.torch import load_file
 
 import adjointdpm as adp
-from adjointdpm.tasks import InterruptedRunError, Loop, Losses, StoppedRunError, Task, loop, optimise
+from adjointdpm.tasks import (
+    AuditSettings,
+    InterruptedRunError,
+    Loop,
+    Losses,
+    StoppedRunError,
+    Task,
+    loop,
+    optimise,
+)
 from adjointdpm.tasks.checkpoint import load_checkpoint
+from adjointdpm.tasks.labelled import clean_pictures
 from adjointdpm.tasks.seeds import epoch_batch, key
 from tests import two_tasks
-from tests.tiny_tasks import Points, Shift, adam, digest, run
+from tests.tiny_tasks import Points, Shift, adam, digest, mixture_sampler, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -291,6 +301,14 @@ def test_two_processes_end_as_one(two, kind):
         assert first["losses"].tolist() == pytest.approx(alone.losses, rel=1e-6)
     else:
         assert float((first["noise"] - Points().centre).abs().max()) <= 0.8 + 1e-12
+
+
+def test_two_processes_share_the_clean_pictures(two):
+    alone = clean_pictures(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(batch_size=2))
+    assert alone.labels == ["a"] * 3 + ["b"] * 3
+    assert len(alone.images.flatten(1).unique(dim=0)) == 6
+    for rank in range(2):
+        assert torch.equal(load_file(two / f"clean.{rank}")["images"], alone.images)
 
 
 def test_a_failure_in_one_process_ends_both(two):

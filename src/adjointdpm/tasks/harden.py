@@ -5,8 +5,8 @@
 
 A copy that was only shown what fooled the original is fooled by something else; each further round finds that
 (adversarial training: Madry et al., 2018, arXiv 1706.06083; here in the generator's noise, as Stutz et al., 2019,
-arXiv 1812.00740, so that the pictures stay pictures of the thing). Half of what is trained on are clean pictures of the
-same sampler, so that the classifier does not forget.
+arXiv 1812.00740, so that the pictures stay pictures of the thing). Beside them lie clean pictures of the same sampler,
+so that the classifier does not forget.
 
 The pictures are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets read): `found`
 fooled the classifier, `near` did not quite, `clean` were not attacked.
@@ -20,21 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._types import InputError
 from ..metrics.features import Features
-from ..pictures import as_8_bit, output_folder, png
+from ..pictures import output_folder
 from ..sampler import Sampler
 from ..zoo import Classifier
 from .audit import audit
 from .checkpoint import write_file
 from .finetune import FineTune
+from .labelled import attacked_in, clean_pictures
 from .loop import optimise
 from .processes import Processes
 from .result import AuditResult
-from .scores import Rate, said, sampled
-from .seeds import key, noise_of
+from .scores import Rate, said
+from .seeds import key
 from .settings import AuditSettings
 from .task import Loop
 
@@ -48,7 +48,8 @@ class HardenSettings:
     Args:
         rounds: of attack and fine-tuning; the first takes the audit's pictures, and costs no attack.
         steps, learning_rate, batch_size: of each fine-tuning (Adam).
-        clean: clean pictures a prompt to train on.
+        clean, others: clean pictures to train on, of each audited prompt and of each other one. What was attacked is
+            repeated until it is half as much as the former: a few pictures, seen too often, are learned by heart.
         held_out: fresh clean pictures a prompt to measure the clean accuracy on.
         seed: of the clean pictures and the batches; fresh starts are drawn from another.
         variant_steps: half of the loss is that of the worst variant of each picture (moved, bent, tinted: see
@@ -62,14 +63,15 @@ class HardenSettings:
     steps: int = 200
     learning_rate: float = 3e-4
     batch_size: int = 48
-    clean: int = 8
+    clean: int = 16
+    others: int = 4
     held_out: int = 4
     seed: int = 0
     variant_steps: int = 3
     attack: AuditSettings | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps", "batch_size", "clean", "held_out"):
+        for name in ("rounds", "steps", "batch_size", "clean", "others", "held_out"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} of a hardening must be at least 1, but is {getattr(self, name)}")
         if self.variant_steps < 0:
@@ -139,7 +141,7 @@ def harden(
     pairs, others = dict(zip(found.prompts, found.labels, strict=True)), dict(others or {})
     for label in others.values():
         classifier.index(label)
-    attacks = _attacked(found)
+    attacks = attacked_in(found)
     if "found" not in attacks.kinds:
         raise InputError(
             "the audit found no picture that fools the classifier and still shows its thing, so there is nothing to "
@@ -160,13 +162,16 @@ def harden(
             quiet=quiet,
         )
 
-    clean = _clean(sampler, {**others, **pairs}, settings.clean, settings.seed, attack)
+    clean = clean_pictures(sampler, pairs, settings.clean, settings.seed, attack)
+    more = clean
+    if others:
+        more += clean_pictures(sampler, others, settings.others, settings.seed, attack)
     hard = copy.deepcopy(classifier)
     for turn in range(settings.rounds):
         if turn:
             seed = key(attack.seed, "round", turn)
-            attacks += _attacked(attacked(f"round-{turn + 1}", hard, seed, settings.attack or attack))
-        shown = attacks.times(round(len(clean.labels) / len(attacks.labels))) + clean
+            attacks += attacked_in(attacked(f"round-{turn + 1}", hard, seed, settings.attack or attack))
+        shown = attacks.times(round(len(clean.labels) / 2 / len(attacks.labels))) + more
         loop = Loop(
             steps=settings.steps,
             batch_size=settings.batch_size,
@@ -188,11 +193,11 @@ def harden(
         hard.requires_grad_(False)
     if Processes.here().first:
         _save(hard, folder / "classifier")
-        (attacks + clean).export(folder / "train")
+        (attacks + more).export(folder / "train")
 
     def right(of: Mapping[str, str]) -> tuple[Rate, Rate]:
         seed = key(settings.seed, "held out")
-        images, labels = _clean(sampler, of, settings.held_out, seed, attack).of(classifier)
+        images, labels = clean_pictures(sampler, of, settings.held_out, seed, attack).of(classifier)
         before, after = (said(each, images).argmax(1) == labels for each in (classifier, hard))
         return Rate.of_mask(before), Rate.of_mask(after)
 
@@ -205,60 +210,6 @@ def harden(
     if Processes.here().first:
         write_file(folder / "result.json", json.dumps(result.as_dict(), indent=1).encode())
     return result
-
-
-@dataclass(frozen=True, eq=False)
-class _Pictures:
-    """Pictures to train on.
-
-    images  (n, 3, height, width), 8 bits
-    labels  what each shows
-    kinds   found, near or clean; see the head of this module
-    """
-
-    images: Tensor
-    labels: list[str]
-    kinds: list[str]
-
-    def __add__(self, more: "_Pictures") -> "_Pictures":
-        images = torch.cat([self.images, more.images.to(self.images.device)])
-        return _Pictures(images, self.labels + more.labels, self.kinds + more.kinds)
-
-    def times(self, number: int) -> "_Pictures":
-        """Each so many times, at least once."""
-        number = max(1, number)
-        return _Pictures(self.images.repeat(number, 1, 1, 1), self.labels * number, self.kinds * number)
-
-    def of(self, classifier: Classifier) -> tuple[Tensor, Tensor]:
-        """Pictures in [0, 1] and labels as the classifier takes them."""
-        weight = next(classifier.parameters())
-        labels = [classifier.index(label) for label in self.labels]
-        return self.images.to(weight) / 255, torch.tensor(labels, device=weight.device)
-
-    def export(self, folder: Path) -> None:
-        """`folder/<label>/<kind>-<number>.png`."""
-        for i, (picture, label, kind) in enumerate(zip(self.images, self.labels, self.kinds, strict=True)):
-            name = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)
-            write_file(output_folder(folder / name) / f"{kind}-{i:05d}.png", png(picture.cpu()))
-
-
-def _attacked(found: AuditResult) -> _Pictures:
-    """What the attacks at all radii ended in and still shows its thing."""
-    every = []
-    for each in found.curve.values():
-        shows = torch.ones_like(each.fooled) if each.shows is None else each.shows
-        rows = shows.nonzero()[:, 0].tolist()
-        kinds = ["found" if each.fooled[i] else "near" for i in rows]
-        every.append(_Pictures(each.images[rows], [found.labels[i] for i in rows], kinds))
-    return sum(every[1:], every[0])
-
-
-def _clean(sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings) -> _Pictures:
-    """Pictures of every prompt as files hold them."""
-    prompts = [prompt for prompt in pairs for _ in range(each)]
-    noise = noise_of(sampler, [key(seed, "clean", prompt, i % each) for i, prompt in enumerate(prompts)])
-    images = as_8_bit(sampled(sampler, noise, sampler.encode(prompts), s.batch_size))
-    return _Pictures(images, [pairs[prompt] for prompt in prompts], ["clean"] * len(prompts))
 
 
 def _save(classifier: Classifier, folder: Path) -> None:

@@ -1,0 +1,80 @@
+"""The labelled pictures that hardening trains on: what attacks ended in, and clean ones beside it.
+
+found    fooled the classifier, and still shows its thing
+near     was attacked, and did not fool it
+clean    was not attacked
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..pictures import as_8_bit, output_folder, png
+from ..sampler import Sampler
+from ..zoo import Classifier
+from .checkpoint import write_file
+from .result import AuditResult
+from .scores import sampled
+from .seeds import key, noise_of
+from .settings import AuditSettings
+
+__all__ = ["Labelled", "attacked_in", "clean_pictures"]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Pictures to train on.
+
+    images  (n, 3, height, width), 8 bits
+    labels  what each shows
+    kinds   found, near or clean
+    """
+
+    images: Tensor
+    labels: list[str]
+    kinds: list[str]
+
+    def __add__(self, more: "Labelled") -> "Labelled":
+        images = torch.cat([self.images, more.images.to(self.images.device)])
+        return Labelled(images, self.labels + more.labels, self.kinds + more.kinds)
+
+    def times(self, number: int) -> "Labelled":
+        """Each so many times, at least once."""
+        number = max(1, number)
+        return Labelled(self.images.repeat(number, 1, 1, 1), self.labels * number, self.kinds * number)
+
+    def of(self, classifier: Classifier) -> tuple[Tensor, Tensor]:
+        """Pictures in [0, 1] and labels as the classifier takes them."""
+        weight = next(classifier.parameters())
+        labels = [classifier.index(label) for label in self.labels]
+        return self.images.to(weight) / 255, torch.tensor(labels, device=weight.device)
+
+    def export(self, folder: Path) -> None:
+        """`folder/<label>/<kind>-<number>.png`."""
+        for i, (picture, label, kind) in enumerate(zip(self.images, self.labels, self.kinds, strict=True)):
+            name = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)
+            write_file(output_folder(folder / name) / f"{kind}-{i:05d}.png", png(picture.cpu()))
+
+
+def attacked_in(found: AuditResult) -> Labelled:
+    """What the attacks at all radii ended in and still shows its thing."""
+    every = []
+    for each in found.curve.values():
+        shows = torch.ones_like(each.fooled) if each.shows is None else each.shows
+        rows = shows.nonzero()[:, 0].tolist()
+        kinds = ["found" if each.fooled[i] else "near" for i in rows]
+        every.append(Labelled(each.images[rows], [found.labels[i] for i in rows], kinds))
+    return sum(every[1:], every[0])
+
+
+def clean_pictures(
+    sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings
+) -> Labelled:
+    """Pictures of every prompt as files hold them."""
+    prompts = [prompt for prompt in pairs for _ in range(each)]
+    noise = noise_of(sampler, [key(seed, "clean", prompt, i % each) for i, prompt in enumerate(prompts)])
+    images = as_8_bit(sampled(sampler, noise, sampler.encode(prompts), s.batch_size))
+    return Labelled(images, [pairs[prompt] for prompt in prompts], ["clean"] * len(prompts))
