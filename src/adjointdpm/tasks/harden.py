@@ -60,8 +60,8 @@ class HardenSettings:
     """
 
     rounds: int = 1
-    steps: int = 200
-    learning_rate: float = 3e-4
+    steps: int = 500
+    learning_rate: float = 5e-4
     batch_size: int = 48
     clean: int = 16
     others: int = 4
