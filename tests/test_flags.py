@@ -1,5 +1,8 @@
 """The audit's command line: a config for every flag, and the same bits from the resolved one."""
 
+import json
+import re
+
 import pytest
 import torch
 import yaml
@@ -7,6 +10,7 @@ from safetensors.torch import load_file
 
 import adjointdpm as adp
 from adjointdpm.models import adjoint_of, sampler_of
+from adjointdpm.zoo import load_classifier
 from tests.test_cli import adjointdpm
 
 
@@ -26,6 +30,31 @@ def test_the_saved_config_repeats_the_run_to_the_bit(tmp_path):
     one, two = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second))
     assert {**one, "output_dir": ""} == {**two, "output_dir": ""}
     assert one["seed"] == 5
+
+
+def test_hardening_from_the_command_line_says_and_saves_what_it_measured(tmp_path):
+    done = adjointdpm(
+        "audit", "--prompt", "a red apple", "--output_dir", str(tmp_path), "--no_controls", "--learning_rate", "1",
+        "--num_inference_steps", "3", "--max_train_steps", "1", "--radius", "0.8", "--judge", "none", "--tries", "6",
+        "--harden", "--harden_steps", "2", "--harden_clean", "3", "--harden_variants", "0", "--harden_other", "a car",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "hardened" / "result.json").read_text())
+    after, before = (record[each]["hits"] for each in ("after", "before"))
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("after hardening")]
+    assert [int(hits) for hits in re.findall(r"(\d+) of \d+", line)] == [after, before]
+    assert record["kept_after"] is None
+    assert record["others_after"]["of"] == 4
+    files = [path.name for path in (tmp_path / "hardened" / "train").glob("*/*.png")]
+    found = json.loads((tmp_path / "result.json").read_text())["after"]["success"]
+    assert sum(name.startswith("found") for name in files) == found["hits"] > 0
+    assert sum(name.startswith("clean") for name in files) == 3 + 4
+    hard, original = (
+        load_classifier(str(tmp_path / "hardened" / "classifier")),
+        load_classifier("emoji/resnet"),
+    )
+    assert hard.labels == original.labels
+    assert any(not torch.equal(a, b) for a, b in zip(hard.parameters(), original.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
