@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .commands import agreed, saved
 from .flags import (
     AdjointFlag,
     Batch,
@@ -24,16 +25,13 @@ from .flags import (
     Seed,
     SolverFlag,
     reporter,
-    resolved,
     sampler_from,
-    save_config,
 )
 from .metrics import HiddenStates
 from .pictures import output_folder
 from .tasks import AuditSettings, Ball, HardenSettings, pixels
 from .tasks import audit as run_audit
 from .tasks import harden as run_harden
-from .tasks.processes import Processes
 from .tasks.settings import labels_of
 from .zoo import load_classifier
 
@@ -145,9 +143,9 @@ def audit(
         kept = None if keep_features == "pixels" else load_classifier(keep_features, device=device)
         features = pixels if kept is None else HiddenStates(kept.model, kept.normalised, None)
     sampler = sampler_from(ctx)
-    quiet_about = ("output_dir", "report_to", "checkpointing_steps", "train_batch_size")
-    quiet_about += tuple(name for name in ctx.params if name.startswith("harden"))
-    repeat = save_config(ctx, folder) if Processes.here().first else ""
+    quiet = ["output_dir", "report_to", "checkpointing_steps", "train_batch_size"]
+    quiet += [name for name in ctx.params if name.startswith("harden")]
+    repeat = saved(ctx, folder)
     witness = None if judge == "none" else load_classifier(judge, device=device)
     found = run_audit(
         sampler,
@@ -161,7 +159,7 @@ def audit(
         transfer={name: load_classifier(name, device=device) for name in transfer or ()},
         features=features,
         resume=resume,
-        config={k: v for k, v in resolved(ctx).items() if k not in quiet_about},
+        config=agreed(ctx, quiet),
         repeat=repeat,
         report=report,
     )

@@ -1,5 +1,6 @@
 """The commands tune and invert: their flags, and the values those stand for."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -239,9 +240,9 @@ def invert(
     print(f"page: {(folder / 'index.html').resolve()}")
 
 
-def agreed(ctx: typer.Context) -> dict[str, Any]:
-    """The flags that a checkpoint must agree on."""
-    return {name: value for name, value in resolved(ctx).items() if name not in _QUIET}
+def agreed(ctx: typer.Context, quiet: Collection[str] = _QUIET) -> dict[str, Any]:
+    """The flags that a checkpoint must agree on: all but the quiet ones."""
+    return {name: value for name, value in resolved(ctx).items() if name not in quiet}
 
 
 def saved(ctx: typer.Context, folder: Path) -> str:
