@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from .._types import Run, Stats, direct
 from .meter import SavedBytes, address
-from .recompute import kept
+from .recompute import kept, without_graph
+from .repetition import Repeated
 
 __all__ = ["Ledger"]
 
@@ -59,6 +60,9 @@ class Ledger:
 
     def _run(self, policy: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
         i, self._evaluation = self._evaluation, self._evaluation + 1
+        once = policy in (direct, kept, without_graph)
+        if not once:
+            fn = Repeated(fn, f"denoiser call {self.call - 1}" + (f", evaluation {i}" if i else ""))
         out = policy(partial(self._evaluate, fn, i), *tensors)
         graph = self._sizes[min(i, len(self._sizes) - 1)] if self._sizes else 0
         differentiable = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
