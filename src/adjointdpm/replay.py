@@ -78,7 +78,7 @@ class Replay:
     def __call__(self, *tensors: Tensor) -> Any:
         if [tensor._version for tensor in tensors] != self._versions:
             raise RecomputationError(
-                f"a tensor was changed in place after it was given to {self._name}, by the pipeline or since its call, "
+                f"a tensor was written into after it was given to {self._name}, by the pipeline or since its call, "
                 "so that call cannot be recomputed; use adjoint=Backprop()"
             )
         leaves: list[Any] = list(self._rest)

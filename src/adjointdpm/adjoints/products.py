@@ -17,7 +17,7 @@ from .._types import Derivative, InputError, RecomputationError, State, Stats, T
 from ..ivp import IVP
 from .meter import SavedBytes, Taken
 from .recompute import autocast_now, strangers
-from .repetition import Checksum
+from .repetition import Checksum, rounding
 from .trace import Trace
 
 __all__ = ["Leaves", "Products"]
@@ -63,8 +63,7 @@ class Products:
         self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
         self.trace = Trace(stats, ivp.grid)
         self._autocast = autocast_now(ivp.initial.device.type)
-        dtypes = [weight.dtype for weight in ivp.flow.denoiser.parameters() if weight.is_floating_point()]
-        self._rounding = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0) ** 0.6
+        self._rounding = rounding([ivp.initial, *self._shared])
         self._made: dict[float, list[tuple[Checksum, Checksum]]] = {}  # of state and velocity, at each time
         self.compared = False  # whether a velocity of the backward pass was one of the forward pass
 
@@ -85,12 +84,13 @@ class Products:
         if away > _NEAR:
             return
         self.compared = True
-        if not found.agrees(velocity, slack=away and _SLACK * away + self._rounding):
+        apart = found.distance(velocity)
+        if not apart <= _SLACK * away + self._rounding:
             raise RecomputationError(
-                f"the velocity at t = {float(time.t):g} differs by {found.distance(velocity):.1e} of its norm when it "
-                "is evaluated again in the backward pass: the denoiser is not the same function when it is called "
-                "again (dropout, a random generator, a counter or a cache of its own, or weights that were changed "
-                "meanwhile); call eval(), use Checkpointed(), which repeats torch's random numbers, or Backprop()"
+                f"the velocity at t = {float(time.t):g} differs by {apart:.1e} of its norm when it is evaluated "
+                "again in the backward pass: the denoiser is not the same function when it is called again (dropout, "
+                "a random generator, a counter or a cache of its own, or weights that were changed meanwhile); call "
+                "eval(), use Checkpointed(), which repeats torch's random numbers, or Backprop()"
             )
 
     def probe(self, initial: Tensor) -> None:

@@ -2,12 +2,16 @@
 
     |P F' - P F| <= tolerance * |F|       P a fixed random projection to 4 numbers, F an output, F' when made again
 
-Five numbers an output, its norm among them, are kept from the forward pass. A denoiser that answers differently when called again (its
-own random generator, a step counter, a cache of earlier answers, weights written past their version counters)
-has no gradient that a recomputation could find, so it is an error, not a number.
+Five numbers an output, its norm among them, are kept from the forward pass. A denoiser that answers differently when
+called again (its own random generator, a step counter, a cache of earlier answers, weights written past their version
+counters) has no gradient that a recomputation could find, so it is an error, not a number.
+
+The tolerance is rounding's: eps^0.8 on a CPU (3e-6 in float32), where a repeated call differs at most by the choice
+of a kernel with or without a graph, and eps^0.6 on other devices (7e-5; 0.05 in bfloat16), where sums change their
+order. eps is that of the coarsest dtype in use.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -17,24 +21,19 @@ from torch.utils._pytree import tree_leaves
 
 from .._types import AdjointDPMError, RecomputationError
 
-__all__ = ["Checksum", "Repeated"]
+__all__ = ["Checksum", "Repeated", "rounding"]
 
 _LENGTH = 4096  # of the projection's pattern; longer outputs are folded
 
 
 class Checksum:
-    """A projection and the norm of each tensor of a result.
-
-    On a CPU a repeated call has the same bits, but for the choice of a kernel with or without a graph; on other
-    devices the order of sums may change.
-    """
+    """The norm and a projection of each tensor of a result."""
 
     def __init__(self, out: Any) -> None:
         tensors = [each.detach() for each in tree_leaves(out) if isinstance(each, Tensor)]
         kind = tensors[0].device.type if tensors else "cpu"
         with torch.autocast(kind, enabled=False):  # sums in half precision would say little
             self._parts = [_projected(each) for each in tensors]
-        self._tolerance = max(map(_tolerance, tensors), default=0.0)
 
     def distance(self, other: "Checksum") -> float:
         """How far two results are apart, relative to the first one's norm: 0 for the same bits."""
@@ -43,10 +42,6 @@ class Checksum:
         pairs = zip(self._parts, other._parts, strict=True)
         return max((float((a - b).norm() / a[0].clamp(min=1e-30)) for a, b in pairs), default=0.0)
 
-    def agrees(self, other: "Checksum", slack: float = 0.0) -> bool:
-        """Whether two results are the same to rounding, and `slack`, relative."""
-        return self.distance(other) <= self._tolerance + slack
-
 
 class Repeated:
     """A function whose first result is remembered by its checksum, and whose later ones must agree with it.
@@ -54,12 +49,13 @@ class Repeated:
     Args:
         fn: the function.
         name: what a message calls this call.
+        tolerance: how far results may be apart, relative; see `rounding`.
     Raises:
         RecomputationError: when called again, if the result is another one, or cannot be had any more.
     """
 
-    def __init__(self, fn: Callable[..., Any], name: str) -> None:
-        self._fn, self._name = fn, name
+    def __init__(self, fn: Callable[..., Any], name: str, tolerance: float) -> None:
+        self._fn, self._name, self._tolerance = fn, name, tolerance
         self._first: Checksum | None = None
 
     def __call__(self, *tensors: Tensor) -> Any:
@@ -73,9 +69,9 @@ class Repeated:
             raise
         except Exception as error:
             raise _impure(self._name, f"ended in {type(error).__name__}: {error}") from error
-        again = Checksum(out)
-        if not self._first.agrees(again):
-            raise _impure(self._name, f"differs by {self._first.distance(again):.1e} of its norm")
+        away = self._first.distance(Checksum(out))
+        if not away <= self._tolerance:
+            raise _impure(self._name, f"differs by {away:.1e} of its norm")
         return out
 
 
@@ -108,10 +104,14 @@ def _pattern(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.randn(_LENGTH, 4, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
-def _tolerance(tensor: Tensor) -> float:
-    """What rounding may change, relative."""
-    if not tensor.is_floating_point():
-        return 0.0
-    if tensor.device.type == "cpu":
-        return 8 * torch.finfo(tensor.dtype).eps
-    return 1e-3 if tensor.dtype in (torch.float32, torch.float64) else 2e-2
+def rounding(tensors: Iterable[Tensor]) -> float:
+    """What rounding may change between two calls of a network with these weights and arguments, relative."""
+    coarsest, others = 0.0, False
+    for tensor in tensors:
+        others |= tensor.device.type != "cpu"
+        if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits >= 16:
+            coarsest = max(coarsest, torch.finfo(tensor.dtype).eps)
+    kind = "cuda" if others else "cpu"
+    if torch.is_autocast_enabled(kind):
+        coarsest = max(coarsest, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+    return coarsest ** (0.6 if others else 0.8)
