@@ -16,7 +16,7 @@ from torch import Tensor
 from .._types import Derivative, InputError, RecomputationError, State, Stats, Time
 from ..ivp import IVP
 from .meter import SavedBytes, Taken
-from .recompute import autocast_now, strangers
+from .recompute import Graph, autocast_now
 from .repetition import Checksum, rounding
 from .trace import Trace
 
@@ -65,6 +65,7 @@ class Products:
         self._autocast = autocast_now(ivp.initial.device.type)
         self._rounding = rounding([ivp.initial, *self._shared])
         self._made: dict[float, list[tuple[Checksum, Checksum]]] = {}  # of state and velocity, at each time
+        self._size = 0  # of the first evaluation's graph
         self.compared = False  # whether a velocity of the backward pass was one of the forward pass
 
     def made(self, time: Time, z: Tensor, slope: Tensor) -> None:
@@ -85,6 +86,14 @@ class Products:
             return
         self.compared = True
         apart = found.distance(velocity)
+        size = Graph(slope, [z]).size
+        first = away <= self._rounding and time.t == self._ivp.grid[0].t
+        if slope.requires_grad and first and size != self._size:
+            raise RecomputationError(
+                f"the velocity at t = {float(time.t):g} has a graph of {size} nodes when it is evaluated again in "
+                f"the backward pass, and had {self._size}: the denoiser answers from something that it has kept; use "
+                "Backprop()"
+            )
         if not apart <= _SLACK * away + self._rounding:
             raise RecomputationError(
                 f"the velocity at t = {float(time.t):g} differs by {apart:.1e} of its norm when it is evaluated "
@@ -131,7 +140,9 @@ class Products:
             (slope,) = f(time, (inputs[0],))
         self._stats.measured &= saved.bytes is not None
         self._stats.recomputed = saved.bytes or 0
-        if unknown := strangers(slope, [*inputs, *self._weights]):
+        graph = Graph(slope, inputs)
+        self._size = graph.size
+        if unknown := graph.others(self._weights):
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in unknown[:3])
             raise InputError(
                 f"the denoiser depends on {len(unknown)} differentiable tensors (shape {shapes}) "

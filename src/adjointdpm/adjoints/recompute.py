@@ -23,10 +23,10 @@ from torch.utils.checkpoint import (
     set_device_states,
 )
 
-from .._types import InputError, Run
+from .._types import InputError, RecomputationError, Run
 from .meter import SavedBytes, Taken
 
-__all__ = ["Blocks", "Recomputation", "autocast_now", "kept", "recomputed", "strangers", "without_graph"]
+__all__ = ["Blocks", "Graph", "Recomputation", "autocast_now", "kept", "recomputed", "without_graph"]
 
 
 def without_graph(fn: Callable[..., Any], *tensors: Any) -> Any:
@@ -96,6 +96,7 @@ class Recomputation:
             hasattr(weight, "full_tensor") or weight._backward_hooks for weight in self._weights
         ) and not any(map(_has_foreign_code, denoiser.modules()))
         self._first: int | None = None  # the call that is looked at
+        self._size = 0  # of its graph
         self._asked: dict[int, list[int]] = {}  # which weights the newest backward pass needs
 
     def at(self, call: int) -> Run:
@@ -110,6 +111,7 @@ class Recomputation:
             call.value = self._seen(fn, tensors, taken)
             taken.refuse()
             if self._fast:
+                call.size = self._size
                 return _Recompute.apply(call, *tensors, *self._weights)
             call.restore()  # and once more, from the same random numbers
         return recomputed(partial(kept, fn), *tensors)
@@ -119,9 +121,13 @@ class Recomputation:
         given = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
         with taken:
             out = kept(fn, *given)
-        found = _leaves(out, ())
+        graph = Graph(out, given)
+        found, self._size = (
+            graph.leaves,
+            graph.size - sum(t.requires_grad for t in given),
+        )  # less `kept`'s nodes
         again = len(found) > len({id(leaf) for leaf in found})
-        self._fast = not again and not _others(found, [*given, *self._weights])
+        self._fast = not again and not graph.others(self._weights)
         return out.detach()
 
     def _in_one_node(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -139,6 +145,7 @@ class _Call:
         self.kind = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
         self.state, self.autocast = torch.get_rng_state(), autocast_now(self.kind)
         self.value: Tensor | None = None  # where the first call has made it already
+        self.size: int | None = None  # of its graph, where that was looked at
 
     def wanted(self, nodes: Sequence[Any]) -> list[int]:
         """The places of the inputs whose gradients the backward pass under way needs; asked of weights once."""
@@ -183,12 +190,19 @@ class _Recompute(torch.autograd.Function):
         given = [t if higher else t.detach().requires_grad_(t.requires_grad) for t in saved[: call.count]]
         out = call.again(given)
         tensors = [*given, *saved[call.count :]]
-        if unknown := strangers(out, tensors):
+        graph = Graph(out, given)
+        if unknown := graph.others(saved[call.count :]):
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in unknown[:3])
             raise InputError(
                 f"a denoiser call depends on {len(unknown)} differentiable tensors (shape {shapes}) that are neither "
                 "in the conditioning nor among its parameters, which the first call did not, so their gradient would "
                 "be lost: register them as nn.Parameter, or use Backprop()"
+            )
+        # A cache may give the same value without its graph.
+        if graph.size != (graph.size if call.size is None else call.size):
+            raise RecomputationError(
+                f"a denoiser call has a graph of {graph.size} nodes when it is made again in the backward pass, "
+                f"and had {call.size}: it answers from something that it has kept; use adjoint=Backprop()"
             )
         wanted = call.wanted([node for node, _ in ctx.next_functions])
         products = torch.autograd.grad(
@@ -220,30 +234,36 @@ def _wanted(node: Any) -> bool:
         return True
 
 
-def strangers(out: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
-    """The differentiable leaves that a result depends on and that are not among those known."""
-    return _others(_leaves(out, known), known)
+class Graph:
+    """What a result's graph holds between it and some tensors.
 
+    Args:
+        out: the result.
+        until: tensors behind which it does not look.
+    `leaves` are the leaf tensors that it ends in, each as often as it is read; `size` is its number of
+    operations and of distinct ends.
+    """
 
-def _others(found: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
-    names = {id(tensor) for tensor in known}
-    return list({id(leaf): leaf for leaf in found if id(leaf) not in names}.values())
+    def __init__(self, out: Tensor, until: Sequence[Tensor]) -> None:
+        self._until = until
+        self.leaves: list[Tensor] = []
+        before = {tensor.grad_fn for tensor in until if tensor.grad_fn is not None}
+        seen: set[Any] = set()
+        queue = [out.grad_fn]
+        while queue:
+            node = queue.pop()
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                self.leaves.append(leaf)
+            elif node is not None and node not in seen:
+                seen.add(node)
+                queue.extend(() if node in before else (parent for parent, _ in node.next_functions))
+        self.size = len(seen) + len({id(leaf) for leaf in self.leaves})
 
-
-def _leaves(out: Tensor, until: Sequence[Tensor]) -> list[Tensor]:
-    """The leaf tensors that a result's graph ends in, each as often as it is read; not looking behind `until`."""
-    seen = {tensor.grad_fn for tensor in until}
-    found: list[Tensor] = []
-    queue = [out.grad_fn]
-    while queue:
-        node = queue.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.append(leaf)
-        elif node is not None and node not in seen:
-            seen.add(node)
-            queue.extend(parent for parent, _ in node.next_functions)
-    return found
+    def others(self, known: Sequence[Tensor]) -> list[Tensor]:
+        """The leaves that are neither known nor where it stops."""
+        names = {id(tensor) for tensor in (*known, *self._until)}
+        return list({id(leaf): leaf for leaf in self.leaves if id(leaf) not in names}.values())
 
 
 def autocast_now(device: str) -> Callable[[], torch.autocast]:

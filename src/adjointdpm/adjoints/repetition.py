@@ -23,6 +23,7 @@ from .._types import AdjointDPMError, RecomputationError
 
 __all__ = ["Checksum", "Repeated", "rounding"]
 
+_OPERATIONS = 24  # that are compared
 _LENGTH = 4096  # of the projection's pattern; longer outputs are folded
 
 
@@ -57,22 +58,40 @@ class Repeated:
     def __init__(self, fn: Callable[..., Any], name: str, tolerance: float) -> None:
         self._fn, self._name, self._tolerance = fn, name, tolerance
         self._first: Checksum | None = None
+        self._last_operations: tuple[str, ...] = ()
 
     def __call__(self, *tensors: Tensor) -> Any:
         if self._first is None:
             out = self._fn(*tensors)
-            self._first = Checksum(out)
+            self._first, self._last_operations = Checksum(out), _last_operations(out, tensors)
             return out
         try:
             out = self._fn(*tensors)
         except (AdjointDPMError, torch.OutOfMemoryError):
             raise
-        except Exception as error:
+        except Exception as error:  # CheckpointError, where the graph grew, or the network's own
             raise _impure(self._name, f"ended in {type(error).__name__}: {error}") from error
         away = self._first.distance(Checksum(out))
         if not away <= self._tolerance:
             raise _impure(self._name, f"differs by {away:.1e} of its norm")
+        # A cache may give the same value without its graph; there is none to compare where the first was without.
+        if self._last_operations and self._last_operations != _last_operations(out, tensors):
+            raise _impure(self._name, "comes from other operations than the one")
         return out
+
+
+def _last_operations(out: Any, tensors: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names of the operations next to the end of a result's graph, which begins at some tensors."""
+    before = {each.grad_fn for each in tensors if isinstance(each, Tensor)} | {None}
+    queue = [each.grad_fn for each in tree_leaves(out) if isinstance(each, Tensor)]
+    found: list[str] = []
+    for node in queue:
+        if node not in before and not hasattr(node, "variable"):  # a leaf's
+            found.append(node.name())
+            queue += [parent for parent, _ in node.next_functions]
+        if len(found) == _OPERATIONS:
+            break
+    return tuple(found)
 
 
 def _impure(name: str, how: str) -> RecomputationError:
