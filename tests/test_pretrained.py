@@ -39,7 +39,9 @@ def copied(saved, tmp_path):
 
 
 def rewrite(file, change):
-    tensors = load_file(file)
+    tensors = {
+        key: tensor.clone() for key, tensor in load_file(file).items()
+    }  # the file is mapped, not read
     change(tensors)
     save_file(tensors, file, {"format": "pt"})
 
@@ -99,7 +101,7 @@ def test_a_key_that_does_not_fit_is_named(copied, file, ending, damage):
         "renamed": [f"{short}_old", "missing:", "not expected:"],
         "missing": [short, "missing:"],
         "extra": ["another.weight", "not expected:"],
-        "another size": [short, "(7,)"],
+        "another size": [short, "of another size:"],
     }
     assert all(each in says for each in [*expected[damage], str(copied / file.partition("/")[0])]), says
 
@@ -113,7 +115,7 @@ def test_many_missing_keys_are_counted(copied):
 
 def test_a_buffer_that_older_releases_saved_is_no_weight(copied):
     """`position_ids` is in the published file of Stable Diffusion 1.5."""
-    before = load_file(copied / ENCODER)
+    before = {key: tensor.clone() for key, tensor in load_file(copied / ENCODER).items()}
     prefix = "text_model." if any(key.startswith("text_model.") for key in before) else ""
     ids = {f"{prefix}embeddings.position_ids": torch.arange(6)[None]}
     rewrite(copied / ENCODER, lambda t: t.update(ids))
@@ -169,9 +171,9 @@ def test_a_broken_folder_is_one_line(copied, file, damage, message):
 
 def test_what_is_no_folder_is_said_at_once(saved, tmp_path):
     began = time.monotonic()
-    assert "is a file" in refused(saved / UNET)
-    assert "no folder" in refused(tmp_path / "nowhere")
-    assert "no folder" in refused("../nowhere")
+    assert "which is a file" in refused(saved / UNET)
+    assert "no such folder" in refused(tmp_path / "nowhere")
+    assert "no such folder" in refused("../nowhere")
     assert time.monotonic() - began < 5
 
 
@@ -190,7 +192,7 @@ def test_classifiers_are_checked(tmp_path):
     assert all(torch.equal(found[key], tensor) for key, tensor in model.state_dict().items())
     file = tmp_path / "model.safetensors"
     rewrite(file, lambda t: t.update({"classifier.1.weight": torch.zeros(5, 4)}))
-    with pytest.raises(adp.InputError, match=r"classifier\.1\.weight \(5, 4\) where \(3, 4\) is expected"):
+    with pytest.raises(adp.InputError, match=r"of another size: classifier\.1\.weight"):
         adp.load_classifier(str(tmp_path))
     rewrite(file, lambda t: t.pop("classifier.1.weight"))
     with pytest.raises(adp.InputError, match=r"missing: classifier\.1\.weight"):

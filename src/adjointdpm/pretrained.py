@@ -33,7 +33,7 @@ def load_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
         InputError: nothing can be loaded from there, or weights are missing, not expected or of another size.
     """
     with refusing(kind.__name__, name), quiet():
-        _check_files(name)
+        _check_files(kind.__name__, name)
         model, info = kind.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -53,7 +53,7 @@ def load_pretrained_pipeline(name: str | Path, dtype: torch.dtype = torch.float3
     from diffusers import DiffusionPipeline  # takes seconds to import
 
     with refusing("pipeline", name), quiet():
-        _check_files(name)
+        _check_files("pipeline", name)
         path = name if Path(name).is_dir() else DiffusionPipeline.download(str(name), use_safetensors=True)
         index = Path(path) / "model_index.json"
         if not index.is_file():
@@ -114,14 +114,16 @@ def refusing(what: str, name: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _check_files(name: str | Path) -> None:
+def _check_files(what: str, name: str | Path) -> None:
     """Raise for what cannot be a model's folder, and for a file in it that is cut or is not what it is called."""
     path = Path(name)
     if path.is_file():
-        raise InputError(f"{path} is a file; give the folder that a model was saved in (save_pretrained)")
+        raise InputError(
+            f"no {what} could be loaded from {name}, which is a file: give the folder it was saved in"
+        )
     if not path.is_dir():
         if path.is_absolute() or path.parts[:1] == ("..",) or str(name).startswith("."):
-            raise InputError(f"there is no folder {path}")
+            raise InputError(f"no {what} could be loaded from {name}: there is no such folder")
         return  # the name of a model on a hub
     for file in sorted(path.iterdir()):
         if file.suffix == ".json":
@@ -154,16 +156,14 @@ def _read_json(file: Path) -> Any:
 def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
     """Raise for what the loader lists, but for buffers that only older releases saved and for tied weights.
 
-    `info` has lists in some releases and sets in others; sizes that differ are triples in both.
+    `info` has lists in some releases and sets in others; what is of another size is a triple in most and only
+    its key in some.
     """
     state, buffers = model.state_dict(), dict(model.named_buffers())
     given = {_storage(tensor) for key, tensor in state.items() if key not in info["missing_keys"]} - {None}
     missing = [key for key in info["missing_keys"] if key not in state or _storage(state[key]) not in given]
     unexpected = [key for key in info["unexpected_keys"] if key in state or key not in buffers]
-    sizes = [
-        f"{key} {tuple(found)} where {tuple(wanted)} is expected"
-        for key, found, wanted in info["mismatched_keys"]
-    ]
+    sizes = [each if isinstance(each, str) else _sizes(*each) for each in info["mismatched_keys"]]
     said = [
         f"{what} {_some(keys)}"
         for what, keys in (
@@ -180,6 +180,10 @@ def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
             "drawn at random or left out: use the file that belongs to its config.json, and releases of diffusers "
             "and transformers that can read it"
         )
+
+
+def _sizes(key: str, found: Iterable[int], wanted: Iterable[int]) -> str:
+    return f"{key} {tuple(found)} where {tuple(wanted)} is expected"
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
