@@ -22,11 +22,12 @@ test: install
 	$(BIN)/python -m pytest -n 2
 
 # The tests that meet the declared packages at every place where their releases differ: loading and saving, the
-# pipelines' own calls against plain autograd, LoRA, textual inversion, tokens, the command line.
-CORE := $(addprefix tests/test_,versions.py zoo.py pretrained.py formats.py bundled.py differentiable.py)
-# Families that the lowest diffusers and transformers do not have, and pipelines whose images it makes with numpy,
-# which has no gradient: the library refuses them there.
-LATER := qwen or z-image or DDPM or DDIM or DiT or Wan
+# pipelines' own calls against plain autograd, LoRA, textual inversion, tokens, metrics, the command line.
+CORE := $(addprefix tests/test_,versions.py zoo.py pretrained.py formats.py bundled.py differentiable.py metrics.py \
+	specs.py cli.py)
+# Families that the lowest diffusers and transformers do not have; pipelines whose images that diffusers makes with
+# numpy, which has no gradient (the library refuses them there); CLIP, which that transformers does not run in float64.
+LATER := qwen or z-image or Wan or DDPM or DDIM or DiT or clip_is_its_models
 LOWEST_TORCH ?= 2.13.0
 
 .venv-%/.installed: pyproject.toml constraints-%.txt
