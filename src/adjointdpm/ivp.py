@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from ._types import Cond, Derivative, InputError, NonFiniteError, Run, State, Ti
 from .denoisers import Prediction
 from .flow import ProbabilityFlow
 from .grids import TimeGrid
+from .influence import Influence
 from .solvers.base import History, Solver, ends_clean
 
 __all__ = ["IVP", "advanced", "integrate"]
@@ -26,6 +28,7 @@ class IVP:
         grid: the instants.
         initial: z at grid[0], (batch, *shape).
         cond: what the denoiser is told.
+        influence: what looks at the first calls; none where no gradient is asked for.
     """
 
     flow: ProbabilityFlow
@@ -33,6 +36,7 @@ class IVP:
     grid: TimeGrid
     initial: Float[Tensor, "batch *shape"]
     cond: Cond
+    influence: Influence | None = None
 
     @property
     def calls(self) -> int:
@@ -42,7 +46,12 @@ class IVP:
     def velocity(self, time: Time, z: Tensor, run: Run = direct) -> Tensor:
         """The flow's velocity for this conditioning, checked for NaN and infinity."""
         self.refuse_meaningless(time)
-        slope = self.flow.velocity(z, time, self.cond, run)
+        if self.influence is not None and self.influence.open:
+            slope = self.influence.velocity(
+                partial(self.flow.velocity, z, time, self.cond), z, self.cond, run
+            )
+        else:
+            slope = self.flow.velocity(z, time, self.cond, run)
         if not bool(torch.isfinite(slope).all()):
             raise NonFiniteError(self._blame(slope, z, time))
         return slope

@@ -20,6 +20,7 @@ from .adjoints import Adjoint, Checkpointed, TooLargeError
 from .fields import Field, PipelineField
 from .flow import ProbabilityFlow
 from .grids import Grid, TimeGrid, uniform
+from .influence import Influence
 from .ivp import IVP
 from .solvers import DPMSolverPP, Solver
 
@@ -156,11 +157,16 @@ class FlowSampler(Sampler):
         noise, cond = self._checked(noise, cond)
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
         flow = ProbabilityFlow(self.field.schedule, self.field.denoiser)
-        ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
+        wanted = {name for name, tensor in cond.items() if tensor.requires_grad}
+        influence = Influence(wanted) if torch.is_grad_enabled() else None
+        ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond, influence)
         room = self.adjoint.room(ivp) if decoded else None
         reserved, tile = (0, None) if room is None else self._decoding(noise, room)
         self.stats = Stats(reserved=reserved, tile=tile)
-        return flow.sample(self.adjoint.solve(ivp, self.stats), grid[len(grid)])
+        final = self.adjoint.solve(ivp, self.stats)
+        if influence is not None:
+            influence.check()
+        return flow.sample(final, grid[len(grid)])
 
     def _decoding(self, noise: Tensor, room: float) -> tuple[int, int | None]:
         """What the decoder's backward pass will hold, and in tiles of what side: one decoding, once a shape."""
