@@ -76,8 +76,9 @@ class Influence:
         slope = velocity(looking)
         if looked:
             wanted = {name: cond[name] for name in self._missing if cond[name].requires_grad}
+            # Behind z lie the earlier calls.
             found = reached(
-                [slope, *used], {**wanted, **({_STATE: z} if z.requires_grad else {})}, until=made
+                [slope, *used], {**wanted, **({_STATE: z} if z.requires_grad else {})}, until=[*made, z]
             )
             self._missing -= found
             self._state |= _STATE in found
@@ -110,9 +111,9 @@ class Influence:
         if self._looked and self._missing:
             names = ", ".join(f"cond[{name!r}]" for name in sorted(self._missing))
             raise InputError(
-                f"no denoiser call depends on {names}, so there is no gradient for it: it is not used together with the "
-                "rest of this conditioning (a guidance scale acts beside negative embeddings alone), or the network "
-                "detaches it. Leave it out, or pass it without requires_grad"
+                f"no denoiser call depends on {names}, so there is no gradient for it: it is not used together with "
+                "the rest of this conditioning (a guidance scale acts beside negative embeddings alone), or the "
+                "network detaches it. Leave it out, or pass it without requires_grad"
             )
 
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._types import Cond, Derivative, InputError, NonFiniteError, Run, State, Time, direct
-from .denoisers import Prediction
+from ._types import AdjointDPMError, Cond, Derivative, InputError, NonFiniteError, Run, State, Time, direct
+from .denoisers import Prediction, explained, weight_of
 from .flow import ProbabilityFlow
 from .grids import TimeGrid
 from .influence import Influence
@@ -46,12 +46,18 @@ class IVP:
     def velocity(self, time: Time, z: Tensor, run: Run = direct) -> Tensor:
         """The flow's velocity for this conditioning, checked for NaN and infinity."""
         self.refuse_meaningless(time)
-        if self.influence is not None and self.influence.open:
-            slope = self.influence.velocity(
-                partial(self.flow.velocity, z, time, self.cond), z, self.cond, run
+        velocity = partial(self.flow.velocity, z, time, self.cond)
+        looking = self.influence is not None and self.influence.open
+        try:
+            slope = self.influence.velocity(velocity, z, self.cond, run) if looking else velocity(run)
+        except (RuntimeError, TypeError) as error:
+            network = self.flow.denoiser
+            reason = explained(
+                error, {"x": z, **self.cond}, f"the {type(network).__name__} ({weight_of(network).dtype})"
             )
-        else:
-            slope = self.flow.velocity(z, time, self.cond, run)
+            if reason is None or isinstance(error, AdjointDPMError):
+                raise
+            raise reason from error
         if not bool(torch.isfinite(slope).all()):
             raise NonFiniteError(self._blame(slope, z, time))
         return slope
@@ -66,15 +72,15 @@ class IVP:
         schedule, kind = self.flow.schedule, self.flow.denoiser.prediction
         if time.sigma == 0 and (time.t < schedule.end or kind is Prediction.X0):
             raise InputError(
-                f"the network would be evaluated at t = {time.t.item():g}, where sigma = 0: it was not trained there, or "
-                "its data prediction says nothing of the noise. Solvers of this library end with a step that does not; "
-                "a backward pass that solves the ODE from there (transposed=False) needs a grid that ends above sigma = "
-                f"0, such as at t = {max(schedule.end, 1e-3):g}"
+                f"the network would be evaluated at t = {time.t.item():g}, where sigma = 0: it was not trained there, "
+                "or its data prediction says nothing of the noise. Solvers of this library end with a step that does "
+                "not; a backward pass that solves the ODE from there (transposed=False) needs a grid that ends above "
+                f"sigma = 0, such as at t = {max(schedule.end, 1e-3):g}"
             )
         if time.alpha == 0 and kind is Prediction.EPS:
             raise InputError(
-                f"at t = {time.t.item():g} alpha is 0, and a prediction of the noise says nothing of the data there; start "
-                "the grid at a smaller t, or use a network that predicts v, the data or the velocity"
+                f"at t = {time.t.item():g} alpha is 0, and a prediction of the noise says nothing of the data there; "
+                "start the grid at a smaller t, or use a network that predicts v, the data or the velocity"
             )
 
     def _blame(self, slope: Tensor, z: Tensor, time: Time) -> str:

@@ -5,7 +5,7 @@ thread, for one call of a pipeline, and `Watch` not inside its denoisers. Nothin
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ._types import InputError
+from .influence import Operators
 
 __all__ = ["Draws", "Number", "Numbers", "Watch", "numbered"]
 
@@ -105,6 +106,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.clamps, self.draws = clamps, draws
         self.finished = False
+        self._looked: set[str] = set()
         self._cut: dict[tuple[float, float], list[int]] = {bounds: [0, 0] for bounds in _PICTURES}
 
     @property
@@ -113,11 +115,20 @@ class Watch(TorchFunctionMode):
         return max(cut / max(of, 1) for cut, of in self._cut.values())
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Out of the way: a denoiser runs at its own speed, and its clamps are its own."""
+    def paused(self, name: str) -> Iterator[None]:
+        """Out of the way: a denoiser runs at its own speed, and its clamps are its own.
+
+        The first call of each with a graph is looked at, for operators that have no derivative.
+
+        Args:
+            name: the denoiser's.
+        """
+        first = name not in self._looked and torch.is_grad_enabled()
+        self._looked.add(name)
         self.__exit__(None, None, None)
         try:
-            yield
+            with Operators() if first else nullcontext():
+                yield
         finally:
             self.__enter__()
 
