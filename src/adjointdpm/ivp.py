@@ -50,7 +50,7 @@ class IVP:
         looking = self.influence is not None and self.influence.open
         try:
             slope = self.influence.velocity(velocity, z, self.cond, run) if looking else velocity(run)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, IndexError) as error:
             network = self.flow.denoiser
             reason = explained(
                 error, {"x": z, **self.cond}, f"the {type(network).__name__} ({weight_of(network).dtype})"

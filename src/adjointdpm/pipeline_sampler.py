@@ -20,7 +20,7 @@ from .arguments import arguments_of
 from .guards import explained, followed
 from .pipelines import PipelineCall
 from .prompts import Left, Scout, as_given, read_prompts
-from .sampler import Images, Sampler, check_noise, for_batch, listed, normal
+from .sampler import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
 from .twins import denoisers, parts, twin
 from .watch import Draws, Watch
 
@@ -72,8 +72,8 @@ class PipelineSampler(Sampler):
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, but is {steps}")
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(f"steps must be a whole number, at least 1, but is {steps}")
         self._takes = arguments_of(type(pipe))
         self.steps, self.seed = steps, seed
         self.guidance_scale = self._takes.default if guidance_scale is None else guidance_scale
@@ -234,6 +234,7 @@ class PipelineSampler(Sampler):
         return shapes[0][1:]
 
     def _checked(self, noise: Tensor, cond: Cond) -> Cond:
+        check_cond(cond)
         self._refuse_unknown(cond, type(self.pipe).__name__)
         self._refuse_ours(cond)
         for name in {*self._takes.conditioning} - self._takes.masks:

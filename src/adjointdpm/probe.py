@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ._types import InputError
 from .arguments import Arguments, arguments_of, own_call
+from .denoisers import explained
 from .guards import refused
 from .watch import Numbers, numbered
 
@@ -183,7 +184,13 @@ class ProbedPipeline:
         self._see(arguments)
         key = (latents.shape, tuple(self._shapes.items()))
         if vae is not None and key not in self._checked:
-            self.decode(latents, _Undecoded(vae))
+            try:
+                self.decode(latents, _Undecoded(vae))
+            except RuntimeError as error:
+                given = {k: v for k, v in arguments.items() if isinstance(v, Tensor)}
+                if (reason := explained(error, given, type(self.pipe).__name__)) is None:
+                    raise
+                raise reason from error
             self._checked.add(key)
 
     def decode(self, latents: Tensor, vae: Any) -> Tensor:
@@ -194,8 +201,6 @@ class ProbedPipeline:
         none = torch.zeros(0, device=latents.device)
         stand_ins = self._stand_ins(len(latents), latents)
         image = self._ask({**self._probe(none), **own}, latents=latents, **stand_ins)
-        if isinstance(vae, _Undecoded):
-            return image
         return image / 2 + 0.5 if processor.config.get("do_normalize", True) else image
 
     def asks(self, steps: int, like: Tensor) -> dict[str, Any]:

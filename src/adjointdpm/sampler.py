@@ -4,10 +4,11 @@
 with every solver, grid and adjoint.
 """
 
+import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -28,7 +29,7 @@ from .ivp import IVP
 from .schedules import Schedule
 from .solvers import DPMSolverPP, Solver
 
-__all__ = ["FlowSampler", "Sampler", "check_noise", "for_batch", "listed", "normal"]
+__all__ = ["FlowSampler", "Sampler", "check_cond", "check_noise", "for_batch", "listed", "normal"]
 
 Images = Float[Tensor, "batch channels height width"]
 
@@ -217,6 +218,7 @@ class FlowSampler(Sampler):
 
     def _checked(self, noise: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
         check_noise(noise, tuple(self.field.latent_shape))
+        check_cond(cond)
         for name, tensor in cond.items():
             if not tensor.is_floating_point() and name not in self.field.denoiser.masks:
                 raise InputError(
@@ -242,6 +244,11 @@ def _check_field(field: Any) -> None:
                 "your own is wrapped in a Denoiser (adjointdpm.denoisers.Denoiser): forward(x, t, cond, run), with its "
                 "output's meaning in `prediction`"
             )
+    if "run" not in inspect.signature(type(field.denoiser).forward).parameters:
+        raise InputError(
+            f"{type(field.denoiser).__name__}.forward must take (x, t, cond, run) and evaluate its network by "
+            "run(network, x, ...), so that the adjoint decides what happens to the graph"
+        )
     if not isinstance(getattr(field.denoiser, "prediction", None), Prediction):
         raise InputError(
             f"{type(field.denoiser).__name__}.prediction must say what its output stands for: one of "
@@ -263,8 +270,22 @@ def normal(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(like.device)
 
 
+def check_cond(cond: Any) -> None:
+    """That a conditioning is tensors by name."""
+    if not isinstance(cond, Mapping):
+        raise InputError(
+            f"the conditioning must be a Cond, as from sampler.encode(prompt), or Cond() for none, but is a "
+            f"{type(cond).__name__}"
+        )
+    for name, each in cond.items():
+        if not isinstance(each, Tensor):
+            raise InputError(f"cond[{name!r}] must be a tensor, but is a {type(each).__name__}")
+
+
 def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
-    """That noise has the latents' shape and a dtype that states can have."""
+    """That noise has the latents' shape and a dtype that states can have, and holds numbers."""
+    if not isinstance(noise, Tensor):
+        raise InputError(f"noise must be a tensor, but is a {type(noise).__name__}")
     if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1 or len(noise) == 0:
         raise InputError(
             f"noise must be (batch, {', '.join(map(str, shape))}), but is {tuple(noise.shape)}; "
