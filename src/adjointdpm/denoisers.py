@@ -114,14 +114,14 @@ def explained(error: Exception, given: Mapping[str, Tensor], network: str) -> In
     )
     if any(word in text.lower() for word in ("dtype", "expected scalar type", "input type", "data type")):
         return InputError(
-            f"dtypes do not fit: {network} was given {told}; give each network one dtype, and noise of that dtype (or "
+            f"dtypes do not fit ({network}, given {told}); give each network one dtype, and noise of that dtype (or "
             f"cast in the network's forward and cast back, or run under torch.autocast): {text}"
         )
     if any(
         word in text.lower()
         for word in ("shape", "size", "dimension", "must match", "channels", "out of range")
     ):
-        return InputError(f"shapes do not fit: {network} was given {told}: {text}")
+        return InputError(f"shapes do not fit ({network}, given {told}): {text}")
     return None
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._types import Cond, InputError, Stats
+from ._types import Cond, InputError, NonFiniteError, Stats
 from .adjoints import Adjoint, Checkpointed, TooLargeError
 from .arguments import LENGTHS
 from .denoisers import Denoiser, Prediction, weight_of
@@ -213,7 +213,10 @@ class FlowSampler(Sampler):
 
     def _times(self) -> TimeGrid:
         if isinstance(self.grid, Tensor):
-            return TimeGrid.checked(self.field.schedule, self.grid)
+            times = self.grid.view_as(self.grid)
+            if times.requires_grad and self.grid.is_leaf:
+                times.register_hook(_refuse_infinite)
+            return TimeGrid.checked(self.field.schedule, times)
         return TimeGrid.checked(self.field.schedule, self.grid(self.field.schedule, self.steps))
 
     def _checked(self, noise: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
@@ -253,6 +256,16 @@ def _check_field(field: Any) -> None:
         raise InputError(
             f"{type(field.denoiser).__name__}.prediction must say what its output stands for: one of "
             f"{', '.join(f'Prediction.{each.name}' for each in Prediction)}"
+        )
+
+
+def _refuse_infinite(cotangent: Tensor) -> None:
+    """The gradient of a time grid is not finite, as at sigma = 0 of a variance-preserving schedule."""
+    if not bool(torch.isfinite(cotangent).all()):
+        i = int((~torch.isfinite(cotangent)).nonzero()[0])
+        raise NonFiniteError(
+            f"the gradient of the grid's time number {i} is {cotangent[i].item()}: its noise level has no finite slope "
+            "there, as at sigma = 0. Move that time, or keep it fixed: grid=torch.cat([times, fixed])"
         )
 
 
