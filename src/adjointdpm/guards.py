@@ -17,7 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from ._types import AdjointDPMError, Cond, InputError
-from .arguments import LENGTHS, own_call
+from .arguments import LENGTHS, call_names, own_call
 from .denoisers import explained as explained_call
 from .influence import reached
 
@@ -146,11 +146,10 @@ def refuse_output(pipe: Any, arguments: dict[str, Any]) -> None:
 
 def refuse_batch(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """A call's arguments are none of the pipeline's, or are for different numbers of images."""
-    taken = inspect.signature(own_call(type(pipe))).parameters
-    unknown = sorted(set(arguments) - set(taken))
-    if unknown and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+    unknown = sorted(set(arguments) - _taken(pipe))
+    if unknown:
         raise InputError(
-            f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(list(taken)[1:])}"
+            f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(call_names(type(pipe)))}"
         )
     repeats = [k for k in arguments if k.startswith("num_") and k.endswith("_per_prompt") and arguments[k]]
     each, prompt = (arguments[repeats[0]] if repeats else 1), arguments.get("prompt")
@@ -167,6 +166,17 @@ def refuse_batch(pipe: Any, arguments: Mapping[str, Any]) -> None:
         given = ", ".join(f"{name} for {count}" for name, count in counts.items())
         times = f" ({repeats[0]}={each})" if each != 1 else ""
         raise InputError(f"the arguments are for different numbers of images: {given}{times}")
+
+
+def _taken(pipe: Any) -> set[str]:
+    """The arguments of a pipeline's call, those among them that it reads from its **kwargs."""
+    own = own_call(type(pipe))
+    modular = {each.name for each in getattr(getattr(pipe, "_blocks", None), "inputs", [])}
+    return {
+        *inspect.signature(own).parameters,
+        *(c for c in own.__code__.co_consts if isinstance(c, str)),
+        *modular,
+    }
 
 
 def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:

@@ -143,11 +143,6 @@ class PipelineSampler(Sampler):
                 f"{type(self.pipe).__name__} returned {got}, not pictures (batch, 3, height, width); "
                 "use differentiable(pipe) for video and audio"
             )
-        if len(image) != len(noise):
-            raise InputError(
-                f"{type(self.pipe).__name__} returned {len(image)} images for {len(noise)} noises; give one noise for "
-                "each image"
-            )
         return image.to(noise.dtype)
 
     def _refuse_undrawn(self, draws: Draws, steps: int) -> None:
@@ -157,10 +152,7 @@ class PipelineSampler(Sampler):
         """
         kind, scheduler = type(self.pipe).__name__, type(getattr(self.pipe, "scheduler", None)).__name__
         if draws.left > steps:
-            raise InputError(
-                f"{kind} did not take the noise: it drew noise of the shapes "
-                f"{', '.join(map(str, draws.shapes)) or 'none'}"
-            )
+            raise InputError(f"{kind} draws no noise, so the sampler's noise has no influence on its image")
         if draws.left and (draws.left > 1 or steps == 1):
             raise InputError(
                 f"cond['step_noise'] holds noise for {steps} draws, but {scheduler} drew {steps - draws.left} times "

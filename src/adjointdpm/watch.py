@@ -41,8 +41,17 @@ class Draws:
         return len(self._given)
 
     def answer(self, shape: tuple[int, ...]) -> Tensor | None:
-        """The next tensor if it has this shape."""
+        """The next tensor if it has this shape.
+
+        Raises:
+            InputError: it is the first draw, of another shape than the first tensor.
+        """
         self.shapes.append(shape)
+        if len(self.shapes) == 1 and self._given and tuple(self._given[0].shape) != shape:
+            raise InputError(
+                f"the pipeline draws noise of shape {shape} with these arguments, but was given "
+                f"{tuple(self._given[0].shape)}; give as many labels or prompts as images, and noise for each"
+            )
         if self._given and tuple(self._given[0].shape) == shape:
             return self._given.pop(0)
         return None
