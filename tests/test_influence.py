@@ -174,6 +174,30 @@ def test_a_quantized_layer_of_a_pipeline(way):
         in_way(way, pipe)
 
 
+@QUANTIZING
+def test_a_quantized_layer_beyond_the_calls_without_a_graph():
+    """`Truncated` makes the first ones for their value alone."""
+    family, pipe = of("sd"), of("sd").make()
+    layers = pipe.unet.mid_block.attentions[0].transformer_blocks[0].ff.net
+    layers[2] = torch.ao.quantization.quantize_dynamic(nn.Sequential(layers[2]), {nn.Linear}, torch.qint8)[
+        0
+    ]
+    sampler = adp.PipelineSampler(pipe, steps=3, adjoint=adp.Truncated(last=1))
+    with pytest.raises(adp.InputError, match=r"ff\.net\.2 \(Linear\)"):
+        sampler(family.noise(), family.cond().requires_grad_())
+
+
+@WAYS
+def test_a_pipeline_without_a_vae(way):
+    pipe = of("sd").make()
+    pipe.register_modules(vae=None)
+    if way == "differentiable":
+        assert in_way(way, pipe).images.requires_grad  # latents
+    else:
+        with pytest.raises(adp.InputError, match="has no VAE"):
+            in_way(way, pipe)
+
+
 @WAYS
 def test_a_pipelines_network_that_detaches_its_input(way):
     """The scheduler's own path to the latents goes on, so that nothing is missing from outside."""

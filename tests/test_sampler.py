@@ -125,6 +125,11 @@ class Pairs(Own):
         return run(self.network, x, t), None
 
 
+class Undecodable(Grey):
+    def decode(self, latents, run=adp._types.direct):
+        return torch.from_numpy(latents.detach().numpy()) / 2 + 0.5
+
+
 class Absent(Own):
     def forward(self, x, t, cond, run=adp._types.direct):
         return run(self.network, x, t, cond["label"])

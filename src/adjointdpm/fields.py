@@ -23,7 +23,7 @@ from .clocks import Clock, clock_of
 from .decoding import picture, tiled, without_overflow
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
 from .grids import Grid, uniform
-from .guards import refuse_placeholders, warn_of_weights
+from .guards import refuse_placeholders, refuse_undecodable, warn_of_weights
 from .probe import ProbedPipeline
 from .prompts import as_given, read_prompts
 from .schedules import RectifiedFlow, Schedule
@@ -204,6 +204,7 @@ class PipelineField(Field):
         width: int | None = None,
     ) -> None:
         super().__init__()
+        refuse_undecodable(pipe)
         self.pipe = pipe
         self._call = ProbedPipeline(pipe, height, width)
         clock = clock_of(pipe.scheduler)

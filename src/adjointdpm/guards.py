@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ._types import AdjointDPMError, Cond, InputError
 from .arguments import LENGTHS, call_names, own_call
 from .denoisers import explained as explained_call
-from .influence import reached
+from .influence import reached, underivable
 
 __all__ = [
     "UnusedRowsWarning",
@@ -33,6 +33,7 @@ __all__ = [
     "refuse_output",
     "refuse_pipeline",
     "refuse_placeholders",
+    "refuse_undecodable",
     "refuse_untracked",
     "refused",
     "tensors_of",
@@ -185,6 +186,7 @@ def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
     """A part of the pipeline has no gradient, or changes weights after the denoiser has used them."""
     if arguments.get("output_type") == "latent":
         return
+    refuse_undecodable(pipe)
     if getattr(pipe, "safety_checker", None) is not None:
         raise InputError(
             "the safety checker looks at numpy pictures and blackens some, which has no gradient; set "
@@ -200,6 +202,15 @@ def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
         raise InputError(
             "the pipeline casts this float16 VAE to float32 for decoding and back again, before the backward "
             "pass needs it; call pipe.vae.to(torch.float32) first"
+        )
+
+
+def refuse_undecodable(pipe: Any) -> None:
+    """A pipeline that decodes with a VAE has none."""
+    if "vae" in inspect.signature(type(pipe).__init__).parameters and getattr(pipe, "vae", None) is None:
+        raise InputError(
+            f"{type(pipe).__name__} has no VAE (its vae is None), so it cannot decode; load it with one, or take "
+            'latents: output_type="latent" in differentiable(pipe)'
         )
 
 
@@ -286,6 +297,11 @@ def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str,
             continue
         seen.add(node)
         left.discard(node)
+        if underivable(node):
+            raise InputError(
+                "the pipeline computes with an operator that has no derivative, as int8 and other quantized layers do, "
+                "so a gradient through it would be lost without a sign; load its parts without quantization"
+            )
         queue.extend(parent for parent, _ in node.next_functions)
     lost = [name for name, nodes in wanted.items() if left.issuperset(nodes)]
     if lost:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ._types import InputError, Run
 
-__all__ = ["Influence", "Operators", "reached"]
+__all__ = ["Influence", "Operators", "reached", "underivable"]
 
 _STATE = object()  # the name of x among tensors
 _EIGHT_BITS = (torch.int8, torch.uint8, torch.quint8, torch.qint8)
@@ -141,7 +141,7 @@ def reached(outputs: Iterable[Any], wanted: Mapping[Any, Tensor], until: Iterabl
             continue
         seen.add(node)
         found |= names.get(node, set())
-        if _underivable(node):
+        if underivable(node):
             raise InputError(f"the denoiser computes with{_LOST}")
         if node not in ends:
             queue.extend(parent for parent, _ in node.next_functions)
@@ -154,23 +154,29 @@ class Operators(TorchFunctionMode):
     Around them (a residual connection, a second path) the graph goes on, so that the gradient would be wrong without
     a sign.
 
+    `looked` says whether anything was computed with a graph.
+
     Raises:
         InputError: there is one; it is named, with the module it is called in.
     """
+
+    looked = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and torch.is_grad_enabled() and _lost(func, out, args):
-            raise InputError(f"{_caller()} computes with {resolve_name(func) or func}:{_LOST}")
+        if isinstance(out, Tensor) and torch.is_grad_enabled():
+            self.looked |= out.requires_grad
+            if _lost(func, out, args):
+                raise InputError(f"{_caller()} computes with {resolve_name(func) or func}:{_LOST}")
         return out
 
 
 def _lost(func: Callable[..., Any], out: Tensor, args: tuple[Any, ...]) -> bool:
     """Whether an operator has used a tensor that requires a gradient and gives it none."""
     if out.requires_grad:
-        return _underivable(out.grad_fn)
+        return underivable(out.grad_fn)
     if not (out.is_floating_point() or out.dtype in _EIGHT_BITS):
         return False
     if not any(isinstance(each, Tensor) and each.requires_grad for each in args):
@@ -179,7 +185,7 @@ def _lost(func: Callable[..., Any], out: Tensor, args: tuple[Any, ...]) -> bool:
     return not any(part in name for part in _NEW)
 
 
-def _underivable(node: Any) -> bool:
+def underivable(node: Any) -> bool:
     """Whether a node of a graph has no backward pass: an operator of C++ without one, or one of `custom_op`."""
     name = "" if node is None else node.name()
     if name.startswith("GeneratedBackwardFor_"):

@@ -24,7 +24,7 @@ from .fields import Field, PipelineField
 from .flow import ProbabilityFlow
 from .grids import Grid, TimeGrid, uniform
 from .guards import followed
-from .influence import Influence
+from .influence import Influence, reached
 from .ivp import IVP
 from .schedules import Schedule
 from .solvers import DPMSolverPP, Solver
@@ -200,7 +200,14 @@ class FlowSampler(Sampler):
         """Pictures of latents, the decoder's memory spared as the adjoint says."""
         weights, tile = self.field.decoder_weights(), self.stats.tile
         decode = self.field.decode if tile is None else self.field.tiled()[tile]
-        return self.adjoint.decode(decode, latents, weights, self.stats)
+        image = self.adjoint.decode(decode, latents, weights, self.stats)
+        wanted = {"latents": latents} if torch.is_grad_enabled() and latents.requires_grad else {}
+        if wanted and not reached([image], wanted, until=[latents]):
+            raise InputError(
+                f"the image does not depend on the latents: {type(self.field).__name__}.decode cuts the graph (a "
+                "detach, a no_grad or numpy inside it); make it of differentiable operations"
+            )
+        return image
 
     @property
     def length(self) -> int:

@@ -132,14 +132,15 @@ class Watch(TorchFunctionMode):
         Args:
             name: the denoiser's.
         """
-        first = name not in self._looked and torch.is_grad_enabled()
-        self._looked.add(name)
+        operators = Operators()
         self.__exit__(None, None, None)
         try:
-            with Operators() if first else nullcontext():
+            with nullcontext() if name in self._looked else operators:
                 yield
         finally:
             self.__enter__()
+        if operators.looked:
+            self._looked.add(name)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
