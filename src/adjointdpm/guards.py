@@ -113,7 +113,9 @@ def _look_at_rows(name: str, meant: Tensor | None, cotangent: Tensor) -> None:
     used = (cotangent != 0).any(-1)
     if meant is None or bool(used.all()):
         return
-    lost = meant & ~used & used.any(1, keepdim=True)  # a loss may be of some of the images
+    # What is cut off is at the end: elsewhere a row of zeros is an underflow. And a loss may be of some of the images.
+    last = (~used).flip(1).cumprod(1).flip(1).bool()
+    lost = meant & last & used.any(1, keepdim=True)
     if bool(lost.any()):
         numbers = lost.any(0).nonzero().flatten().tolist()
         which = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])

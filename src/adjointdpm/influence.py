@@ -7,6 +7,7 @@ at, until each tensor in question has been found in one: as a rule that is the f
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ._types import InputError, Run
 
-__all__ = ["Influence", "Operators", "reached", "underivable"]
+__all__ = ["Influence", "Operators", "compiled", "reached", "underivable"]
 
 _STATE = object()  # the name of x among tensors
 _EIGHT_BITS = (torch.int8, torch.uint8, torch.quint8, torch.qint8)
@@ -35,10 +36,12 @@ class Influence:
 
     Args:
         names: the tensors of the conditioning that require a gradient.
+        network: what is called.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], network: nn.Module) -> None:
         self._missing = set(names)
+        self._compiled = compiled(network)
         self._state = False  # whether a call has been seen to depend on its state
         self._looked = False  # whether a call with a graph has been
 
@@ -93,7 +96,7 @@ class Influence:
         """Which of the tensors given have an influence on fn(*given), and that."""
         asked = {i: t for i, t in enumerate(given) if isinstance(t, Tensor) and t.requires_grad}
         if torch.is_grad_enabled():
-            with Operators():
+            with nullcontext() if self._compiled else Operators():
                 out = fn(*given)
             return list(reached([out], asked)), out
         # A call whose graph is made in the backward pass alone: it is made here, too, since something is missing.
@@ -103,7 +106,7 @@ class Influence:
         return list(reached([out], {i: copies[i] for i in asked})), out.detach()
 
     def check(self) -> None:
-        """That each tensor has been found.
+        """That each tensor has been found; nothing is looked for any more, as in the backward pass.
 
         Raises:
             InputError: no call depends on one of them.
@@ -115,6 +118,14 @@ class Influence:
                 "the rest of this conditioning (a guidance scale acts beside negative embeddings alone), or the "
                 "network detaches it. Leave it out, or pass it without requires_grad"
             )
+        self._state, self._missing = True, set()
+
+
+def compiled(network: nn.Module) -> bool:
+    """Whether a network, or a part of it, is compiled: a compiler would take `Operators` for a part of it, too."""
+    return any(
+        hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in network.modules()
+    )
 
 
 def reached(outputs: Iterable[Any], wanted: Mapping[Any, Tensor], until: Iterable[Tensor] = ()) -> set[Any]:

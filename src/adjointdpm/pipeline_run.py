@@ -76,7 +76,7 @@ class PipelineRun:
                 f"the pipeline calls its {name} with gradients switched off in its own code, so what depends "
                 "on that call would lose its gradient; this pipeline cannot be differentiated as it is"
             )
-        with self.watch.paused(name):
+        with self.watch.paused(name, module):
             if self._fresh:
                 self._begin(name, module, args, kwargs)
             if id(module) not in self._inside:

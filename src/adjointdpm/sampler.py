@@ -164,7 +164,7 @@ class FlowSampler(Sampler):
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
         flow = ProbabilityFlow(self.field.schedule, self.field.denoiser)
         wanted = {name for name, tensor in cond.items() if tensor.requires_grad}
-        influence = Influence(wanted) if torch.is_grad_enabled() else None
+        influence = Influence(wanted, self.field.denoiser) if torch.is_grad_enabled() else None
         self.field.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))
         ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond, influence)
         room = self.adjoint.room(ivp) if decoded else None

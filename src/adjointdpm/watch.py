@@ -9,12 +9,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ._types import InputError
-from .influence import Operators
+from .influence import Operators, compiled
 
 __all__ = ["Draws", "Number", "Numbers", "Watch", "numbered"]
 
@@ -124,18 +124,18 @@ class Watch(TorchFunctionMode):
         return max(cut / max(of, 1) for cut, of in self._cut.values())
 
     @contextmanager
-    def paused(self, name: str) -> Iterator[None]:
+    def paused(self, name: str, network: nn.Module) -> Iterator[None]:
         """Out of the way: a denoiser runs at its own speed, and its clamps are its own.
 
         The first call of each with a graph is looked at, for operators that have no derivative.
 
         Args:
-            name: the denoiser's.
+            name, network: the denoiser.
         """
         operators = Operators()
         self.__exit__(None, None, None)
         try:
-            with nullcontext() if name in self._looked else operators:
+            with nullcontext() if name in self._looked or compiled(network) else operators:
                 yield
         finally:
             self.__enter__()
