@@ -162,3 +162,52 @@ def test_a_vae_that_float16_overflows_decodes_in_float32():
     assert pipe.vae.dtype == torch.float16
     torch.testing.assert_close(image, exact, rtol=2e-3, atol=2e-3)
     assert float(latents.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize("prompts", [["a cat"], ["a cat", "a dog"], ["a cat", "dog"]], ids=len)
+def test_prompts_of_one_length_have_no_mask(prompts):
+    """Qwen-Image leaves it out where all of it is on; decoding does not ask for one then."""
+    family = of("qwen")
+    pipe = family.make()
+    sampler, noise = family.sampler(pipe, steps=2, guidance_scale=1.0), family.noise(len(prompts))
+    cond = sampler.encode(prompts)
+    assert ("prompt_embeds_mask" in cond) == (len({len(each.split()) for each in prompts}) > 1)
+    image = sampler(noise, cond)
+    mask = torch.ones(cond["prompt_embeds"].shape[:2], dtype=torch.long)
+    assert torch.equal(
+        image, sampler(noise, cond.replace(prompt_embeds_mask=cond.get("prompt_embeds_mask", mask)))
+    )
+
+
+def test_what_decoding_would_refuse_is_refused_before_the_sampling():
+    family = of("sd3")
+    pipe, calls = family.make(), []
+    sampler = family.sampler(pipe, steps=2)
+    pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    pipe.vae.register_to_config(scaling_factor=torch.ones(3))
+    with pytest.raises(adp.InputError, match="shapes do not fit"):
+        sampler(family.noise(), family.cond())
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("pixart", {"prompt_attention_mask": torch.zeros(1, 5, dtype=torch.long)}, "leaves no token"),
+        ("z-image", {"prompt_embeds_lengths": torch.tensor([0])}, "leaves no token"),
+        ("qwen", {"prompt_embeds_mask": torch.ones(1, 3, dtype=torch.long)}, "shapes do not fit"),
+        ("sd", {"guidance_scale": torch.tensor([3.0])}, "one number for the whole batch"),
+        ("sd", {"guidance_scale": torch.tensor(float("nan"))}, "NaN or infinity"),
+        (
+            "sd",
+            {"prompt_embeds": torch.zeros(1, 9, 8)},
+            "refuses its arguments: .*must have the same shape",
+        ),
+        ("sdxl", {"prompt_embeds": torch.zeros(1, 6, 17)}, "refuses its arguments"),
+        ("sd3", {"pooled_prompt_embeds": torch.zeros(1, 17)}, "shapes do not fit|refuses its arguments"),
+    ],
+)
+def test_a_conditioning_that_does_not_fit(name, changes, message):
+    family = of(name)
+    with pytest.raises(adp.InputError, match=message):
+        family.sampler(steps=1)(family.noise(), family.cond().replace(**changes))

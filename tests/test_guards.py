@@ -1,6 +1,7 @@
 """What would lose or falsify a gradient is refused, each time with what to do instead."""
 
 import inspect
+import warnings
 
 import diffusers
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm._types import Stats
+from adjointdpm.guards import UnusedRowsWarning, WeightsWarning
 from adjointdpm.replay import Replay
+from tests.tiny_families import of
 from tests.tiny_pipelines import CASES, draw, embeds, first, sd, sd_vae, text_unet
 
 
@@ -218,3 +221,100 @@ def test_attention_processors_swapped_back_after_the_call():
     assert attentions
     assert torch.equal(run(adp.Checkpointed()), run(adp.Backprop()))
     assert pipe.unet.attn_processors == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, "takes no colour; it takes prompt, height"),
+        ({"latents": draw(2, 4, 8, 8)}, "prompt_embeds for 1, .*latents for 2"),
+        ({"num_images_per_prompt": 2}, r"latents for 1 \(num_images_per_prompt=2\)"),
+        ({"generator": [torch.Generator(), torch.Generator()]}, "generator for 2"),
+        ({"prompt_embeds": draw(2, 5, 8)}, "prompt_embeds for 2, negative_prompt_embeds for 1"),
+        ({"prompt": "a cat"}, r"refuses its arguments: Cannot forward both `prompt`"),
+        (
+            {"prompt_embeds": draw(1, 5, 9), "negative_prompt_embeds": draw(1, 5, 9)},
+            r"shapes do not fit .*prompt_embeds \(1, 5, 9\)",
+        ),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
+)
+def test_arguments_that_do_not_fit(changes, message):
+    with pytest.raises(adp.InputError, match=message):
+        image(small(), **changes)
+
+
+def rows_of(way, rows, mask=None, length=4):
+    """Gradients of Qwen-Image's embeddings, of which its pipeline takes so many rows, by one of the ways in."""
+    family = of("qwen")
+    pipe, cond = family.make(), family.cond(2, guided=False)
+    generator = torch.Generator().manual_seed(1)
+    embeds = torch.randn(2, rows, 8, generator=generator).requires_grad_()
+    mask = torch.ones(2, rows, dtype=torch.long) if mask is None else mask
+    cond = cond.replace(prompt_embeds=embeds, prompt_embeds_mask=mask)
+    if way == "differentiable":
+        with adp.differentiable(pipe) as call:
+            given = {**family.arguments(cond), "max_sequence_length": length, "latents": family.noise(2)}
+            out = first(call(**given, num_inference_steps=2, output_type="pt"))
+    elif way == "PipelineSampler":
+        arguments = {**family.size, "max_sequence_length": length}
+        sampler = adp.PipelineSampler(pipe, steps=2, guidance_scale=1.0, arguments=arguments)
+        sampler._example = cond.map(lambda t: t[:1].detach())
+        out = sampler(sampler.noise(2), cond)
+    else:
+        out = family.sampler(pipe, steps=2)(family.noise(2), cond)
+    out[
+        1:
+    ].square().sum().backward()  # a loss of one image, where the other's rows have no influence by rights
+    return embeds.grad
+
+
+@pytest.mark.parametrize(
+    ("way", "rows", "named"),
+    [
+        ("differentiable", 6, "rows 4 to 5 of prompt_embeds"),
+        ("PipelineSampler", 6, "rows 4 to 5 of prompt_embeds"),
+        ("FlowSampler", 513, "rows 512 of prompt_embeds"),
+    ],
+)
+def test_rows_that_a_pipeline_cuts_off_are_named(way, rows, named):
+    with pytest.warns(UnusedRowsWarning, match=named):
+        found = rows_of(way, rows)
+    assert not bool(found[1, 512 if way == "FlowSampler" else 4 :].any())
+
+
+@pytest.mark.parametrize("way", ["differentiable", "PipelineSampler", "FlowSampler"])
+def test_rows_that_a_mask_turns_off_are_not(way):
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    found = rows_of(way, 4, mask)  # warnings are errors here
+    assert bool(found[1, :2].any())
+    assert not bool(found[1, 2:].any())
+
+
+def said_by(pipe, way, given):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if way == "differentiable":
+            with adp.differentiable(pipe) as call:
+                call(**{**arguments(), **given})
+        else:
+            cond = adp.Cond({**embeds(), **{k: v for k, v in given.items() if k != "latents"}})
+            noise = given.get("latents", draw(1, 4, 8, 8))
+            make = adp.FlowSampler.from_pipeline if way == "FlowSampler" else adp.PipelineSampler
+            make(pipe, steps=2)(noise, cond)
+    return [str(each.message) for each in said if issubclass(each.category, WeightsWarning)]
+
+
+@pytest.mark.parametrize("way", ["differentiable", "PipelineSampler", "FlowSampler"])
+def test_weights_that_all_require_gradients_are_reported_once(way):
+    pipe = small()
+    count = sum(w.numel() for part in (pipe.unet, pipe.vae) for w in part.parameters())
+    (message,) = said_by(pipe, way, {})
+    assert f"({count:,} of them)" in message
+    assert "pipe.vae.requires_grad_(False); pipe.unet.requires_grad_(False)" in message
+    assert said_by(pipe, way, {}) == []
+    trained = small()
+    trained.vae.requires_grad_(False)
+    assert said_by(trained, way, {}) == []
+    plain = {k: v.detach() for k, v in arguments().items() if isinstance(v, torch.Tensor)}
+    assert said_by(small(), way, plain) == []  # of the weights alone: they are what is trained

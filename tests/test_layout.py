@@ -52,6 +52,7 @@ def test_gradient_policy_lives_with_the_adjoints(path):
         "adjoints/base.py", "adjoints/model_state.py", "adjoints/repetition.py",
         "adjoints/continuous.py", "adjoints/discrete.py", "adjoints/meter.py",
         "adjoints/products.py", "adjoints/recompute.py", "adjoints/reversible.py", "adjoints/trace.py",
+        "influence.py",  # in a message, and of copies that a call is looked at with
         "ivp.py",  # in an error message
         "formats.py", "tokens.py",  # files, and leaves to be optimised
         "gradients.py", "finite.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results

@@ -177,3 +177,118 @@ def test_intermediate_stages_are_at_true_times():
 def test_unknown_orders_are_refused(solver, order):
     with pytest.raises(adp.InputError, match="order"):
         solver(order)
+
+
+class Watched(GaussianMixture):
+    """Remembers at which times it is evaluated."""
+
+    def forward(self, x, t, cond, run=adp._types.direct):
+        self.times.append(float(t))
+        return super().forward(x, t, cond, run)
+
+
+CLEAN = [
+    *SOLVERS,
+    *(adp.Coupled(inner) for inner in (adp.Euler(), adp.Midpoint(), adp.Heun(), adp.RK4())),
+    adp.EulerMaruyama(),
+    adp.Ancestral(),
+    adp.SDEDPMSolverPP(2),
+]
+
+
+def down_to_zero(schedule, solver, prediction, adjoint=None, steps=5):
+    """Latents, the times that were evaluated, and the gradients of noise and means, on a grid down to sigma = 0."""
+    means = torch.tensor([[1.0, 0.6], [-0.8, 1.1]], dtype=torch.float64)
+    mixture = Watched(schedule, means, 0.3, prediction)
+    mixture.times = []
+    grid = torch.linspace(schedule.start, schedule.limit, steps + 1, dtype=torch.float64)
+    sampler = adp.FlowSampler(Mixture(schedule, mixture, (2,)), solver=solver, grid=grid, adjoint=adjoint)
+    noise = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+    end = sampler.latents(noise, adp.Cond())
+    found = torch.autograd.grad(end.square().sum(), [noise, mixture.means])
+    return end, mixture.times, found, sampler
+
+
+@pytest.mark.parametrize("prediction", [Prediction.V, Prediction.X0], ids=lambda p: p.name)
+@pytest.mark.parametrize("name", ["vp-discrete", "edm", "rectified-flow"])
+@pytest.mark.parametrize("solver", CLEAN, ids=repr)
+def test_no_network_is_evaluated_at_sigma_zero(solver, name, prediction):
+    schedule = SCHEDULES[name]
+    if isinstance(solver, adp.EulerMaruyama) and schedule.bounded:
+        pytest.skip("it needs the other coordinates")
+    end, times, exact, sampler = down_to_zero(schedule, solver, prediction, adp.Backprop())
+    assert min(times) > schedule.limit
+    assert len(times) == sampler.stats.nfe_forward == solver.calls(5, clean=True)
+    assert all(bool(torch.isfinite(g).all()) for g in (end, *exact))
+    adjoints = [adp.Checkpointed(), adp.Continuous()]
+    for adjoint in [*adjoints, *([adp.Reversible()] if isinstance(solver, adp.Coupled) else [])]:
+        found = down_to_zero(schedule, solver, prediction, adjoint)[2]
+        for g, e in zip(found, exact, strict=True):
+            torch.testing.assert_close(g, e, rtol=1e-7, atol=1e-9 * float(e.abs().max()))
+
+
+def test_heun_is_algorithm_1_of_edm():
+    """Karras et al., 2022, with S_churn = 0, down to sigma = 0; and the data prediction is where it ends."""
+    end, _, _, sampler = down_to_zero(adp.EDM(sigma_max=10.0), adp.Heun(), Prediction.X0)
+    denoise = lambda x, sigma: sampler.field.denoiser(x, sigma, adp.Cond())  # noqa: E731
+    times = sampler.times()
+    x = torch.ones(1, 2, dtype=torch.float64) * times[0]
+    for sigma, after in itertools.pairwise(times):
+        d = (x - denoise(x, sigma)) / sigma
+        ahead = x + (after - sigma) * d
+        if after != 0:
+            ahead = x + (after - sigma) * (d / 2 + (ahead - denoise(ahead, after)) / (2 * after))
+        x = ahead
+    torch.testing.assert_close(end, x, rtol=1e-12, atol=1e-12)
+
+
+def test_a_backward_pass_from_sigma_zero_is_refused_before_the_sampling():
+    """The paper's own form evaluates the network where its backward pass begins."""
+    adjoint = adp.Continuous(solver=adp.Euler(), transposed=False)
+    with pytest.raises(adp.InputError, match="evaluated at t = -1, where sigma = 0"):
+        down_to_zero(SCHEDULES["vp-discrete"], adp.Euler(), Prediction.EPS, adjoint)
+    found = down_to_zero(SCHEDULES["rectified-flow"], adp.Euler(), Prediction.VELOCITY, adjoint)[2]
+    assert all(bool(torch.isfinite(g).all()) for g in found)
+    with pytest.raises(adp.InputError, match="alpha is 0"):
+        down_to_zero(SCHEDULES["rectified-flow"], adp.Euler(), Prediction.EPS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("solver", "order"), [(adp.Heun(), 2), (adp.Midpoint(), 2), (adp.RK4(), 2)], ids=repr
+)
+def test_the_order_of_grids_that_end_at_sigma_zero(solver, order):
+    """The last step's error is of second order in its length, whatever the solver's own order."""
+    schedule, errors, steps = adp.EDM(sigma_max=10.0), [], [40, 80, 160]
+    mean = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+    field = Mixture(schedule, GaussianMixture(schedule, mean, 0.5), (2,))
+    noise = torch.ones(1, 2, dtype=torch.float64)
+    for n in steps:
+        times = 10.0 * (1 - torch.linspace(0, 1, n + 1, dtype=torch.float64))
+        grid = TimeGrid(schedule, times)
+        truth = field.denoiser.exact_flow(10.0 * noise, grid[0], grid[n])
+        sampler = adp.FlowSampler(field, solver=solver, grid=times)
+        errors.append(float((sampler.latents(noise, adp.Cond()) - truth).norm()))
+    assert slope(errors, steps) > order - 0.3
+
+
+def test_a_grids_infinite_gradient_is_an_error_that_names_its_time():
+    """sigma rises like a square root from t = -1; the other times keep their gradients if that one is fixed."""
+    schedule = SCHEDULES["vp-discrete"]
+    field = Mixture(schedule, standard_mixture(schedule), (2,))
+    noise = torch.ones(1, 2, dtype=torch.float64)
+    times = torch.tensor([999.0, 500.0, -1.0], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(adp.NonFiniteError, match=r"time number 2 is -?inf"):
+        adp.FlowSampler(field, solver=adp.Euler(), grid=times).latents(noise, adp.Cond()).sum().backward()
+
+    def end(free):
+        grid = torch.cat([free, torch.tensor([-1.0], dtype=torch.float64)])
+        return adp.FlowSampler(field, solver=adp.Euler(), grid=grid).latents(noise, adp.Cond()).sum()
+
+    free = torch.tensor([900.5, 500.5], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(end(free), free)
+    with torch.no_grad():
+        for i in range(2):
+            h = torch.zeros(2, dtype=torch.float64)
+            h[i] = 1e-3
+            assert float(end(free + h) - end(free - h)) / 2e-3 == pytest.approx(float(found[i]), rel=1e-5)

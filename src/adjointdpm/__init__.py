@@ -17,6 +17,7 @@ from .denoisers import Prediction
 from .formats import load_noise, save_lora, save_noise, save_textual_inversion
 from .gradients import Gradients, Metric, gradients
 from .grids import karras, log_snr, uniform
+from .guards import UnusedRowsWarning, WeightsWarning
 from .pipeline_sampler import PipelineSampler
 from .pipelines import differentiable
 from .sampler import FlowSampler, Sampler
@@ -76,9 +77,11 @@ __all__ = [
     "Stats",
     "TokenRows",
     "Truncated",
+    "UnusedRowsWarning",
     "VPCosine",
     "VPDiscrete",
     "VPLinear",
+    "WeightsWarning",
     "compare",
     "differentiable",
     "gradients",

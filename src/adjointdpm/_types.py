@@ -19,6 +19,7 @@ __all__ = [
     "Derivative",
     "DriftError",
     "InputError",
+    "MissingTensorError",
     "NonFiniteError",
     "RecomputationError",
     "Run",
@@ -45,6 +46,12 @@ class AdjointDPMError(Exception):
 
 class InputError(AdjointDPMError, ValueError):
     """What was given cannot be used; the message says what was needed and what to do."""
+
+
+class MissingTensorError(InputError, KeyError):
+    """A conditioning does not hold a tensor that is asked of it."""
+
+    __str__ = Exception.__str__  # a KeyError's is in quotation marks
 
 
 class NonFiniteError(AdjointDPMError, ArithmeticError):
@@ -105,7 +112,7 @@ class Cond(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.tensors:
             known = ", ".join(self.tensors) or "no tensors at all"
-            raise KeyError(f"this Cond has no {name!r}; it holds {known}")
+            raise MissingTensorError(f"this Cond has no {name!r}; it holds {known}")
         return self.tensors[name]
 
     def __iter__(self) -> Iterator[str]:

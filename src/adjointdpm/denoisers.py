@@ -12,15 +12,17 @@ V is Salimans and Ho, 2022, arXiv 2202.00512; VELOCITY is rectified flow's. Clas
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from enum import Enum
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._types import Cond, InputError, Run, Scalar, Time, direct
 from .schedules import Schedule
 
-__all__ = ["Denoiser", "GaussianMixture", "GuidedDenoiser", "Prediction"]
+__all__ = ["Denoiser", "GaussianMixture", "GuidedDenoiser", "Prediction", "explained", "weight_of"]
 
 Batch = Float[Tensor, "batch *shape"]
 
@@ -77,11 +79,50 @@ class Denoiser(nn.Module, ABC):
     prediction: Prediction
 
     masks: frozenset[str] = frozenset()
-    """The names in a conditioning that are integers, and have no gradient."""
+    """The names in a conditioning that are integers (masks, class labels), and have no gradient."""
 
     @abstractmethod
     def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
         """F at x (batch, *shape) and the time t in the network's own unit."""
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """One of a module's weights, for its dtype and device; of a module that has none, one of its buffers."""
+    return next(
+        (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.zeros(())
+    )
+
+
+def explained(error: Exception, given: Mapping[str, Tensor], network: str) -> InputError | None:
+    """The error of this library for torch's own about numpy, dtypes or shapes in the call of a network.
+
+    Args:
+        error: what was raised.
+        given: what the network was given, by name.
+        network: the network and its dtype, in words.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
+    text = " ".join(str(error).split())[:300]
+    if "requires grad" in text and ("numpy" in text or "detach" in text):
+        return InputError(
+            f"{network} turns a tensor that has a gradient into numpy in the middle of its work, so it cannot be "
+            f"differentiated: {text}"
+        )
+    told = ", ".join(
+        f"{k} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for k, t in given.items()
+    )
+    if any(word in text.lower() for word in ("dtype", "expected scalar type", "input type", "data type")):
+        return InputError(
+            f"dtypes do not fit ({network}, given {told}); give each network one dtype, and noise of that dtype (or "
+            f"cast in the network's forward and cast back, or run under torch.autocast): {text}"
+        )
+    if any(
+        word in text.lower()
+        for word in ("shape", "size", "dimension", "must match", "channels", "out of range")
+    ):
+        return InputError(f"shapes do not fit ({network}, given {told}): {text}")
+    return None
 
 
 class GuidedDenoiser(Denoiser):

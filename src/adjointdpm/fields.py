@@ -23,7 +23,7 @@ from .clocks import Clock, clock_of
 from .decoding import picture, tiled, without_overflow
 from .denoisers import Denoiser, GuidedDenoiser, Prediction
 from .grids import Grid, uniform
-from .guards import refuse_placeholders
+from .guards import refuse_placeholders, refuse_undecodable, warn_of_weights
 from .probe import ProbedPipeline
 from .prompts import as_given, read_prompts
 from .schedules import RectifiedFlow, Schedule
@@ -34,7 +34,13 @@ Latents = Float[Tensor, "batch *shape"]
 
 
 class Field(nn.Module, ABC):
-    """What a sampler needs to know of a model."""
+    """What a sampler needs to know of a model.
+
+    schedule      the noise schedule the model was trained with
+    denoiser      its network
+    latent_shape  of one sample of noise, without the batch
+    image_shape   (channels, height, width) of one image
+    """
 
     schedule: Schedule
     denoiser: Denoiser
@@ -46,12 +52,19 @@ class Field(nn.Module, ABC):
         """The conditioning of prompts; without negative tensors where guidance_scale <= 1."""
 
     @abstractmethod
-    def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch 3 h w"]:
+    def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
         """Pictures in [0, 1], not clamped; `run` executes the decoder's blocks, one by one."""
 
     def tiled(self) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
         """Ways to decode in less memory, to nearly the same picture, by the side of a tile; none by default."""
         return {}
+
+    def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
+        """Called before a sampling; raises what would else be noticed at its end, at decoding.
+
+        Args:
+            wanted: whether a gradient of noise or conditioning is asked for.
+        """
 
     @abstractmethod
     def decoder_weights(self) -> list[Tensor]:
@@ -124,11 +137,16 @@ class PipelineDenoiser(Denoiser):
             if name not in known and (name not in takes.names or cond[name].ndim):
                 raise InputError(
                     f"cond[{name!r}] is nothing this pipeline takes; it takes "
-                    f"{', '.join(name for name in (*takes.conditioning, takes.guidance) if name)}"
+                    f"{', '.join(name for name in (*takes.conditioning, takes.guidance) if name) or 'none'}"
                 )
         out = as_given(takes, cond, dtype)
         if not any(name.startswith("negative_") for name in cond):
             return {**out, takes.guidance: 0.0} if takes.guidance else out
+        if takes.guidance in cond and cond[takes.guidance].ndim:
+            raise InputError(
+                f"cond[{takes.guidance!r}] is one number for the whole batch, a 0-dimensional tensor, but has shape "
+                f"{tuple(cond[takes.guidance].shape)}"
+            )
         if takes.guidance not in cond or not guides(self._call.pipe, cond[takes.guidance].item()):
             raise InputError(
                 f"the conditioning holds negative embeddings, which the pipeline would ignore: it needs "
@@ -195,6 +213,7 @@ class PipelineField(Field):
         width: int | None = None,
     ) -> None:
         super().__init__()
+        refuse_undecodable(pipe)
         self.pipe = pipe
         self._call = ProbedPipeline(pipe, height, width)
         clock = clock_of(pipe.scheduler)
@@ -233,11 +252,17 @@ class PipelineField(Field):
             return Cond()
         return read_prompts(self._call.pipe, prompts, negative, guidance_scale, self._call.fixed)
 
-    def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch 3 h w"]:
+    def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
         return picture(self._call, getattr(self, "vae", None), latents, run)
 
     def tiled(self) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
         return tiled(self._call, getattr(self, "vae", None), self.image_shape)
+
+    def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
+        if wanted:
+            parts = self.pipe.components.items()
+            warn_of_weights(self.pipe, {name: part for name, part in parts if isinstance(part, nn.Module)})
+        self._call.check_decoding(noise, getattr(self, "vae", None), as_given(self._call.takes, cond))
 
     def decoder_weights(self) -> list[Tensor]:
         return list(self.vae.parameters()) if hasattr(self, "vae") else []

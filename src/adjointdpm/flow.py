@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ._types import Cond, Run, Time, direct
+from ._types import Cond, InputError, Run, Time, direct
 from .denoisers import Denoiser
 from .schedules import Schedule
 
@@ -41,6 +41,12 @@ class ProbabilityFlow:
         """dz/dtau at z; one evaluation of the denoiser."""
         x = z * time.scale
         out = self.denoiser(x, time.t, cond, run)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(
+                f"{type(self.denoiser).__name__} must return one tensor of its input's shape {tuple(x.shape)}, but "
+                f"returned {got}"
+            )
         prediction = self.denoiser.prediction
         if self.schedule.bounded:
             return prediction.drift(out, x, time)

@@ -46,8 +46,8 @@ def log_snr(schedule: Schedule, steps: int, start: float | None = None, end: flo
 
 
 def _ends(schedule: Schedule, steps: int, start: float | None, end: float | None) -> tuple[float, float]:
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, but is {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps must be a whole number, at least 1, but is {steps}")
     start = schedule.start if start is None else start
     end = schedule.end if end is None else end
     if not schedule.limit <= end < start:

@@ -5,7 +5,10 @@ Each function raises `InputError`: what was found, why it has no gradient, what 
 
 import inspect
 import traceback
+import warnings
+import weakref
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,19 +16,116 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
-from ._types import InputError
-from .arguments import own_call
+from ._types import AdjointDPMError, Cond, InputError
+from .arguments import LENGTHS, call_names, own_call
+from .denoisers import explained as explained_call
+from .influence import reached, underivable
 
 __all__ = [
+    "UnusedRowsWarning",
+    "WeightsWarning",
     "explained",
+    "followed",
+    "refuse_batch",
+    "refuse_blind",
     "refuse_cut",
     "refuse_hooks",
     "refuse_output",
     "refuse_pipeline",
     "refuse_placeholders",
+    "refuse_undecodable",
     "refuse_untracked",
+    "refused",
     "tensors_of",
+    "warn_of_weights",
 ]
+
+
+class UnusedRowsWarning(UserWarning):
+    """Rows of an embedding have no influence on the image."""
+
+
+class WeightsWarning(UserWarning):
+    """Every weight of a pipeline requires a gradient, as stock pipelines come."""
+
+
+_WARNED: "weakref.WeakSet[Any]" = weakref.WeakSet()  # the pipelines whose user knows
+
+
+def warn_of_weights(pipe: Any, networks: Mapping[str, nn.Module]) -> None:
+    """Say once for each pipeline that the gradient of noise or conditioning is paid for with that of every weight.
+
+    Where weights are trained on purpose others are frozen: then nothing is said.
+    """
+    if pipe in _WARNED or not all(w.requires_grad for part in networks.values() for w in part.parameters()):
+        return
+    _WARNED.add(pipe)
+    count = sum(weight.numel() for part in networks.values() for weight in part.parameters())
+    lines = "; ".join(f"pipe.{name}.requires_grad_(False)" for name in networks)
+    warnings.warn(
+        f"every weight of {type(pipe).__name__} requires a gradient ({count:,} of them), so a backward pass computes "
+        "and keeps all of these gradients besides those of noise and conditioning. Freeze what you do not train: "
+        f"{lines}",
+        WeightsWarning,
+        stacklevel=4,
+    )
+
+
+def followed(arguments: Any) -> Any:
+    """The same tensors by name, with a warning in the backward pass if rows of an embedding had no influence.
+
+    A pipeline cuts off rows that are more than its encoder or network takes. Rows that a mask turns off, or that only
+    fill up a list, are meant to have none.
+    """
+    kept = {}
+    for name, each in arguments.items():
+        embeds = (
+            name.endswith("embeds") and isinstance(each, Tensor) and each.ndim == 3 and each.requires_grad
+        )
+        if embeds and torch.is_grad_enabled():
+            kept[name] = each.view_as(each)
+            kept[name].register_hook(partial(_look_at_rows, name, _meant(name, each, arguments)))
+    return arguments.replace(**kept) if isinstance(arguments, Cond) else {**arguments, **kept}
+
+
+def _meant(name: str, embeds: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
+    """Which rows of an embedding are meant to have an influence; None if that is not known."""
+    rows = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    if (lengths := arguments.get(name + LENGTHS)) is not None:
+        return rows & (torch.arange(rows.shape[1], device=rows.device) < lengths[:, None])
+    negative = name.startswith("negative_")
+    masks = [
+        each
+        for key, each in arguments.items()
+        if "mask" in key
+        and key.startswith("negative_") == negative
+        and isinstance(each, Tensor)
+        and each.ndim == 2
+    ]
+    for mask in masks:
+        if mask.shape[-1] != rows.shape[1]:
+            return None
+        rows = rows & mask.bool()
+    return rows
+
+
+def _look_at_rows(name: str, meant: Tensor | None, cotangent: Tensor) -> None:
+    used = (cotangent != 0).any(-1)
+    if meant is None or bool(used.all()):
+        return
+    # What is cut off is at the end: elsewhere a row of zeros is an underflow. And a loss may be of some of the images.
+    last = (~used).flip(1).cumprod(1).flip(1).bool()
+    lost = meant & last & used.any(1, keepdim=True)
+    if bool(lost.any()):
+        numbers = lost.any(0).nonzero().flatten().tolist()
+        which = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+        warnings.warn(
+            f"rows {which} of {name} ({len(numbers)} of {cotangent.shape[1]}) have no influence on the image, and a "
+            "gradient of zero: the pipeline or its network cuts them off or masks them out. Give fewer rows, or see "
+            "the pipeline's max_sequence_length",
+            UnusedRowsWarning,
+            stacklevel=2,
+        )
 
 
 def refuse_untracked() -> None:
@@ -47,10 +147,48 @@ def refuse_output(pipe: Any, arguments: dict[str, Any]) -> None:
         )
 
 
+def refuse_batch(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """A call's arguments are none of the pipeline's, or are for different numbers of images."""
+    unknown = sorted(set(arguments) - _taken(pipe))
+    if unknown and own_call(type(pipe)).__module__.startswith(
+        "diffusers."
+    ):  # another's **kwargs are their business
+        raise InputError(
+            f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(call_names(type(pipe)))}"
+        )
+    repeats = [k for k in arguments if k.startswith("num_") and k.endswith("_per_prompt") and arguments[k]]
+    each, prompt = (arguments[repeats[0]] if repeats else 1), arguments.get("prompt")
+    counts = {"prompt": len(prompt) if isinstance(prompt, list) else int(isinstance(prompt, str))}
+    for name, value in arguments.items():
+        if name.endswith("prompt_embeds") and isinstance(value, Tensor | list):
+            counts[name] = len(value)
+    counts = {name: count * each for name, count in counts.items() if count}
+    for name in ("latents", "generator"):
+        value = arguments.get(name)
+        if isinstance(value, Tensor | list):
+            counts[name] = len(value)
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"{name} for {count}" for name, count in counts.items())
+        times = f" ({repeats[0]}={each})" if each != 1 else ""
+        raise InputError(f"the arguments are for different numbers of images: {given}{times}")
+
+
+def _taken(pipe: Any) -> set[str]:
+    """The arguments of a pipeline's call, those among them that it reads from its **kwargs."""
+    own = own_call(type(pipe))
+    modular = {each.name for each in getattr(getattr(pipe, "_blocks", None), "inputs", [])}
+    return {
+        *inspect.signature(own).parameters,
+        *(c for c in own.__code__.co_consts if isinstance(c, str)),
+        *modular,
+    }
+
+
 def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
     """A part of the pipeline has no gradient, or changes weights after the denoiser has used them."""
     if arguments.get("output_type") == "latent":
         return
+    refuse_undecodable(pipe)
     if getattr(pipe, "safety_checker", None) is not None:
         raise InputError(
             "the safety checker looks at numpy pictures and blackens some, which has no gradient; set "
@@ -66,6 +204,15 @@ def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
         raise InputError(
             "the pipeline casts this float16 VAE to float32 for decoding and back again, before the backward "
             "pass needs it; call pipe.vae.to(torch.float32) first"
+        )
+
+
+def refuse_undecodable(pipe: Any) -> None:
+    """A pipeline that decodes with a VAE has none."""
+    if "vae" in inspect.signature(type(pipe).__init__).parameters and getattr(pipe, "vae", None) is None:
+        raise InputError(
+            f"{type(pipe).__name__} has no VAE (its vae is None), so it cannot decode; load it with one, or take "
+            'latents: output_type="latent" in differentiable(pipe)'
         )
 
 
@@ -120,6 +267,16 @@ def _leaves_its_device(hook: Any) -> bool:
     return torch.device(hook.execution_device).type != "cpu"
 
 
+def refuse_blind(name: str, out: Any, state: Tensor) -> None:
+    """A denoiser's output does not depend on the state it was given."""
+    graphs = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
+    if graphs and not reached(graphs, {"state": state}):
+        raise InputError(
+            f"the output of {name} does not depend on its input (a detach, a no_grad or numpy inside it cuts the "
+            "graph), so every gradient through it would be wrong; make it of differentiable operations"
+        )
+
+
 def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str, list[Any]]) -> None:
     """Something that wants a gradient, or a denoiser call, is not in the graph of the outputs.
 
@@ -142,6 +299,11 @@ def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str,
             continue
         seen.add(node)
         left.discard(node)
+        if underivable(node):
+            raise InputError(
+                "the pipeline computes with an operator that has no derivative, as int8 and other quantized layers do, "
+                "so a gradient through it would be lost without a sign; load its parts without quantization"
+            )
         queue.extend(parent for parent, _ in node.next_functions)
     lost = [name for name, nodes in wanted.items() if left.issuperset(nodes)]
     if lost:
@@ -152,8 +314,10 @@ def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str,
         )
 
 
-def explained(error: Exception, pipe: Any, parts: dict[str, nn.Module]) -> InputError | None:
-    """The error of this library for one that means an unfit scheduler, a cut graph or mixed dtypes."""
+def explained(
+    error: Exception, pipe: Any, parts: Mapping[str, Any], given: Mapping[str, Tensor]
+) -> InputError | None:
+    """The error of this library for one that means an unfit scheduler or argument, a cut graph or mixed dtypes."""
     text = str(error)
     scheduler = _unfit(error, pipe)
     if scheduler is not None:
@@ -161,17 +325,19 @@ def explained(error: Exception, pipe: Any, parts: dict[str, nn.Module]) -> Input
             f"{type(pipe).__name__} and {type(scheduler).__name__} do not fit together, with or without gradients: "
             f"{type(error).__name__}: {text}"
         )
-    if "requires grad" in text and ("numpy" in text or "detach" in text):
-        return InputError(
-            "the pipeline turns a tensor that has a gradient into numpy in the middle of its work, so it "
-            f"cannot be differentiated: {text}"
-        )
-    if "dtype" in text or "expected scalar type" in text or "input type" in text.lower():
-        kinds = ", ".join(f"{name} {getattr(part, 'dtype', '?')}" for name, part in parts.items())
-        return InputError(
-            f"dtypes do not fit ({kinds}); give each network one dtype, or run under torch.autocast: {text}"
-        )
-    return None
+    if (reason := refused(error, pipe)) is not None:
+        return reason
+    dtypes = ", ".join(f"{name} {getattr(part, 'dtype', '?')}" for name, part in parts.items())
+    return explained_call(error, given, f"{type(pipe).__name__} ({dtypes})")
+
+
+def refused(error: Exception, pipe: Any) -> InputError | None:
+    """The error of this library for one that a pipeline raised itself, about what it was given."""
+    frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    own = ".pipelines." in frame.f_globals.get("__name__", "") and not isinstance(error, AdjointDPMError)
+    if not own or not isinstance(error, ValueError | TypeError):
+        return None
+    return InputError(f"{type(pipe).__name__} refuses its arguments: {' '.join(str(error).split())}")
 
 
 def _unfit(error: Exception, pipe: Any) -> Any:

@@ -20,7 +20,7 @@ from .adjoints.discrete import Discrete
 from .adjoints.ledger import Ledger
 from .adjoints.recompute import recomputed, without_graph
 from .blocks import in_blocks
-from .guards import refuse_hooks
+from .guards import refuse_blind, refuse_hooks
 from .replay import Replay, attentions_of, dtype_of
 from .watch import Watch
 
@@ -58,6 +58,7 @@ class PipelineRun:
         self.ledger = Ledger(stats, shared)
         self.nodes: dict[str, list[Any]] = {}
         self._announced = self._total = 0
+        self._whole: set[str] = set()  # the denoisers whose output depends on their state
         self._fresh = True  # whether the next denoiser call begins another step
         self._step: list[Replay] = []  # the present step's calls
         self.modules: dict[str, nn.Module] = {}  # those that ran, by name
@@ -75,7 +76,7 @@ class PipelineRun:
                 f"the pipeline calls its {name} with gradients switched off in its own code, so what depends "
                 "on that call would lose its gradient; this pipeline cannot be differentiated as it is"
             )
-        with self.watch.paused():
+        with self.watch.paused(name, module):
             if self._fresh:
                 self._begin(name, module, args, kwargs)
             self.modules[name] = module
@@ -97,6 +98,10 @@ class PipelineRun:
         if self._policy is recomputed and not module.training:  # with dropout it would draw again
             call.made(out)
             self._step.append(call)
+        state = next(iter([*args, *kwargs.values()]), None)
+        if name not in self._whole and isinstance(state, Tensor) and state.requires_grad and self.wanted:
+            refuse_blind(name, out, state)
+            self._whole.add(name)
         nodes = [t.grad_fn for t in tree_leaves(out) if isinstance(t, Tensor) and t.grad_fn is not None]
         if nodes:
             self.nodes[f"evaluation {len(self.nodes)} of {name}"] = nodes

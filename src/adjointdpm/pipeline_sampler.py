@@ -14,18 +14,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._types import Cond, InputError, Stats
+from ._types import AdjointDPMError, Cond, InputError, Stats
 from .adjoints import Adjoint, Checkpointed
 from .arguments import arguments_of
+from .guards import explained, followed
 from .pipelines import PipelineCall
 from .prompts import Left, Scout, as_given, read_prompts
-from .sampler import Images, Sampler, check_noise, for_batch, listed, normal
+from .sampler import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
 from .twins import denoisers, parts, twin
 from .watch import Draws, Watch
 
 __all__ = ["PipelineSampler"]
 
 _STEP_NOISE = "step_noise"
+_OURS = {  # what the sampler says to the pipeline itself, and by what
+    "num_inference_steps": "steps=",
+    "latents": "noise, the sampler's first argument",
+    "output_type": 'nothing, it is "pt"',
+    "return_dict": "nothing, it is False",
+    "generator": "seed=",
+    "num_images_per_prompt": "a noise for each image",
+}
 
 
 class PipelineSampler(Sampler):
@@ -63,14 +72,15 @@ class PipelineSampler(Sampler):
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, but is {steps}")
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(f"steps must be a whole number, at least 1, but is {steps}")
         self._takes = arguments_of(type(pipe))
         self.steps, self.seed = steps, seed
         self.guidance_scale = self._takes.default if guidance_scale is None else guidance_scale
         self.adjoint = Checkpointed() if adjoint is None else adjoint
         self.arguments = dict(arguments or {})
         self._refuse_unknown(self.arguments, type(pipe).__name__)
+        self._refuse_ours(self.arguments)
         self.pipe = pipe
         PipelineCall(pipe, self.adjoint)  # refuses what cannot be differentiated
         modules = {
@@ -113,8 +123,6 @@ class PipelineSampler(Sampler):
 
     def forward(self, noise: Tensor, cond: Cond) -> Images:
         cond = self._checked(noise, cond)
-        if self._example is None:
-            self._example = cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
         steps = cond[_STEP_NOISE].unbind(1) if _STEP_NOISE in cond else ()
         draws = Draws([noise, *steps])
         given = {"noise": noise, **cond} if torch.is_grad_enabled() else {}
@@ -127,6 +135,7 @@ class PipelineSampler(Sampler):
             call = PipelineCall(self.pipe, self.adjoint, self._watch(draws), quiet=True)
             out = call.run((), arguments, given, weights, wanted)
         self.stats = call.stats
+        self._refuse_undrawn(draws, len(steps))
         image = out[0]
         if not isinstance(image, Tensor) or image.ndim != 4:
             got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
@@ -135,6 +144,21 @@ class PipelineSampler(Sampler):
                 "use differentiable(pipe) for video and audio"
             )
         return image.to(noise.dtype)
+
+    def _refuse_undrawn(self, draws: Draws, steps: int) -> None:
+        """That the pipeline has taken the noise, and of the noise within steps all but the last step's at most.
+
+        The last step of most stochastic schedulers adds none.
+        """
+        kind, scheduler = type(self.pipe).__name__, type(getattr(self.pipe, "scheduler", None)).__name__
+        if draws.left > steps:
+            raise InputError(f"{kind} draws no noise, so the sampler's noise has no influence on its image")
+        if draws.left and (draws.left > 1 or steps == 1):
+            raise InputError(
+                f"cond['step_noise'] holds noise for {steps} draws, but {scheduler} drew {steps - draws.left} times "
+                f"within its {self.steps} steps, so the rest has no influence and no gradient; give it to an ancestral "
+                "or SDE scheduler, with one entry a draw"
+            )
 
     def replace(self, **changes: Any) -> "PipelineSampler":
         made = super().replace(**changes)
@@ -184,7 +208,15 @@ class PipelineSampler(Sampler):
         scout = twin(self.pipe, Scout())
         scout.set_progress_bar_config(disable=True)
         with Watch(draws=draws), torch.random.fork_rng(self._devices()), suppress(Left):
-            scout(**self._arguments(1, self._example.map(Tensor.detach)))
+            arguments = self._arguments(1, self._example.map(Tensor.detach))
+            try:
+                scout(**arguments)
+            except (RuntimeError, ValueError, TypeError) as error:
+                tensors = {name: each for name, each in arguments.items() if isinstance(each, Tensor)}
+                reason = explained(error, self.pipe, denoisers(self.pipe), tensors)
+                if reason is None or isinstance(error, AdjointDPMError):
+                    raise
+                raise reason from error
         shapes = draws.shapes
         if len(shapes) != 1:
             raise InputError(
@@ -194,10 +226,31 @@ class PipelineSampler(Sampler):
         return shapes[0][1:]
 
     def _checked(self, noise: Tensor, cond: Cond) -> Cond:
-        # Without an example the latents' shape is not known yet, and the draws will tell.
-        check_noise(noise, tuple(noise.shape[1:]) if self._example is None else self.latent_shape)
+        check_cond(cond)
         self._refuse_unknown(cond, type(self.pipe).__name__)
-        return for_batch(cond, len(noise))
+        self._refuse_ours(cond)
+        for name in {*self._takes.conditioning} - self._takes.masks:
+            if name in cond and not cond[name].is_floating_point():
+                raise InputError(f"cond[{name!r}] must be floating point, but is {cond[name].dtype}")
+        scale = cond.get(str(self._takes.guidance))
+        if scale is not None and scale.ndim:
+            raise InputError(
+                f"cond[{self._takes.guidance!r}] is one number for the whole batch, a 0-dimensional tensor, but has "
+                f"shape {tuple(scale.shape)}"
+            )
+        cond = for_batch(followed(cond), len(noise))
+        if self._example is None:
+            self._example = cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
+        check_noise(noise, self.latent_shape)
+        return cond
+
+    def _refuse_ours(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in _OURS or (name == self._takes.guidance and names is self.arguments):
+                instead = _OURS.get(name, "guidance_scale=")
+                raise InputError(
+                    f"{name} is what the sampler itself passes to the pipeline; give {instead} instead"
+                )
 
     def _refuse_unknown(self, names: Iterable[str], kind: str) -> None:
         known = {*self._takes.names, *self._takes.lengths, _STEP_NOISE}

@@ -21,12 +21,15 @@ from .adjoints.discrete import Discrete
 from .arguments import call_names
 from .guards import (
     explained,
+    followed,
+    refuse_batch,
     refuse_cut,
     refuse_output,
     refuse_pipeline,
     refuse_placeholders,
     refuse_untracked,
     tensors_of,
+    warn_of_weights,
 )
 from .pipeline_run import PipelineRun
 from .twins import denoisers, parts, twin
@@ -113,9 +116,15 @@ class PipelineCall:
     ) -> Any:
         """The pipeline's result; if its gradient is wanted, with the promise that its graph is whole."""
         self.stats = Stats()
+        named = _named(self._pipe, args, kwargs)
+        refuse_batch(self._pipe, named)
         if wanted:
-            refuse_pipeline(self._pipe, _named(self._pipe, args, kwargs))
+            refuse_pipeline(self._pipe, named)
             refuse_placeholders(self._parts)
+            kwargs = followed(kwargs)
+            if given:
+                modules = {name: part for name, part in parts(self._pipe) if isinstance(part, nn.Module)}
+                warn_of_weights(self._pipe, modules)
         asked = bool(given) or any(weight.requires_grad for weight in weights)
         shared = [*weights, *(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))]
         with self._watch() as watch:
@@ -130,7 +139,7 @@ class PipelineCall:
                 reason = (
                     None
                     if isinstance(error, AdjointDPMError)
-                    else explained(error, self._pipe, self._parts)
+                    else explained(error, self._pipe, self._parts, _tensors(named))
                 )
                 if reason is None:
                     raise
@@ -151,6 +160,10 @@ class PipelineCall:
 def _named(pipe: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """A call's arguments by name."""
     return {**dict(zip(call_names(type(pipe)), args, strict=False)), **kwargs}
+
+
+def _tensors(named: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: each for name, each in named.items() if isinstance(each, Tensor)}
 
 
 def _weights(pipe: Any) -> list[Tensor]:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from ._types import InputError
 from .arguments import Arguments, arguments_of, own_call
+from .denoisers import explained
+from .guards import refused
 from .watch import Numbers, numbered
 
 __all__ = ["ProbedPipeline"]
@@ -89,6 +91,18 @@ class _Fed(nn.Module):
         return self.network(self.x, *args, **kwargs)
 
 
+class _Undecoded:
+    """A VAE that answers instead of decoding: to learn whether a pipeline comes that far."""
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vae, name)
+
+    decode = staticmethod(_answer)
+
+
 class ProbedPipeline:
     """Questions to a pipeline.
 
@@ -116,6 +130,7 @@ class ProbedPipeline:
         if "negative_prompt" in self.takes.names:  # "" by default in some, which clashes with embeddings
             self.fixed["negative_prompt"] = None
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._checked: set[Any] = set()
 
     def _ask(self, replaced: dict[str, Any], **arguments: Any) -> Any:
         # A fresh copy each time: a pipeline's call leaves its settings behind on the object.
@@ -125,6 +140,10 @@ class ProbedPipeline:
             self._call(pipe, **{**self.fixed, **arguments})
         except _Answer as answer:
             return answer.value
+        except (ValueError, TypeError) as error:
+            if (reason := refused(error, pipe)) is None:
+                raise
+            raise reason from error
         raise InputError(
             f"{type(pipe).__name__} ended without asking its scheduler or decoder, so it cannot be used "
             "as a vector field"
@@ -135,9 +154,7 @@ class ProbedPipeline:
 
     def output(self, x: Tensor, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The network's output, guidance included, at x and the pipeline's time t."""
-        for name, value in arguments.items():
-            if name in self.takes.conditioning:
-                self._shapes[name] = tuple((value[0] if isinstance(value, list) else value[:1]).shape)
+        self._see(arguments)
         replaced = self._probe(t.reshape(1))
         if "latents" in self.takes.names:
             others = {
@@ -149,6 +166,32 @@ class ProbedPipeline:
             with Numbers() if told else nullcontext():
                 return self._ask(replaced, latents=x, **{**arguments, **told})
         return self._ask({**replaced, "unet": _Fed(self.pipe.unet, x)}, generator=torch.Generator())
+
+    def _see(self, arguments: Mapping[str, Any]) -> None:
+        """Remember the shapes of one sample's conditioning, for stand-ins."""
+        given = {name: each for name, each in arguments.items() if name in self.takes.conditioning}
+        self._shapes = {
+            name: tuple((each[0] if isinstance(each, list) else each[:1]).shape)
+            for name, each in given.items()
+        }
+
+    def check_decoding(self, latents: Tensor, vae: Any, arguments: Mapping[str, Any]) -> None:
+        """That the pipeline would decode these latents, which is known only once it has sampled them.
+
+        Raises:
+            InputError: it refuses them, or stand-ins for this conditioning.
+        """
+        self._see(arguments)
+        key = (latents.shape, tuple(self._shapes.items()))
+        if vae is not None and key not in self._checked:
+            try:
+                self.decode(latents, _Undecoded(vae))
+            except RuntimeError as error:
+                given = {k: v for k, v in arguments.items() if isinstance(v, Tensor)}
+                if (reason := explained(error, given, type(self.pipe).__name__)) is None:
+                    raise
+                raise reason from error
+            self._checked.add(key)
 
     def decode(self, latents: Tensor, vae: Any) -> Tensor:
         """The picture of latents in [0, 1], not clamped."""
@@ -195,8 +238,8 @@ class ProbedPipeline:
         """Embeddings of zeros, for questions whose answer does not depend on them, without guidance."""
         out: dict[str, Any] = {self.takes.guidance: 0.0} if self.takes.guidance else {}
         for name in self.takes.conditioning:
-            if name.startswith("negative_"):
-                continue
+            if name.startswith("negative_") or (self._shapes and name not in self._shapes):
+                continue  # such as a mask that is left out where all of it is on
             if name in self.takes.lists:
                 out[name] = [like.new_zeros(self._shapes.get(name, (1, 1)))] * batch
                 continue

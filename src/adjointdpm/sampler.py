@@ -4,10 +4,11 @@
 with every solver, grid and adjoint.
 """
 
+import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -15,17 +16,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._types import Cond, InputError, Stats
+from ._types import Cond, InputError, NonFiniteError, Stats
 from .adjoints import Adjoint, Checkpointed, TooLargeError
+from .arguments import LENGTHS
+from .denoisers import Denoiser, Prediction, weight_of
 from .fields import Field, PipelineField
 from .flow import ProbabilityFlow
 from .grids import Grid, TimeGrid, uniform
+from .guards import followed
+from .influence import Influence, reached
 from .ivp import IVP
+from .schedules import Schedule
 from .solvers import DPMSolverPP, Solver
 
-__all__ = ["FlowSampler", "Sampler", "check_noise", "for_batch", "listed", "normal"]
+__all__ = ["FlowSampler", "Sampler", "check_cond", "check_noise", "for_batch", "listed", "normal"]
 
-Images = Float[Tensor, "batch 3 height width"]
+Images = Float[Tensor, "batch channels height width"]
 
 Self = TypeVar("Self", bound="Sampler")
 
@@ -101,6 +107,7 @@ class FlowSampler(Sampler):
         adjoint: Adjoint | None = None,
     ) -> None:
         super().__init__()
+        _check_field(field)
         self.field = field
         self.image_shape = field.image_shape
         self.solver = DPMSolverPP(order=2) if solver is None else solver
@@ -143,7 +150,7 @@ class FlowSampler(Sampler):
         return self.field.encode(listed(prompts), negative, float(self.guidance_scale))
 
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
-        return normal((batch, *self.field.latent_shape), seed, next(self.field.denoiser.parameters()))
+        return normal((batch, *self.field.latent_shape), seed, weight_of(self.field.denoiser))
 
     def forward(self, noise: Tensor, cond: Cond) -> Images:
         return self.decode(self._latents(noise, cond, decoded=True))
@@ -157,11 +164,17 @@ class FlowSampler(Sampler):
         noise, cond = self._checked(noise, cond)
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
         flow = ProbabilityFlow(self.field.schedule, self.field.denoiser)
-        ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
+        wanted = {name for name, tensor in cond.items() if tensor.requires_grad}
+        influence = Influence(wanted, self.field.denoiser) if torch.is_grad_enabled() else None
+        self.field.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))
+        ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond, influence)
         room = self.adjoint.room(ivp) if decoded else None
         reserved, tile = (0, None) if room is None else self._decoding(noise, room)
         self.stats = Stats(reserved=reserved, tile=tile)
-        latents = flow.sample(self.adjoint.solve(ivp, self.stats), grid[len(grid)])
+        final = self.adjoint.solve(ivp, self.stats)
+        if influence is not None:
+            influence.check()
+        latents = flow.sample(final, grid[len(grid)])
         self.adjoint.guard(latents, {"denoiser": self.field.denoiser}, given)
         return latents
 
@@ -190,9 +203,15 @@ class FlowSampler(Sampler):
         """Pictures of latents, the decoder's memory spared as the adjoint says."""
         weights, tile = self.field.decoder_weights(), self.stats.tile
         decode = self.field.decode if tile is None else self.field.tiled()[tile]
-        images = self.adjoint.decode(decode, latents, weights, self.stats)
-        self.adjoint.guard(images, self.field.decoders(), {})
-        return images
+        image = self.adjoint.decode(decode, latents, weights, self.stats)
+        wanted = {"latents": latents} if torch.is_grad_enabled() and latents.requires_grad else {}
+        if wanted and not reached([image], wanted, until=[latents]):
+            raise InputError(
+                f"the image does not depend on the latents: {type(self.field).__name__}.decode cuts the graph (a "
+                "detach, a no_grad or numpy inside it); make it of differentiable operations"
+            )
+        self.adjoint.guard(image, self.field.decoders(), {})
+        return image
 
     @property
     def length(self) -> int:
@@ -205,15 +224,60 @@ class FlowSampler(Sampler):
 
     def _times(self) -> TimeGrid:
         if isinstance(self.grid, Tensor):
-            return TimeGrid.checked(self.field.schedule, self.grid)
+            times = self.grid.view_as(self.grid)
+            if times.requires_grad and self.grid.is_leaf:
+                times.register_hook(_refuse_infinite)
+            return TimeGrid.checked(self.field.schedule, times)
         return TimeGrid.checked(self.field.schedule, self.grid(self.field.schedule, self.steps))
 
     def _checked(self, noise: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
-        check_noise(noise, self.field.latent_shape)
+        check_noise(noise, tuple(self.field.latent_shape))
+        check_cond(cond)
         for name, tensor in cond.items():
             if not tensor.is_floating_point() and name not in self.field.denoiser.masks:
-                raise InputError(f"cond[{name!r}] must be floating point, but is {tensor.dtype}")
-        return noise, for_batch(cond, len(noise))
+                raise InputError(
+                    f"cond[{name!r}] must be floating point, but is {tensor.dtype}; integers such as class labels go "
+                    "in under names that the denoiser declares in its attribute `masks`, and have no gradient"
+                )
+        return noise, for_batch(followed(cond), len(noise))
+
+
+def _check_field(field: Any) -> None:
+    """That a model of one's own has what a sampler needs of it, before anything is sampled."""
+    if not isinstance(field, Field):
+        raise InputError(
+            "FlowSampler needs a Field (adjointdpm.fields.Field), or a pipeline by FlowSampler.from_pipeline(pipe), "
+            f"but was given a {type(field).__name__}"
+        )
+    kinds = {"schedule": Schedule, "denoiser": Denoiser, "latent_shape": tuple, "image_shape": tuple}
+    for name, kind in kinds.items():
+        found = getattr(field, name, None)
+        if not isinstance(found, kind):
+            raise InputError(
+                f"{type(field).__name__}.{name} must be a {kind.__name__}, but is {type(found).__name__}; a network of "
+                "your own is wrapped in a Denoiser (adjointdpm.denoisers.Denoiser): forward(x, t, cond, run), with its "
+                "output's meaning in `prediction`"
+            )
+    if "run" not in inspect.signature(type(field.denoiser).forward).parameters:
+        raise InputError(
+            f"{type(field.denoiser).__name__}.forward must take (x, t, cond, run) and evaluate its network by "
+            "run(network, x, ...), so that the adjoint decides what happens to the graph"
+        )
+    if not isinstance(getattr(field.denoiser, "prediction", None), Prediction):
+        raise InputError(
+            f"{type(field.denoiser).__name__}.prediction must say what its output stands for: one of "
+            f"{', '.join(f'Prediction.{each.name}' for each in Prediction)}"
+        )
+
+
+def _refuse_infinite(cotangent: Tensor) -> None:
+    """The gradient of a time grid is not finite, as at sigma = 0 of a variance-preserving schedule."""
+    if not bool(torch.isfinite(cotangent).all()):
+        i = int((~torch.isfinite(cotangent)).nonzero()[0])
+        raise NonFiniteError(
+            f"the gradient of the grid's time number {i} is {cotangent[i].item()}: its noise level has no finite slope "
+            "there, as at sigma = 0. Move that time, or keep it fixed: grid=torch.cat([times, fixed])"
+        )
 
 
 def listed(prompts: Sequence[str] | str) -> list[str]:
@@ -230,9 +294,23 @@ def normal(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(like.device)
 
 
+def check_cond(cond: Any) -> None:
+    """That a conditioning is tensors by name."""
+    if not isinstance(cond, Mapping):
+        raise InputError(
+            f"the conditioning must be a Cond, as from sampler.encode(prompt), or Cond() for none, but is a "
+            f"{type(cond).__name__}"
+        )
+    for name, each in cond.items():
+        if not isinstance(each, Tensor):
+            raise InputError(f"cond[{name!r}] must be a tensor, but is a {type(each).__name__}")
+
+
 def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
-    """That noise has the latents' shape and a dtype that states can have."""
-    if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
+    """That noise has the latents' shape and a dtype that states can have, and holds numbers."""
+    if not isinstance(noise, Tensor):
+        raise InputError(f"noise must be a tensor, but is a {type(noise).__name__}")
+    if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1 or len(noise) == 0:
         raise InputError(
             f"noise must be (batch, {', '.join(map(str, shape))}), but is {tuple(noise.shape)}; "
             "make it with sampler.noise(batch, seed)"
@@ -242,16 +320,30 @@ def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
             f"noise carries the solver's state and must be float32 or float64, but is {noise.dtype}; "
             "the network may have any dtype"
         )
+    if not bool(torch.isfinite(noise).all()):
+        raise InputError("the noise holds NaN or infinity; make it with sampler.noise(batch, seed)")
 
 
 def for_batch(cond: Cond, batch: int) -> Cond:
-    """A conditioning for as many samples as there are: one prompt serves them all."""
+    """A conditioning for as many samples as there are: one prompt serves them all.
+
+    Raises:
+        InputError: it is for another batch, holds NaN or infinity, or a mask that leaves nothing of a sample.
+    """
     tensors = {}
     for name, tensor in cond.items():
         if tensor.ndim and len(tensor) not in (1, batch):
             raise InputError(
                 f"cond[{name!r}] is for a batch of {len(tensor)} and the noise for {batch}; "
                 "give one prompt for all, or one for each"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"cond[{name!r}] holds NaN or infinity")
+        empty = tensor <= 0 if name.endswith(LENGTHS) else ~tensor.bool().any(-1)
+        if ("mask" in name or name.endswith(LENGTHS)) and tensor.ndim and bool(empty.any()):
+            raise InputError(
+                f"cond[{name!r}] leaves no token of at least one sample, so its embeddings have no influence and no "
+                "gradient"
             )
         wide = tensor.ndim and len(tensor) == 1 < batch
         tensors[name] = tensor.expand(batch, *tensor.shape[1:]) if wide else tensor

@@ -5,15 +5,16 @@ thread, for one call of a pipeline, and `Watch` not inside its denoisers. Nothin
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ._types import InputError
+from .influence import Operators, compiled
 
 __all__ = ["Draws", "Number", "Numbers", "Watch", "numbered"]
 
@@ -40,8 +41,17 @@ class Draws:
         return len(self._given)
 
     def answer(self, shape: tuple[int, ...]) -> Tensor | None:
-        """The next tensor if it has this shape."""
+        """The next tensor if it has this shape.
+
+        Raises:
+            InputError: it is the first draw, of another shape than the first tensor.
+        """
         self.shapes.append(shape)
+        if len(self.shapes) == 1 and self._given and tuple(self._given[0].shape) != shape:
+            raise InputError(
+                f"the pipeline draws noise of shape {shape} with these arguments, but was given "
+                f"{tuple(self._given[0].shape)}; give as many labels or prompts as images, and noise for each"
+            )
         if self._given and tuple(self._given[0].shape) == shape:
             return self._given.pop(0)
         return None
@@ -105,6 +115,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.clamps, self.draws = clamps, draws
         self.finished = False
+        self._looked: set[str] = set()
         self._cut: dict[tuple[float, float], list[int]] = {bounds: [0, 0] for bounds in _PICTURES}
 
     @property
@@ -113,13 +124,23 @@ class Watch(TorchFunctionMode):
         return max(cut / max(of, 1) for cut, of in self._cut.values())
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Out of the way: a denoiser runs at its own speed, and its clamps are its own."""
+    def paused(self, name: str, network: nn.Module) -> Iterator[None]:
+        """Out of the way: a denoiser runs at its own speed, and its clamps are its own.
+
+        The first call of each with a graph is looked at, for operators that have no derivative.
+
+        Args:
+            name, network: the denoiser.
+        """
+        operators = Operators()
         self.__exit__(None, None, None)
         try:
-            yield
+            with nullcontext() if name in self._looked or compiled(network) else operators:
+                yield
         finally:
             self.__enter__()
+        if operators.looked:
+            self._looked.add(name)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

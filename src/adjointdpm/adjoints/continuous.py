@@ -107,6 +107,8 @@ class Continuous(Adjoint):
                 f"Continuous(steps={self.steps}) has more backward steps than the {len(ivp.grid)} forward; "
                 "give at most as many, or transposed=False"
             )
+        if not self.is_transposed:
+            ivp.refuse_meaningless(ivp.grid[len(ivp.grid)])  # where the backward pass begins
         if ivp.solver.drift != 1:
             self._refuse_on_a_path(ivp)
         leaves = Leaves(ivp, "Continuous")

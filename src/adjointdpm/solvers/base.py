@@ -3,6 +3,9 @@
 A solver knows neither networks nor gradients. It advances a tuple of tensors, so the same code solves
 the sampling ODE and, backwards, the paper's augmented ODE. Its history is a value that the step loop
 hands on, not state of the solver, so one solver object can be shared by everything.
+
+No solver evaluates f at sigma = 0, where a network was not trained and eps may be 0 / 0: a step that ends there
+is an Euler step, which ends at the data prediction, as in EDM (Karras et al., 2022, arXiv 2206.00364, algorithm 1).
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +14,7 @@ from typing import Any
 from .._types import Derivative, Scalar, State
 from ..grids import TimeGrid
 
-__all__ = ["History", "Solver", "combine"]
+__all__ = ["History", "Solver", "combine", "ends_clean"]
 
 History = tuple[Any, ...]
 
@@ -32,8 +35,18 @@ class Solver(ABC):
         """From node i to node i + 1; the history is () at the first step."""
 
     @abstractmethod
-    def calls(self, steps: int) -> int:
-        """How often `step` evaluates f in that many steps."""
+    def calls(self, steps: int, clean: bool = False) -> int:
+        """How often `step` evaluates f in that many steps.
+
+        Args:
+            steps: their number.
+            clean: whether the last one ends at sigma = 0, where f is not evaluated.
+        """
+
+
+def ends_clean(grid: TimeGrid, i: int) -> bool:
+    """Whether step i ends at sigma = 0."""
+    return bool(grid[i + 1].sigma == 0)
 
 
 def combine(state: State, terms: list[tuple[Scalar, State]]) -> State:

@@ -67,8 +67,9 @@ class AdamsBashforth(Solver):
         powers = torch.arange(len(taus), dtype=torch.float64)
         return h * torch.linalg.solve(place[None, :] ** powers[:, None], 1 / (powers + 1))
 
-    def calls(self, steps: int) -> int:
-        return steps + 3 * min(steps, self.order - 1 if self.order > 2 else 0)
+    def calls(self, steps: int, clean: bool = False) -> int:
+        starts = self.order - 1 if self.order > 2 else 0
+        return steps + 3 * min(steps - clean, starts)
 
 
 @dataclass(frozen=True)
@@ -108,5 +109,5 @@ class DPMSolverPP(Solver):
         state = tuple(shrink * z + (1 - shrink) * d for z, d in zip(state, extrapolated, strict=True))
         return state, (now, data)
 
-    def calls(self, steps: int) -> int:
+    def calls(self, steps: int, clean: bool = False) -> int:
         return steps

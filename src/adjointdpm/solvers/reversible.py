@@ -6,7 +6,8 @@ a coupling 0 < c <= 1 (McCallum and Foster, 2024, arXiv 2410.11648):
     y' = c y + (1 - c) w + Psi_h(tau, w)            w = w' + Psi_{-h}(tau', y')
     w' = w - Psi_{-h}(tau', y')                     y = (y' - (1 - c) w - Psi_h(tau, w)) / c
 
-The right column undoes the left to rounding, which c < 1 amplifies by 1 / c a step.
+The right column undoes the left to rounding, which c < 1 amplifies by 1 / c a step. A step that ends at sigma = 0
+leaves w as it is (Psi_{-h} = 0), since nothing is evaluated there; it is undone in the same way.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .._types import Derivative, InputError, State
 from ..grids import TimeGrid
-from .base import History, Solver
+from .base import History, Solver, ends_clean
 from .runge_kutta import Euler, RungeKutta
 
 __all__ = ["Coupled"]
@@ -28,9 +29,8 @@ Slope = Callable[..., State]
 class Coupled(Solver):
     """The reversible coupling of a Runge-Kutta method; its states can be rebuilt instead of stored.
 
-    It has the inner method's order, at twice its calls, and is what `Reversible()` differentiates. It calls
-    the denoiser at both ends of each step: do not use it on a grid that ends at sigma = 0. For a gradient in
-    little memory alone, `Checkpointed()` with a plain solver costs less.
+    It has the inner method's order, at twice its calls, and is what `Reversible()` differentiates. A last step to
+    sigma = 0 is an Euler step. For a gradient in little memory alone, `Checkpointed()` with a plain solver costs less.
 
     Args:
         inner: `Euler()`, `Midpoint()`, `Heun()` or `RK4()`.
@@ -69,7 +69,9 @@ class Coupled(Solver):
     def increment(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, backwards: bool = False
     ) -> State:
-        """Psi over step i, from its first node, or backwards from its second."""
+        """Psi over step i, from its first node, or backwards from its second: zero if that is at sigma = 0."""
+        if backwards and ends_clean(grid, i):
+            return tuple(0 * z for z in state)
         pair = TimeGrid(grid.schedule, grid.times[i : i + 2])
         after, _ = self.inner.step(f, state, pair.reversed() if backwards else pair, 0, ())
         return tuple(z - start for z, start in zip(after, state, strict=True))
@@ -78,5 +80,5 @@ class Coupled(Solver):
         """y of the departure node from y' of the arrival node, w and Psi_h(w)."""
         return (y - (1 - self.coupling) * w - ahead) / self.coupling
 
-    def calls(self, steps: int) -> int:
-        return 2 * self.inner.calls(steps)
+    def calls(self, steps: int, clean: bool = False) -> int:
+        return 2 * self.inner.calls(steps - clean) + clean

@@ -3,7 +3,7 @@
     k_j = f(tau_i + c_j h, z_i + h sum_l a_jl k_l),     z_{i+1} = z_i + h sum_j b_j k_j
 
 Stages between nodes are evaluated at their true times, the inverse of tau, never at the nearest
-training step.
+training step. A step that ends at sigma = 0 is an Euler step: its other stages would lie where no network was trained.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from .._types import Derivative, State
 from ..grids import TimeGrid
-from .base import History, Solver, combine
+from .base import History, Solver, combine, ends_clean
 
 __all__ = ["RK4", "Euler", "Heun", "Midpoint", "RungeKutta"]
 
@@ -27,14 +27,16 @@ class RungeKutta(Solver):
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
         h = grid[i + 1].tau - grid[i].tau
+        if ends_clean(grid, i):
+            return combine(state, [(h, f(grid[i], state))]), ()
         k: list[State] = []
         for row, c in zip(self.a, self.c, strict=True):
             terms = [(h * w, slope) for w, slope in zip(row, k, strict=True) if w]
             k.append(f(grid.between(i, c), combine(state, terms)))
         return combine(state, [(h * w, slope) for w, slope in zip(self.b, k, strict=True) if w]), ()
 
-    def calls(self, steps: int) -> int:
-        return steps * len(self.b)
+    def calls(self, steps: int, clean: bool = False) -> int:
+        return (steps - clean) * len(self.b) + clean
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Midpoint(RungeKutta):
 class Heun(RungeKutta):
     """z' = z + h/2 (f(z) + f(z + h f(z))), order 2, two calls a step.
 
-    The sampler of EDM (Karras et al., 2022, arXiv 2206.00364). It calls the denoiser at the grid's
-    last time: do not use it, nor RK4, on a grid that ends at sigma = 0.
+    The sampler of EDM (Karras et al., 2022, arXiv 2206.00364), which ends with an Euler step where the grid ends
+    at sigma = 0.
     """
 
     order = 2
@@ -80,7 +82,8 @@ class RK4(RungeKutta):
     """The classical method of order 4, four calls a step.
 
     Use it for references and for smooth problems at tight tolerances; at the few steps of image
-    sampling DPMSolverPP(2) is better for the same number of calls.
+    sampling DPMSolverPP(2) is better for the same number of calls. On a grid that ends at sigma = 0 the last step
+    is Euler's, and the order 2.
     """
 
     order = 4

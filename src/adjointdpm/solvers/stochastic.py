@@ -15,7 +15,7 @@ from torch import Tensor
 from .._types import Derivative, InputError, Scalar, State, Time
 from ..brownian import Brownian
 from ..grids import TimeGrid
-from .base import History, Solver
+from .base import History, Solver, combine, ends_clean
 
 __all__ = ["Ancestral", "EulerMaruyama", "SDEDPMSolverPP"]
 
@@ -25,7 +25,8 @@ class EulerMaruyama(Solver):
     """y' = y + (1 + eta^2) (rho' - rho) eps + eta sqrt(rho^2 - rho'^2) xi: the plainest SDE solver.
 
     Use it for references at many steps; at few, `Ancestral` and `SDEDPMSolverPP(2)` are better. It needs the
-    paper's coordinates (no rectified flow, no zero terminal signal-to-noise ratio).
+    paper's coordinates (no rectified flow, no zero terminal signal-to-noise ratio). A last step to sigma = 0 is an
+    Euler step of the ODE, since noise that is added there would stay in the image.
 
     Args:
         eta: 0 (= Euler) to 1.
@@ -49,14 +50,17 @@ class EulerMaruyama(Solver):
         now, then = grid[i], grid[i + 1]
         if grid.schedule.bounded:
             raise InputError("EulerMaruyama needs sigma / alpha to be finite; use Ancestral()")
-        h, spread = then.tau - now.tau, self.eta * (now.tau**2 - then.tau**2).sqrt()
+        h = then.tau - now.tau
+        if ends_clean(grid, i):
+            return combine(state, [(h, f(now, state))]), ()
+        spread = self.eta * (now.tau**2 - then.tau**2).sqrt()
         slopes = f(now, state)
         return tuple(
             z + self.drift * h * slope + spread * self.noise.normal(now.tau, then.tau, z)
             for z, slope in zip(state, slopes, strict=True)
         ), ()
 
-    def calls(self, steps: int) -> int:
+    def calls(self, steps: int, clean: bool = False) -> int:
         return steps
 
 
@@ -86,6 +90,10 @@ class Ancestral(Solver):
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
         now, then = grid[i], grid[i + 1]
+        if ends_clean(grid, i):  # no noise is left to add; the square roots below have no derivative at 0
+            slopes = f(now, state)
+            x0 = (z - now.tau * slope for z, slope in zip(state, slopes, strict=True))
+            return tuple(then.alpha * each / then.scale for each in x0), ()
         r = _ratio(now, then)
         # sqrt(sigma'^2 - s^2) without its cancellation.
         keep = then.sigma * (1 - self.eta**2 * (1 - r**2)).sqrt()
@@ -99,7 +107,7 @@ class Ancestral(Solver):
             out.append(x / then.scale)
         return tuple(out), ()
 
-    def calls(self, steps: int) -> int:
+    def calls(self, steps: int, clean: bool = False) -> int:
         return steps
 
 
@@ -147,7 +155,7 @@ class SDEDPMSolverPP(Solver):
         )
         return state, (now, data)
 
-    def calls(self, steps: int) -> int:
+    def calls(self, steps: int, clean: bool = False) -> int:
         return steps
 
 

@@ -1,0 +1,209 @@
+"""A network of one's own as a sampler: one channel, no decoder, no text encoder, no parameters, integer labels."""
+
+import pytest
+import torch
+from torch import nn
+
+import adjointdpm as adp
+from adjointdpm.denoisers import Denoiser, Prediction
+from adjointdpm.fields import Field
+from tests.conftest import scaled_linear
+
+ADJOINTS = [adp.Checkpointed(), adp.Checkpointed(budget="1GiB"), adp.Continuous(), adp.Reversible()]
+
+
+class Network(nn.Module):
+    """A one-channel image, its time and a class label."""
+
+    def __init__(self, classes=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+        self.labels = nn.Embedding(classes, 8) if classes else None
+
+    def forward(self, x, t, label=None):
+        h = self.first(torch.cat([x, (t / 999 * torch.ones_like(x)).to(x.dtype)], 1))
+        return self.last((h if label is None else h + self.labels(label)[:, :, None, None]).tanh())
+
+
+class Own(Denoiser):
+    prediction = Prediction.V
+
+    def __init__(self, network, masks=()):
+        super().__init__()
+        self.network, self.masks = network, frozenset(masks)
+
+    def forward(self, x, t, cond, run=adp._types.direct):
+        return run(self.network, x, t, *cond.values())
+
+
+class ClosedForm(Denoiser):
+    """Of standard normal data: v = 0 x, and eps = sigma x."""
+
+    prediction = Prediction.X0
+
+    def forward(self, x, t, cond, run=adp._types.direct):
+        return run(lambda x: 0.5 * x, x)
+
+
+class Grey(Field):
+    """One channel, and latents that are the image."""
+
+    def __init__(self, denoiser, schedule=None):
+        super().__init__()
+        self.schedule = schedule or adp.VPDiscrete(scaled_linear())
+        self.denoiser = denoiser
+        self.latent_shape = self.image_shape = (1, 8, 8)
+
+    def encode(self, prompts, negative, guidance_scale):
+        return adp.Cond()
+
+    def decode(self, latents, run=adp._types.direct):
+        return latents / 2 + 0.5
+
+    def decoder_weights(self):
+        return []
+
+
+def sampler_of(denoiser, adjoint=None, schedule=None):
+    solver = adp.Coupled(adp.Euler()) if isinstance(adjoint, adp.Reversible) else adp.Heun()
+    return adp.FlowSampler(Grey(denoiser, schedule), solver=solver, steps=4, adjoint=adjoint)
+
+
+def gradient(denoiser, adjoint, cond=None):
+    sampler = sampler_of(denoiser, adjoint)
+    noise = sampler.noise(2).requires_grad_()
+    image = sampler(noise, cond or sampler.encode(["", ""]))
+    assert image.shape == (2, 1, 8, 8)
+    return torch.autograd.grad(image.square().sum(), [noise, *denoiser.parameters()])
+
+
+def same_as_backprop(make, adjoint, cond=None):
+    """Of the same solver: `Reversible` has one of its own."""
+    found = gradient(make(), adjoint, cond)
+    sampler = sampler_of(make(), adjoint).replace(adjoint=adp.Backprop())
+    noise = sampler.noise(2).requires_grad_()
+    image = sampler(noise, cond or adp.Cond())
+    exact = torch.autograd.grad(image.square().sum(), [noise, *sampler.field.denoiser.parameters()])
+    for g, e in zip(found, exact, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-4 * float(e.abs().max()))
+    assert float(found[0].abs().min()) > 0
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_one_channel_and_class_labels(adjoint):
+    same_as_backprop(lambda: Own(Network()), adjoint)
+    labels = adp.Cond({"label": torch.tensor([3, 1])})
+    same_as_backprop(lambda: Own(Network(5), masks=["label"]), adjoint, labels)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_a_denoiser_without_parameters(adjoint):
+    same_as_backprop(ClosedForm, adjoint)
+    assert sampler_of(ClosedForm()).noise(2).dtype == torch.float32
+
+
+def test_the_tasks_functions_take_it():
+    metric = lambda image: image.mean((1, 2, 3))  # noqa: E731
+    sampler = sampler_of(Own(Network()))
+    found = adp.gradients(sampler, metric, sampler.noise(1), sampler.encode(""), ["noise", "weights"])
+    assert float(found.variables["noise"].norm()) > 0
+    assert adp.compare(sampler, metric, repeats=1).rows
+
+
+def labelled(label):
+    return sampler_of(Own(Network(5), masks=["label"])), adp.Cond({"label": label})
+
+
+class Halves(Own):
+    def forward(self, x, t, cond, run=adp._types.direct):
+        return run(self.network, x, t)[..., :4]
+
+
+class Pairs(Own):
+    def forward(self, x, t, cond, run=adp._types.direct):
+        return run(self.network, x, t), None
+
+
+class Undecodable(Grey):
+    def decode(self, latents, run=adp._types.direct):
+        return torch.from_numpy(latents.detach().numpy()) / 2 + 0.5
+
+
+class Absent(Own):
+    def forward(self, x, t, cond, run=adp._types.direct):
+        return run(self.network, x, t, cond["label"])
+
+
+class Runless(Own):
+    def forward(self, x, t, cond):
+        return self.network(x, t)
+
+
+class Numpy(Own):
+    def forward(self, x, t, cond, run=adp._types.direct):
+        return run(lambda x: torch.from_numpy(self.network(x, t).numpy()), x)
+
+
+def meaningless():
+    denoiser = Own(Network())
+    denoiser.prediction = "epsilon"
+    return denoiser
+
+
+def unwrapped():
+    field = Grey(Own(Network()))
+    field.denoiser = Network()
+    return field
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: (sampler_of(Own(Network(5))), labelled(torch.tensor([1]))[1]),
+            "declares in its attribute `masks`",
+        ),
+        (lambda: labelled(torch.tensor([7])), r"shapes do not fit .*out of range"),
+        (lambda: labelled(torch.tensor([1, 2])), "for a batch of 2 and the noise for 1"),
+        (
+            lambda: (sampler_of(Halves(Network())), adp.Cond()),
+            r"its input's shape \(1, 1, 8, 8\), but returned \(1, 1, 8",
+        ),
+        (lambda: (sampler_of(Pairs(Network())), adp.Cond()), "returned tuple"),
+        (lambda: (sampler_of(Absent(Network(5))), adp.Cond()), "no 'label'; it holds no tensors"),
+        (lambda: (sampler_of(Runless(Network())), adp.Cond()), r"must take \(x, t, cond, run\)"),
+        (lambda: (sampler_of(Numpy(Network())), adp.Cond()), "into numpy in the middle"),
+        (lambda: (sampler_of(meaningless()), adp.Cond()), r"one of Prediction\.EPS"),
+        (
+            lambda: (adp.FlowSampler(unwrapped()), adp.Cond()),
+            r"Grey\.denoiser must be a Denoiser, but is Network",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(make, message):
+    noise = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    with pytest.raises(adp.InputError, match=message) as error:
+        _refused(make, noise)
+    assert "\n" not in str(error.value)
+
+
+def _refused(make, noise):
+    sampler, cond = make()
+    sampler(noise, cond)
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (
+            torch.zeros(1, 1, 8, 8, dtype=torch.float64),
+            r"dtypes do not fit \(the Own \(torch\.float32\), given x",
+        ),
+        (torch.zeros(0, 1, 8, 8), r"noise must be \(batch, 1, 8, 8\), but is \(0,"),
+        (torch.full((1, 1, 8, 8), torch.nan), "noise holds NaN"),
+    ],
+)
+def test_noise_that_does_not_fit(noise, message):
+    with pytest.raises(adp.InputError, match=message):
+        sampler_of(Own(Network()))(noise, adp.Cond())
