@@ -10,7 +10,12 @@ __all__ = ["in_range"]
 
 
 def in_range(
-    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+    name: str,
+    value: Any,
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
+    *,
+    open_low: bool = False,
 ) -> None:
     """Check that a number is finite and low <= value <= high.
 
