@@ -61,10 +61,8 @@ class Killed(BaseException):
 def test_an_end_at_any_line_and_a_resumption_leave_the_same_bits(tmp_path, kind):
     """As a kill would, without a chance to save: at random lines of the loop, its state and its files."""
     truth = digest(run(None, kind))
-    files = {
-        str(ROOT / "src/adjointdpm/tasks" / f"{n}.py")
-        for n in ("loop", "state", "checkpoint", "seeds", "batch")
-    }
+    tasks = ("loop", "state", "checkpoint", "seeds", "batch")
+    files = {str(ROOT / "src/adjointdpm" / f"{n}.py") for n in ("writing", *(f"tasks/{t}" for t in tasks))}
     draw, kills = random.Random(1), 0
     while kills < 20:
         left = draw.randint(1, 900)
@@ -84,7 +82,8 @@ def test_an_end_at_any_line_and_a_resumption_leave_the_same_bits(tmp_path, kind)
         except Killed:
             kills += 1
         else:
-            (tmp_path / "checkpoint.safetensors").unlink()  # it came to its end: begin again
+            for each in tmp_path.iterdir():  # it came to its end: begin again
+                each.unlink()
         finally:
             sys.settrace(None)
     assert digest(run(tmp_path, kind)) == truth
@@ -234,18 +233,19 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_is_intact(tmp_path):
-    run(tmp_path, steps=3, config={})
+    run(tmp_path, steps=3, config={}, decay="constant")
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as many bytes as the disk takes
     try:
         with pytest.raises(adp.InputError, match=r"cannot write.*File too large.*is intact") as caught:
-            run(tmp_path, steps=6, config={}, resume=False)
+            run(tmp_path, steps=6, config={}, decay="constant")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    names = {each.name for each in tmp_path.iterdir()}
+    assert names == {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
 
 
 def test_a_variable_that_no_loss_depends_on():
