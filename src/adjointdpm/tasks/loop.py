@@ -136,7 +136,7 @@ class _Run:
     def _about(self) -> dict[str, Any]:
         """What decides a run besides its config, so that a checkpoint must agree on it."""
         loop = self.loop
-        names = ("seed", "batch_size", "max_grad_norm", "decay", "warmup", "validation_steps")
+        names = ("seed", "batch_size", "max_grad_norm", "decay", "warmup")
         kind = type(self.optimizer).__name__
         return {name: getattr(loop, name) for name in names} | {"items": self.task.items, "optimizer": kind}
 

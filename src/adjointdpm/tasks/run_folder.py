@@ -6,6 +6,7 @@ A file `.lock` in it names the process, which holds a lock of the operating syst
 once, and a process that was killed leaves no lock behind. Several processes of one run hold it once, by the first.
 """
 
+import atexit
 import functools
 import inspect
 import os
@@ -28,7 +29,7 @@ try:
 except ImportError:  # there is none on Windows
     fcntl = None
 
-__all__ = ["alone", "run_folder"]
+__all__ = ["alone", "hold_folder", "run_folder"]
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -53,7 +54,8 @@ _held = _Held()
 def run_folder(path: str | Path, resume: bool | None = None, quiet: bool = False) -> Iterator[Path]:
     """Make a folder for results, and keep other runs out of it until the block ends.
 
-    A folder that this thread holds already may be entered again, as a task does in a command's.
+    A folder that this thread holds already may be entered again, as a task does with a command's; what lies in it
+    belongs to the same run.
 
     Args:
         path: of the folder.
@@ -61,29 +63,40 @@ def run_folder(path: str | Path, resume: bool | None = None, quiet: bool = False
             and files of the same names are replaced.
         quiet: without a line that says that there is nothing to resume from.
     Raises:
-        InputError: it cannot be made or written to, another run is writing to it, or it holds results of an earlier one.
+        InputError: it cannot be made or written to, another run is writing to it, or it holds an earlier one's results.
     """
     folder = output_folder(path)
     whole = folder.resolve()
-    if whole in _held.folders:
+    if _held.folders & {whole, *whole.parents}:
         yield folder
         return
     first = Processes.here().first
     with ExitStack() as stack:
         if first:
             stack.enter_context(_locked(folder))
-        inside = any(each in _held.folders for each in whole.parents)
         _held.folders.add(whole)
         stack.callback(_held.folders.discard, whole)
         earlier = next((found for each in _RESULTS for found in sorted(folder.glob(each))), None)
         if resume is False and earlier is not None:
             raise InputError(
-                f"{folder} holds {earlier.relative_to(folder)} of an earlier run, which this one would overwrite; go on "
-                "from it with --resume (resume=True), or use another output folder"
+                f"{folder} holds {earlier.relative_to(folder)} of an earlier run, which this one would overwrite; "
+                "go on from it with --resume (resume=True), or use another output folder"
             )
-        if resume and earlier is None and first and not inside and not quiet:
+        if resume and earlier is None and first and not quiet:
             print(f"nothing to resume from in {folder}: the run starts anew", file=sys.stderr)
         yield folder
+
+
+_command = ExitStack()
+atexit.register(_command.close)
+
+
+def hold_folder(path: str | Path, resume: bool | None = None) -> Path:
+    """Make a folder for results, and keep other runs out of it until the program ends: for the command line.
+
+    Args, Raises: as of `run_folder`.
+    """
+    return _command.enter_context(run_folder(path, resume))
 
 
 def alone(task: Callable[P, R]) -> Callable[P, R]:
