@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import sys
 import warnings
@@ -115,7 +116,7 @@ def test_a_file_of_an_earlier_version_is_refused_by_name(folder):
         run(folder)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing entry", "empty", "folder"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing entry", "empty"])
 def test_the_one_before_is_used_and_ends_in_the_same_bits(folder, damage):
     path, truth = newest(folder), digest(run(None))
     content = path.read_bytes()
@@ -125,22 +126,15 @@ def test_the_one_before_is_used_and_ends_in_the_same_bits(folder, damage):
         tensors.pop("optimizer/0/step")
         path.unlink()
         save_checkpoint(path, tensors, about)
-    elif damage == "folder":
-        path.unlink()
-        path.mkdir()
     else:
         flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
         path.write_bytes({"cut": content[:middle], "flipped": flipped, "empty": b""}[damage])
-    with pytest.warns(UserWarning) as caught:
-        found = run(folder) if damage != "folder" else None
-        if damage == "folder":
-            load_checkpoint(path)
+    words = f"{re.escape(str(path))} is damaged .*going on from the one before it, {re.escape(str(previous(path)))}$"
+    with pytest.warns(UserWarning, match=words) as caught:
+        found = run(folder)
     assert len(caught) == 1
-    assert str(path) in str(caught[0].message)
-    assert str(previous(path)) in str(caught[0].message)
-    if found is not None:
-        assert digest(found) == truth
-        assert digest(run(folder)) == truth  # without a warning: the damaged file was replaced
+    assert digest(found) == truth
+    assert digest(run(folder)) == truth  # without a warning: the damaged file was replaced
 
 
 def test_both_damaged_is_one_error_that_names_both(folder):

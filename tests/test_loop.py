@@ -325,13 +325,14 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_is_intact(tmp_path):
-    run(tmp_path, steps=3, config={}, decay="constant")
+    given = {"config": {"x": "y" * 5000}, "decay": "constant"}  # so that it is longer than the trial at the start
+    run(tmp_path, steps=3, **given)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 1, hard))  # as many bytes as the disk takes
     try:
         with pytest.raises(adp.InputError, match=r"cannot write.*File too large.*is intact") as caught:
-            run(tmp_path, steps=6, config={}, decay="constant")
+            run(tmp_path, steps=6, **given)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)

@@ -146,12 +146,14 @@ def test_without_a_folder_there_is_nothing_to_save():
 
 def test_a_held_signal_comes_at_the_end_and_once():
     lines = []
-    with pytest.raises(KeyboardInterrupt), stop_once():
-        with held():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
-                signal.raise_signal(number)
-            lines.append("in the block")
-        lines.append("not here")
+
+    def work():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        lines.append("in the block")
+
+    with pytest.raises(KeyboardInterrupt), stop_once(), held():
+        work()
     assert lines == ["in the block"]
     with stop_once():
         with pytest.raises(Terminated) as caught, held():

@@ -6,6 +6,7 @@ leaves what was there before untouched, and no half file under the name that oth
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -86,9 +87,14 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
 
 
 def _failed(path: Path, error: Exception) -> SavingError:
-    number = getattr(error, "errno", None)
-    says = getattr(error, "strerror", None) or str(error)
+    number, says = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+    if found := re.search(r"\(os error (\d+)\)", says):  # as safetensors reports what the system says
+        number = int(found[1])
+        says = os.strerror(number)
     kept = f"; the earlier {path.name} is intact" if os.path.isfile(path) else ""
-    full = number in _FULL or "os error 28" in says
-    todo = "free some space" if full else "see to it that the folder can be written to, or choose another"
-    return SavingError(f"cannot write {path}: {says}{kept}. To go on, {todo} and run the command again")
+    todo = (
+        "free some space"
+        if number in _FULL
+        else "see to it that the folder can be written to, or use another"
+    )
+    return SavingError(f"cannot write {path}: {says}{kept}. To go on, {todo}, and run the command again")
