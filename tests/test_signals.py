@@ -12,7 +12,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.tasks import InterruptedRunError, StoppedRunError, signals
-from adjointdpm.tasks.signals import Terminated, held, stop_once
+from adjointdpm.tasks.signals import Interrupted, held, stop_once
 from tests.tiny_tasks import Points, digest, run
 
 
@@ -156,7 +156,7 @@ def test_a_held_signal_comes_at_the_end_and_once():
         work()
     assert lines == ["in the block"]
     with stop_once():
-        with pytest.raises(Terminated) as caught, held():
+        with pytest.raises(Interrupted) as caught, held():
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)  # the first is being dealt with
     assert caught.value.code == 143
@@ -167,7 +167,8 @@ def test_blocks_in_blocks_keep_the_outer_ones_handler():
         outer = signal.getsignal(signal.SIGINT)
         with stop_once(), held():
             pass
-        assert signal.getsignal(signal.SIGINT) is outer is signals._first
+        assert signal.getsignal(signal.SIGINT) is outer
+        assert isinstance(outer, signals._First)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

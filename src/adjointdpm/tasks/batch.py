@@ -11,7 +11,6 @@ from torch import Tensor
 from .._types import AdjointDPMError, InputError, NonFiniteError
 from .processes import Processes
 from .seeds import epoch_batch, key
-from .signals import Terminated
 from .task import Loop, Losses, Task
 
 __all__ = ["Batch", "forked"]
@@ -50,8 +49,6 @@ class Batch:
                 places = [where[item] for item in part]
                 sums[0, places] = values.to(sums)
                 sums[1, places] = (values if rank is None else rank).to(sums)
-        except Terminated:
-            raise
         except SystemExit as error:
             failure, used[-1] = InputError(f"the loss ended the program: exit({error.code!r})"), 1
         except Exception as error:

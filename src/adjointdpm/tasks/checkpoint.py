@@ -111,7 +111,7 @@ def check_config(
     """Refuse to go on from a checkpoint of another run.
 
     Args:
-        path: of the checkpoint, for the message.
+        path: of the checkpoint, or of the settings beside it, for the message.
         theirs, ours: the settings it was made with, and those of this run.
         free: settings that may differ.
     Raises:
@@ -121,7 +121,7 @@ def check_config(
     for key in sorted({*theirs, *ours} - set(free)):
         if json.dumps(theirs.get(key)) != json.dumps(ours.get(key)):  # as text, where NaN is NaN
             raise InputError(
-                f"the checkpoint {path} was made with {key} = {theirs.get(key)!r}, but this run has "
+                f"{path} was made with {key} = {theirs.get(key)!r}, but this run has "
                 f"{ours.get(key)!r}; resume with the same settings, or use another output folder"
             )
 

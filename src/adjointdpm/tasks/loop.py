@@ -39,7 +39,7 @@ from .checkpoint import check_config, has_checkpoint, load_checkpoint, plain, sa
 from .processes import Processes
 from .run_folder import run_folder
 from .seeds import key
-from .signals import Terminated, held, stop_once
+from .signals import Interrupted, ending, held, stop_once
 from .state import State, check
 from .task import Loop, Losses, Task
 
@@ -193,15 +193,16 @@ class _Run:
         path = self.loop.checkpoint
         try:
             work()
-        except (KeyboardInterrupt, Terminated) as error:
+        except (KeyboardInterrupt, Interrupted) as error:
             if path is None or self.between:
                 raise
+            ending()
             with held():
                 self._save()
             raise InterruptedRunError(
                 f"interrupted at step {self.state.step} of {self.loop.steps}; saved in {path}: run the same "
                 "command with --resume (resume=True) to go on",
-                error.code if isinstance(error, Terminated) else 130,
+                error.code if isinstance(error, Interrupted) else 130,
             ) from error
         except Exception as error:
             step = self.state.step
