@@ -325,7 +325,10 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_is_intact(tmp_path):
-    given = {"config": {"x": "y" * 5000}, "decay": "constant"}  # so that it is longer than the trial at the start
+    given = {
+        "config": {"x": "y" * 5000},
+        "decay": "constant",
+    }  # so that it is longer than the trial at the start
     run(tmp_path, steps=3, **given)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

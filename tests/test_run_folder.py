@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +139,12 @@ def test_a_resumption_of_nothing_says_that_it_starts_anew(tmp_path, capsys):
     assert f"nothing to resume from in {tmp_path}: the run starts anew" in capsys.readouterr().err
     run(tmp_path, quiet=False, steps=1)
     assert "nothing to resume" not in capsys.readouterr().err
+
+
+def test_commands_end_in_order_and_let_no_second_run_in(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.forked_commands", str(tmp_path)],
+        cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -83,7 +83,7 @@ def run_folder(path: str | Path, resume: bool | None = None, quiet: bool = False
                 "go on from it with --resume (resume=True), or use another output folder"
             )
         if resume and earlier is None and first and not quiet:
-            print(f"nothing to resume from in {folder}: the run starts anew", file=sys.stderr)
+            print(f"adjointdpm: nothing to resume from in {folder}: the run starts anew", file=sys.stderr)
         yield folder
 
 
