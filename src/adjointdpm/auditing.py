@@ -199,7 +199,7 @@ def audit(
     quiet += [name for name in ctx.params if name.startswith("harden")]
     witness = judge_of(judge, sampler)
     others_tried = {name: classifier_of(name, place, shape) for name in transfer or ()}
-    repeat = saved(ctx, folder)
+    repeat = saved(ctx, folder, quiet)
     found = run_audit(
         sampler,
         audited,

@@ -36,7 +36,8 @@ from .metrics import Chroma
 from .models import check_memory, device_of
 from .pictures import as_8_bit, png
 from .tasks import InterruptedRunError
-from .tasks.checkpoint import write_file
+from .tasks.signals import Interrupted, end_once, ending
+from .writing import write_file
 from .zoo import load
 
 __all__ = ["app", "main"]
@@ -146,6 +147,7 @@ def demo(output_dir: OutputDir = Path("outputs/demo"), overwrite: Overwrite = Fa
 
 def main() -> None:
     """Run the command line."""
+    end_once()
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -171,7 +173,8 @@ def _run() -> int:
                 _refuse_bytes(each)
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
+        ending()
         if os.environ.get("ADJOINTDPM_TRACEBACK"):
             traceback.print_exc()
         code, says = _outcome(error)
@@ -183,8 +186,10 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that says what happened."""
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, "interrupted"
+    if isinstance(error, Interrupted):
+        return error.code, f"{error}; a task goes on from its last checkpoint with --resume"
     if isinstance(error, InterruptedRunError):
-        return getattr(error, "code", 130), str(error)
+        return error.code, str(error)
     if isinstance(error, AdjointDPMError):
         return 2, str(error)
     told = getattr(error, "format_message", None)  # typer's, about flags, whichever click it brings along

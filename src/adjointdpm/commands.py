@@ -31,6 +31,7 @@ from .flags import (
     free_folder,
     number,
     prompts_option,
+    read_flags,
     refuse_unused,
     reporter,
     resolved,
@@ -41,6 +42,7 @@ from .metrics import Pixels
 from .models import check_memory, classifier_of
 from .sampler import FlowSampler, Sampler
 from .specs import Networks, guarded_effect, metric_of, picture_file
+from .tasks.checkpoint import check_config
 from .tasks.inversion import EffectGoal, PromptGoal, PromptRows, TokenVectors
 from .tasks.invert import InvertSettings, check_distance
 from .tasks.invert import invert as run_invert
@@ -319,8 +321,21 @@ def agreed(ctx: typer.Context, quiet: Collection[str] = _QUIET) -> dict[str, Any
     return {name: value for name, value in resolved(ctx).items() if name not in quiet}
 
 
-def saved(ctx: typer.Context, folder: Path) -> str:
-    """Save the flags once; returns the command that repeats the run."""
+def saved(ctx: typer.Context, folder: Path, quiet: Collection[str] = _QUIET) -> str:
+    """Save the flags once; returns the command that repeats the run.
+
+    Raises:
+        InputError: the run that is to be resumed was made with other flags, which stay as they are in the file.
+    """
+    path = folder / "config.yaml"
+    if ctx.params["resume"] and path.exists():
+        before, steps = read_flags(path), ctx.params["max_train_steps"]
+        check_config(path, before, agreed(ctx, quiet), free=quiet)
+        if isinstance(before.get("max_train_steps"), int) and steps < before["max_train_steps"]:
+            raise InputError(
+                f"{path} was made with max_train_steps = {before['max_train_steps']}, and --resume goes on to as many "
+                f"steps or more, but this run has {steps}"
+            )
     return save_config(ctx, folder) if Processes.here().first else ""
 
 

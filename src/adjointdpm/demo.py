@@ -23,7 +23,7 @@ from .metrics import Margin, PixelDistance, effect
 from .pictures import as_8_bit, output_folder, png, read_picture, sheet
 from .report import Page, Pictures
 from .sampler import FlowSampler
-from .tasks.checkpoint import write_file
+from .writing import write_file
 from .zoo import Classifier, load, load_classifier
 
 __all__ = ["Scale", "demo"]

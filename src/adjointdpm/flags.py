@@ -15,11 +15,11 @@ import yaml
 from ._types import InputError
 from .configs import read_config
 from .models import DTYPES, SOLVERS, sampler_of
-from .pictures import output_folder
 from .ranges import in_range
 from .sampler import Sampler
 from .tasks.checkpoint import write_file
 from .tasks.processes import Processes
+from .tasks.run_folder import hold_folder
 from .zoo import bundled
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "free_folder",
     "number",
     "prompts_option",
+    "read_flags",
     "refuse_unused",
     "reporter",
     "resolved",
@@ -226,7 +227,7 @@ def free_folder(path: Path, *results: str, resume: bool = False, overwrite: bool
     Raises:
         InputError: the folder holds results, or cannot be written to.
     """
-    folder = output_folder(path)
+    folder = hold_folder(path, resume or None)
     there = sorted(each.name for name in results for each in folder.glob(name))
     if there and not (resume or overwrite):
         raise InputError(
@@ -284,6 +285,21 @@ def save_config(ctx: typer.Context, folder: Path) -> str:
     text = yaml.safe_dump(resolved(ctx), sort_keys=True, allow_unicode=True)
     write_file(folder / "config.yaml", text.encode())
     return f"adjointdpm {ctx.command.name} --config {folder / 'config.yaml'}"
+
+
+def read_flags(path: Path) -> dict[str, Any]:
+    """The flags that `save_config` wrote.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        values = yaml.safe_load(path.read_bytes())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it to resume without it") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged; delete it to resume without it")
+    return values
 
 
 def reporter(report_to: str, folder: Path) -> Callable[[int, dict[str, float]], None] | None:

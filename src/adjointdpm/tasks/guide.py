@@ -30,6 +30,7 @@ from ..zoo import Classifier
 from .checkpoint import write_file
 from .loop import optimise
 from .processes import Processes
+from .run_folder import alone
 from .scores import Mean, Rate, rows, said, sampled, saved
 from .seeds import key, noise_of
 from .settings import labels_of
@@ -128,6 +129,7 @@ class Guide(Task):
         noise.mul_(self.norm / noise.flatten(1).norm(dim=1).clamp(min=1e-12).view_as(self.norm))
 
 
+@alone
 def guide(
     sampler: FlowSampler,
     metric: Any,

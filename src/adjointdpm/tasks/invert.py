@@ -33,6 +33,7 @@ from .checkpoint import write_file
 from .inversion import Goal, Learned, worded
 from .loop import optimise
 from .processes import Processes
+from .run_folder import alone
 from .scores import Rate, said, sampled, saved
 from .seeds import key, noise_of
 from .task import Loop, Losses, Task
@@ -143,6 +144,7 @@ class Invert(Task):
         return float(torch.cat([self.losses(step, part.tolist()).values for part in parts]).mean())
 
 
+@alone
 def invert(
     sampler: Sampler,
     learned: Learned,
