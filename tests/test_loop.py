@@ -61,10 +61,8 @@ class Killed(BaseException):
 def test_an_end_at_any_line_and_a_resumption_leave_the_same_bits(tmp_path, kind):
     """As a kill would, without a chance to save: at random lines of the loop, its state and its files."""
     truth = digest(run(None, kind))
-    files = {
-        str(ROOT / "src/adjointdpm/tasks" / f"{n}.py")
-        for n in ("loop", "state", "checkpoint", "seeds", "batch")
-    }
+    tasks = ("loop", "state", "checkpoint", "seeds", "batch")
+    files = {str(ROOT / "src/adjointdpm" / f"{n}.py") for n in ("writing", *(f"tasks/{t}" for t in tasks))}
     draw, kills = random.Random(1), 0
     while kills < 20:
         left = draw.randint(1, 900)
@@ -84,7 +82,8 @@ def test_an_end_at_any_line_and_a_resumption_leave_the_same_bits(tmp_path, kind)
         except Killed:
             kills += 1
         else:
-            (tmp_path / "checkpoint.safetensors").unlink()  # it came to its end: begin again
+            for each in tmp_path.iterdir():  # it came to its end: begin again
+                each.unlink()
         finally:
             sys.settrace(None)
     assert digest(run(tmp_path, kind)) == truth
@@ -227,6 +226,98 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path):
         run(tmp_path, config={"task": "Points", "radius": 0.1})
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"seed": 1}, "seed = 0, but this run has 1"),
+        ({"batch_size": 3}, "batch_size = 4, but this run has 3"),
+        ({"decay": "linear"}, "decay = 'cosine', but this run has 'linear'"),
+        (
+            {"steps": 1},
+            r"is of 2 steps, more than the 1 of this run.*--max_train_steps \(steps\) of at least 2",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path, more, words):
+    run(tmp_path, steps=2)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(adp.InputError, match=words):
+        run(tmp_path, **{"steps": 2} | more)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_optimizer_items_or_dtype_is_refused_by_name(tmp_path):
+    loop = Loop(steps=2, folder=tmp_path, resume=True, quiet=True)
+    optimise(Points(), adam, loop)
+    with pytest.raises(adp.InputError, match="optimizer = 'Adam', but this run has 'SGD'"):
+        optimise(Points(), sgd(0.1), loop)
+    with pytest.raises(adp.InputError, match="items = 5, but this run has 4"):
+        optimise(Points(4), adam, loop)
+    other = Points()
+    other.variables = {"noise": other.variables["noise"].float()}
+    with pytest.raises(adp.InputError, match=r"'noise' is float64 of shape .* but this run's is float32"):
+        optimise(other, adam, loop)
+    other.variables = {"moved": other.centre.clone()}
+    with pytest.raises(adp.InputError, match="'moved' is missing, but this run's is float64"):
+        optimise(other, adam, loop)
+
+
+@pytest.mark.parametrize("first", [1, 6, 7])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Points, {}),
+        (Points, {"patience": 3}),
+        (Shift, {"validation_steps": 5}),
+        (Shift, {"batch_size": None, "max_grad_norm": 0.5}),
+    ],
+)
+def test_more_steps_end_in_the_bits_of_one_run_of_all_of_them(tmp_path, kind, settings, first):
+    """The last iterate of the shorter run was scored, and perhaps validated, which a longer run would not do there."""
+    given = {"decay": "constant", "config": {"steps": 3}} | settings
+    shorter = run(tmp_path, kind, steps=first, **given)
+    longer = run(tmp_path, kind, steps=14, **given | {"config": {"steps": 5}})
+    assert digest(longer) == digest(run(None, kind, steps=14, **given))
+    assert longer.steps > shorter.steps or "patience" in settings
+    assert digest(run(tmp_path, kind, steps=14, **given)) == digest(longer)
+
+
+def test_more_steps_of_a_falling_rate_go_on_with_a_warning(tmp_path):
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+
+    def steps(n):
+        loop = Loop(steps=n, decay="cosine", folder=tmp_path, resume=True, quiet=True)
+        return optimise(Parabola(), lambda leaves: Watched(leaves, 0.25), loop)
+
+    steps(4)
+    with pytest.warns(
+        UserWarning, match=r"cosine decay.*over 4 steps for the first 4, and is that of 8 from now"
+    ):
+        assert steps(8).steps == 8
+    four, eight = (Loop(steps=n, decay="cosine") for n in (4, 8))
+    assert rates == [0.25 * four.rate(k) for k in range(4)] + [0.25 * eight.rate(k) for k in range(4, 8)]
+    assert steps(8).steps == 8  # without a warning
+
+
+def test_an_interrupted_run_goes_on_with_more_steps(tmp_path):
+    class Interrupted(Shift):
+        def losses(self, step, items):
+            if step == 4:
+                raise KeyboardInterrupt
+            return super().losses(step, items)
+
+    Interrupted.__name__ = "Shift"
+    with pytest.raises(InterruptedRunError):
+        run(tmp_path, Interrupted, steps=6, decay="constant")
+    assert digest(run(tmp_path, Shift, steps=9, decay="constant")) == digest(
+        run(None, Shift, steps=9, decay="constant")
+    )
+
+
 def test_a_file_that_is_no_checkpoint(tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"not one")
     with pytest.raises(adp.InputError, match="damaged"):
@@ -234,18 +325,23 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_is_intact(tmp_path):
-    run(tmp_path, steps=3, config={})
+    given = {
+        "config": {"x": "y" * 5000},
+        "decay": "constant",
+    }  # so that it is longer than the trial at the start
+    run(tmp_path, steps=3, **given)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as many bytes as the disk takes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 1, hard))  # as many bytes as the disk takes
     try:
         with pytest.raises(adp.InputError, match=r"cannot write.*File too large.*is intact") as caught:
-            run(tmp_path, steps=6, config={}, resume=False)
+            run(tmp_path, steps=6, **given)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    names = {each.name for each in tmp_path.iterdir()}
+    assert names == {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
 
 
 def test_a_variable_that_no_loss_depends_on():
@@ -255,10 +351,42 @@ def test_a_variable_that_no_loss_depends_on():
         optimise(task, adam, Loop(steps=1, quiet=True))
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulation"])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulation", "patience"])
 def test_numbers_below_one(name):
     with pytest.raises(adp.InputError, match=f"{name} must be at least 1"):
         Loop(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["warmup", "validation_steps", "checkpointing_steps"])
+def test_numbers_below_zero(name):
+    with pytest.raises(adp.InputError, match=f"{name} must be at least 0"):
+        Loop(**{name: -1})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0])
+def test_numbers_that_are_none(value):
+    with pytest.raises(adp.InputError, match="max_grad_norm must be above 0 and finite"):
+        Loop(max_grad_norm=value)
+    if value not in (-1.0, 0.0):
+        with pytest.raises(adp.InputError, match="stop_at must be finite"):
+            Loop(stop_at=value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (sgd(float("nan")), "lr of the optimizer must be finite, but is nan"),
+        (sgd(float("inf")), "lr of the optimizer must be finite, but is inf"),
+        (sgd(-0.1), "the optimizer cannot be made: Invalid learning rate: -0.1"),
+        (lambda leaves: torch.optim.SGD(leaves, 0.1, momentum=float("nan")), "momentum .* nan"),
+        (lambda leaves: torch.optim.Adam(leaves, 0.1, weight_decay=float("inf")), "weight_decay .* inf"),
+    ],
+)
+def test_settings_of_the_optimizer_are_checked_before_the_work(optimizer, words):
+    task = Parabola()
+    with pytest.raises(adp.InputError, match=words):
+        optimise(task, optimizer, Loop(steps=1, quiet=True))
+    assert not task.steps
 
 
 def test_an_epoch_shows_each_item_once():

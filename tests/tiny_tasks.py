@@ -110,7 +110,8 @@ def killed(folder, kills, seed=0):
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
             kills -= 1
         else:  # it had come to its end: begin again
-            (folder / "checkpoint.safetensors").unlink()
+            for each in folder.iterdir():
+                each.unlink()
 
 
 if __name__ == "__main__":

@@ -1,107 +1,247 @@
 """The command line: the only place where text becomes values.
 
-Bad input is one line on the error stream and exit code 2; a traceback is a bug of ours.
+Exit codes: 0 done; 2 input that cannot be used, in one line on the error stream; 130 Ctrl-C and 143 SIGTERM, with
+what was done saved; 1 an error of this library's own, to be reported. ADJOINTDPM_TRACEBACK=1 shows the traceback of
+any of them.
 """
 
+import os
 import sys
+import traceback
+import warnings
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
-from ._types import AdjointDPMError
+from ._types import AdjointDPMError, InputError
 from .auditing import audit
 from .commands import invert, tune
 from .compare import compare as compare_gradients
 from .demo import demo as run_demo
-from .flags import OutputDir
+from .flags import (
+    Device,
+    NumInferenceSteps,
+    OutputDir,
+    Overwrite,
+    Seed,
+    free_folder,
+    lines_of_files,
+    number,
+)
 from .guiding import guide
 from .metrics import Chroma
-from .pictures import as_8_bit, output_folder, png
+from .models import check_memory, device_of
+from .pictures import as_8_bit, png
 from .tasks import InterruptedRunError
+from .tasks.signals import Interrupted, end_once, ending
+from .writing import write_file
 from .zoo import load
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    help="Gradients through diffusion samplers.", no_args_is_help=True, pretty_exceptions_enable=False
-)
+app = typer.Typer(help="Gradients through diffusion samplers.", pretty_exceptions_enable=False)
 
 app.command()(audit)
 app.command()(tune)
 app.command()(invert)
 app.command()(guide)
 
+TOGETHER = 16  # images that `sample` makes at once
+
+Scale = Annotated[
+    float,
+    number(
+        "--guidance_scale", 0, 1000, about="Weight of classifier-free guidance; no guidance at 1 or less."
+    ),
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        names = ("adjointdpm", "torch", "diffusers", "transformers")
+        own, *others = [f"{name} {metadata.version(name)}" for name in names]
+        print(f"{own} ({', '.join(others)})")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit."),
+    ] = False,
+) -> None:
+    """Gradients through diffusion samplers."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
 
 @app.command()
 def sample(
-    prompt: Annotated[list[str], typer.Argument(help='Such as "a red apple on a blue background".')],
+    prompt: Annotated[
+        list[str],
+        typer.Argument(
+            callback=lines_of_files("PROMPT"),
+            help='Such as "a red apple on a blue background", or a file of prompts.',
+        ),
+    ],
     output_dir: OutputDir = Path("outputs/sample"),
-    batch: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    steps: Annotated[int, typer.Option("--num_inference_steps", help="Steps of the sampler.")] = 25,
-    guidance_scale: Annotated[float, typer.Option("--guidance_scale")] = 4.0,
+    batch: Annotated[int, number("--batch", 1, about="Images for each prompt.")] = 4,
+    seed: Seed = 0,
+    steps: NumInferenceSteps = 25,
+    guidance_scale: Scale = 4.0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
-    """Make pictures with the bundled model."""
-    folder = output_folder(output_dir)
-    sampler = load("emoji", steps=steps, guidance_scale=guidance_scale)
+    """Make images with the bundled model."""
+    folder = free_folder(output_dir, "[0-9][0-9]*-[0-9][0-9]*.png", overwrite=overwrite)
+    sampler = load("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
+    check_memory(sampler, batch, TOGETHER)
     conditions = [sampler.encode(each) for each in prompt]
-    for number, cond in enumerate(conditions):
-        with torch.no_grad():
-            images = as_8_bit(sampler(sampler.noise(batch, seed), cond))
-        for i, image in enumerate(images):
-            path = folder / f"{number:02d}-{i:02d}.png"
-            path.write_bytes(png(image))
-            print(path)
+    noise = sampler.noise(batch, seed)
+    for number_, cond in enumerate(conditions):
+        for first in range(0, batch, TOGETHER):
+            with torch.no_grad():
+                images = as_8_bit(sampler(noise[first : first + TOGETHER], cond))
+            for i, image in enumerate(images, first):
+                path = folder / f"{number_:02d}-{i:02d}.png"
+                write_file(path, png(image))
+                print(path)
 
 
 @app.command()
 def compare(
-    prompt: Annotated[str, typer.Argument(help="Of the bundled model.")],
+    prompt: Annotated[str, typer.Argument(help="A prompt of the bundled model.")],
     output_dir: OutputDir = Path("outputs/compare"),
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    steps: Annotated[int, typer.Option("--num_inference_steps", min=1)] = 25,
-    guidance_scale: Annotated[float, typer.Option("--guidance_scale")] = 4.0,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 3,
+    seed: Seed = 0,
+    steps: NumInferenceSteps = 25,
+    guidance_scale: Scale = 4.0,
+    repeats: Annotated[int, number("--repeats", 1, 1000, about="Timed rounds.")] = 3,
     weights: Annotated[bool, typer.Option(help="Differentiate the weights, too.")] = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure every gradient's error and cost on the bundled model: a table, JSON and a picture."""
-    folder = output_folder(output_dir)
-    sampler = load("emoji", steps=steps, guidance_scale=guidance_scale)
+    """Measure every gradient's error and cost on the bundled model: a table, JSON and an image."""
+    folder = free_folder(output_dir, "compare.json", overwrite=overwrite)
+    sampler = load("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
+    check_memory(sampler, 1, 1)
     sampler.requires_grad_(False)
     sampler.field.denoiser.requires_grad_(weights)
     cond, noise = sampler.encode(prompt), sampler.noise(1, seed)
     found = compare_gradients(sampler, Chroma(), noise=noise, cond=cond, repeats=repeats)
     print(found)
-    (folder / "compare.json").write_text(found.to_json())
+    write_file(folder / "compare.json", found.to_json().encode())
     print(found.picture(folder / "compare.png"))
 
 
 @app.command()
-def demo(output_dir: OutputDir = Path("outputs/demo")) -> None:
+def demo(output_dir: OutputDir = Path("outputs/demo"), overwrite: Overwrite = False) -> None:
     """Run the main job on the bundled model and write a page about it."""
-    print(f"page: {run_demo(output_dir).resolve()}")
+    folder = free_folder(output_dir, "result.json", overwrite=overwrite)
+    print(f"page: {run_demo(folder).resolve()}")
 
 
 def main() -> None:
     """Run the command line."""
+    end_once()
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    stdin = sys.stdin
+    with open(os.devnull) as nothing, warnings.catch_warnings():
+        warnings.showwarning = _warn
+        sys.stdin = (
+            nothing  # no command reads it, and a user's module that does must not wait for a terminal
+        )
+        try:
+            code = _run()
+        finally:
+            sys.stdin = stdin
+            _leave_group()
+    sys.exit(_flushed(code))
+
+
+def _run() -> int:
+    """Run the command; returns the exit code."""
     try:
+        for each in sys.argv[1:]:
+            if not each.isascii():
+                _refuse_bytes(each)
         code = app(standalone_mode=False)
-    except InterruptedRunError as error:
-        print(f"adjointdpm: {error}", file=sys.stderr)
-        sys.exit(130)
-    except AdjointDPMError as error:
-        print(f"adjointdpm: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
-        # What typer raises about flags, whichever click it brings along.
-        says = getattr(error, "format_message", None)
-        if says is None:
-            raise
-        print(says() if "Usage:" in says() else f"adjointdpm: {' '.join(says().split())}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
-    sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
+        ending()
+        if os.environ.get("ADJOINTDPM_TRACEBACK"):
+            traceback.print_exc()
+        code, says = _outcome(error)
+        print(_line(says), file=sys.stderr)
+        return code
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """The exit code for an error, and the line that says what happened."""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130, "interrupted"
+    if isinstance(error, Interrupted):
+        return error.code, f"{error}; a task goes on from its last checkpoint with --resume"
+    if isinstance(error, InterruptedRunError):
+        return error.code, str(error)
+    if isinstance(error, AdjointDPMError):
+        return 2, str(error)
+    told = getattr(error, "format_message", None)  # typer's, about flags, whichever click it brings along
+    if told is not None:
+        return getattr(error, "exit_code", 2), told()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        first = str(error).strip().partition("\n")[0]
+        return 2, (
+            f"out of memory: {first or type(error).__name__}; make fewer images at a time (--train_batch_size 1), or "
+            "use --mixed_precision bf16 or a device with more memory"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f": {error.filename}"
+        return 2, f"the system says: {error.strerror}{where}"
+    return 1, (
+        f"internal error, which is a bug of adjointdpm: {type(error).__name__}: {error}; run again with "
+        "ADJOINTDPM_TRACEBACK=1 and report what it prints"
+    )
+
+
+def _line(text: str) -> str:
+    """A text as one printable line of the error stream."""
+    return "adjointdpm: " + "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def _refuse_bytes(argument: str) -> None:
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the argument {argument!a} is not a text in UTF-8") from error
+
+
+def _warn(message: Any, *_: Any, **__: Any) -> None:
+    print(_line(f"warning: {message}"), file=sys.stderr)
+
+
+def _leave_group() -> None:
+    """Leave the group of processes, which complains otherwise."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed has arrived."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for what the interpreter flushes at its end
+        if not isinstance(error, BrokenPipeError):  # whoever read a pipe may leave early
+            print(_line(f"cannot write the output: {error.strerror}"), file=sys.stderr)
+            return code or 2
+    return code
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 relative_error = |g - g*| / |g*|,   cosine = g . g* / (|g| |g*|),   norm_ratio = |g| / |g*|
 """
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ._types import InputError
+from .writing import write_file
 
 __all__ = ["Check", "Comparison", "Profile", "Row"]
 
@@ -172,9 +174,11 @@ class Comparison:
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=120)
         except OSError as problem:
             raise InputError(f"cannot write {path}: {problem.strerror}; give another file") from problem
+        content = io.BytesIO()
+        figure.savefig(content, dpi=120, format=path.suffix[1:] or "png")
+        write_file(path, content.getvalue())
         return path
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from .metrics import Margin, PixelDistance, effect
 from .pictures import as_8_bit, output_folder, png, read_picture, sheet
 from .report import Page, Pictures
 from .sampler import FlowSampler
+from .writing import write_file
 from .zoo import Classifier, load, load_classifier
 
 __all__ = ["Scale", "demo"]
@@ -68,7 +69,7 @@ def demo(output: str | Path, scale: Scale | None = None) -> Path:
     page.heading("How to repeat this")
     page.code(f"adjointdpm demo --output_dir {folder}")
     page.text(f"It took {results['seconds']:.0f} seconds. The figures are in result.json beside this page.")
-    (folder / "result.json").write_text(json.dumps(results, indent=1))
+    write_file(folder / "result.json", json.dumps(results, indent=1).encode())
     return page.write(folder / "index.html")
 
 
@@ -269,7 +270,7 @@ def _show(page: Page, path: Path, *rows: Pictures) -> None:
     """Put rows of pictures on the page, and beside it in one file, at twice their size."""
     page.pictures(*rows)
     images = torch.cat([row.images for row in rows]).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    path.write_bytes(png(sheet(images, len(rows[0].images), gap=4)))
+    write_file(path, png(sheet(images, len(rows[0].images), gap=4)))
 
 
 def _bar(items: Iterable[Any], name: str) -> Any:

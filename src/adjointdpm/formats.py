@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ._types import InputError
+from .writing import whole_files, write_file
 
 __all__ = ["load_noise", "save_lora", "save_noise", "save_textual_inversion"]
 
@@ -44,7 +45,7 @@ def save_textual_inversion(path: str | Path, token: str, *vectors: Tensor) -> No
         )
     names = [token] if len(rows) == 1 else ["clip_l", "clip_g"]
     tensors = {name: _plain(each) for name, each in zip(names, rows, strict=True)}
-    save_file(tensors, path, {"format": "pt", "token": token})
+    write_file(path, save(tensors, {"format": "pt", "token": token}))
 
 
 def save_lora(path: str | Path, pipe: Any, adapter: str = "default") -> None:
@@ -69,9 +70,10 @@ def save_lora(path: str | Path, pipe: Any, adapter: str = "default") -> None:
         )
     weights = get_peft_model_state_dict(network, adapter_name=adapter)
     about = network.peft_config[adapter].to_dict()
-    type(pipe).save_lora_weights(
-        path, **{f"{name}_lora_layers": weights, f"{name}_lora_adapter_metadata": about}
-    )
+    with whole_files(path) as beside:
+        type(pipe).save_lora_weights(
+            beside, **{f"{name}_lora_layers": weights, f"{name}_lora_adapter_metadata": about}
+        )
 
 
 def save_noise(
@@ -87,7 +89,7 @@ def save_noise(
         seed: where it was drawn from; None if it was optimised.
     """
     about = {"scheduler": scheduler, "steps": str(steps), "seed": "" if seed is None else str(seed)}
-    save_file({"noise": _plain(noise)}, path, {"format": "pt", **about})
+    write_file(path, save({"noise": _plain(noise)}, {"format": "pt", **about}))
 
 
 def load_noise(path: str | Path) -> tuple[Tensor, Mapping[str, str]]:

@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from ._types import InputError
-from .commands import Classifiers, Clip, Features, Layers, Noises, agreed, saved
+from .commands import (
+    RESULTS,
+    Classifiers,
+    Clip,
+    Features,
+    Judge,
+    Layers,
+    Metrics,
+    Noises,
+    agreed,
+    check_networks,
+    judge_of,
+    networks_of,
+    saved,
+)
 from .flags import (
     AdjointFlag,
     Batch,
@@ -20,40 +34,48 @@ from .flags import (
     Model,
     NumInferenceSteps,
     OutputDir,
+    Overwrite,
     ReportTo,
     Resume,
     Seed,
     SolverFlag,
+    announce,
+    free_folder,
+    number,
+    prompts_option,
+    refuse_unused,
     reporter,
     sampler_from,
 )
-from .pictures import output_folder
+from .models import check_memory
 from .sampler import FlowSampler
-from .specs import Networks, metric_of
+from .specs import metric_of
 from .tasks.guide import GuideSettings
 from .tasks.guide import guide as run_guide
 from .tasks.trajectory import LookAhead
-from .zoo import load_classifier
 
 __all__ = ["guide"]
 
 
 def guide(
     ctx: typer.Context,
-    metric: Annotated[str, typer.Option("--metric", help='Such as "background:0.2,0.4,0.9".')],
-    prompt: Annotated[list[str], typer.Option("--prompt", help="May be repeated.")],
-    look_ahead: Annotated[int, typer.Option("--look_ahead", min=1, help="Steps.")] = 4,
+    metric: Metrics,
+    prompt: Annotated[list[str], prompts_option("--prompt", about="Prompts of the images.")],
+    look_ahead: Annotated[
+        int, number("--look_ahead", 1, 10_000, about="Steps that each step of the trajectory looks ahead.")
+    ] = 4,
     strength: Annotated[
-        float, typer.Option("--strength", help="A move's length, as a share of the noise.")
+        float,
+        number("--strength", 0, open_low=True, about="Length of a move, as a fraction of the noise's."),
     ] = 0.2,
-    judge: Annotated[
-        str, typer.Option("--judge", help="Names what pictures show; none for none.")
-    ] = "emoji/judge",
-    label: Annotated[list[str] | None, typer.Option("--label", help="Of each prompt.")] = None,
-    features: Features = "emoji/resnet",
+    judge: Judge = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="The judge's label of each prompt.")
+    ] = None,
+    features: Features = None,
     layer: Layers = None,
     clip_model: Clip = "openai/clip-vit-base-patch32",
-    classifier: Classifiers = "emoji/resnet",
+    classifier: Classifiers = None,
     num_validation_images: Noises = 2,
     config: Config = None,
     output_dir: OutputDir = Path("outputs/guide"),
@@ -62,25 +84,33 @@ def guide(
     max_train_steps: MaxTrainSteps = 10,
     learning_rate: LearningRate = 0.1,
     num_inference_steps: NumInferenceSteps = 25,
-    guidance_scale: GuidanceScale = 4.0,
+    guidance_scale: GuidanceScale = None,
     solver: SolverFlag = "dpm++",
     adjoint: AdjointFlag = "checkpointed",
     mixed_precision: MixedPrecision = "no",
-    device: Device = "cpu",
+    device: Device = "auto",
     train_batch_size: Batch = 8,
     checkpointing_steps: CheckpointingSteps = 5,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     report_to: ReportTo = "none",
 ) -> None:
     """Guide pictures to a metric, without training, beside one-step guidance."""
-    folder = output_folder(output_dir)
-    sampler = sampler_from(ctx)
-    if not isinstance(sampler, FlowSampler):
+    if solver == "pipeline":
         raise InputError("guide needs our own steps, not the pipeline's scheduler; choose another --solver")
-    networks = Networks(sampler, features, tuple(layer or (0, 1, 2)), classifier, clip_model, device)
+    if judge == "none":
+        refuse_unused(ctx, ("label",), "without a judge")
+    folder = free_folder(output_dir, *RESULTS, resume=resume, overwrite=overwrite)
+    report = reporter(report_to, folder)
+    sampler = sampler_from(ctx)
+    assert isinstance(sampler, FlowSampler)  # what every other --solver makes
+    check_memory(sampler, len(prompt) * num_validation_images, train_batch_size)
+    networks = networks_of(ctx, sampler)
+    goal = metric_of(metric, networks)
+    check_networks(ctx, networks)
     found = run_guide(
         sampler,
-        metric_of(metric, networks),
+        goal,
         prompt,
         output=folder,
         settings=GuideSettings(
@@ -92,15 +122,14 @@ def guide(
             seed=seed,
             checkpointing_steps=checkpointing_steps,
         ),
-        judge=None if judge == "none" else load_classifier(judge, device=device),
+        judge=judge_of(judge, sampler),
         labels=label or None,
         resume=resume,
         config=agreed(ctx),
         repeat=saved(ctx, folder),
-        report=reporter(report_to, folder),
+        report=report,
     )
     for name, way in found.ways.items():
         judged = "" if way.judged is None else f"; concept seen: {way.judged}"
-        print(f"{name}: {float(way.values.mean()):.4f} in {way.calls} calls{judged}")
-    print(f"noise: {found.artefact.resolve()}")
-    print(f"page: {(folder / 'index.html').resolve()}")
+        announce(f"{name}: {float(way.values.mean()):.4f} in {way.calls} calls{judged}")
+    announce(f"noise: {found.artefact.resolve()}", f"page: {(folder / 'index.html').resolve()}")

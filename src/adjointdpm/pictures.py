@@ -1,6 +1,7 @@
 """Pictures as files: clamped and rounded once, when they are saved."""
 
 import io
+import os
 from pathlib import Path
 
 import torch
@@ -52,11 +53,14 @@ def output_folder(path: str | Path) -> Path:
         InputError: it cannot be made or written to; the message says what the system said.
     """
     folder = Path(path)
+    probe = folder / f".writable-{os.getpid()}"  # several processes of one run may ask at once
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to the output folder {folder}: {error.strerror}") from error
+        try:
+            probe.write_bytes(bytes(4096))  # a full disk still takes a file of no bytes
+        finally:
+            probe.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        says = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write to the output folder {folder}: {says}") from error
     return folder

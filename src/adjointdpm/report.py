@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .pictures import png
+from .writing import write_file
 
 __all__ = ["Page", "Pictures"]
 
@@ -117,8 +118,12 @@ class Page:
         self.parts.append({"kind": "plot", "source": source, "text": f"{y} against {x}"})
 
     def write(self, path: Path) -> Path:
-        """Write the page; returns where."""
-        path.write_text(_TEMPLATE.render(page=self), encoding="utf-8")
+        """Write the page; returns where.
+
+        Raises:
+            SavingError: the disk is full, or the folder cannot be written; an earlier page is intact.
+        """
+        write_file(path, _TEMPLATE.render(page=self).encode("utf-8", "backslashreplace"))
         return path
 
 

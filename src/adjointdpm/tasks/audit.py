@@ -31,6 +31,7 @@ from .loop import Loop, optimise
 from .page import write_page
 from .processes import Processes
 from .result import AuditResult
+from .run_folder import alone
 from .scores import rows, said, sampled
 from .seeds import key, noise_of
 from .settings import AuditSettings, labels_of
@@ -39,6 +40,7 @@ from .witness import Witness, on_file
 __all__ = ["AuditSettings", "audit", "labels_of"]
 
 
+@alone
 def audit(
     sampler: Sampler,
     classifier: Classifier,
@@ -170,7 +172,7 @@ class _Audit:
                         self.sampler, cond, start, s.ball, objective, draws, s.seed, s.batch_size, *more
                     ),
                 )
-                controls[name] = witness.found(None, at, start, cond, labels, s.ball)
+                controls[name] = witness.found(None, at.to(start), start, cond, labels, s.ball)
             costs["samplings_a_control"] = draws
         return AuditResult(
             folder=self.folder,
@@ -253,8 +255,11 @@ class _Audit:
         path = output_folder(self.folder / "state") / f"{name.replace(' ', '-')}.safetensors"
         if self.loop["resume"] and path.exists():
             tensors, about = load_checkpoint(path)
-            check_config(path, about["config"], self.config)
-            return tensors["noise"]
+            check_config(path, about["config"], self.config, free=("steps",))
+            if (
+                about["config"]["steps"] == self.config["steps"]
+            ):  # a control has as many calls as the attack
+                return tensors["noise"]
         noise = work()
         if Processes.here().first:
             save_checkpoint(path, {"noise": noise}, {"config": self.config})

@@ -49,6 +49,8 @@ class Batch:
                 places = [where[item] for item in part]
                 sums[0, places] = values.to(sums)
                 sums[1, places] = (values if rank is None else rank).to(sums)
+        except SystemExit as error:
+            failure, used[-1] = InputError(f"the loss ended the program: exit({error.code!r})"), 1
         except Exception as error:
             failure, used[-1] = error, 1
         self.processes.sum_([used])  # so that no process waits for one that has failed

@@ -23,12 +23,14 @@ from ..formats import save_noise
 from ..gradients import check_metric, score
 from ..metrics import beside
 from ..pictures import as_8_bit, output_folder, png, sheet
+from ..ranges import in_range
 from ..report import Page, Pictures
 from ..sampler import FlowSampler, Sampler
 from ..zoo import Classifier
 from .checkpoint import write_file
 from .loop import optimise
 from .processes import Processes
+from .run_folder import alone
 from .scores import Mean, Rate, rows, said, sampled, saved
 from .seeds import key, noise_of
 from .settings import labels_of
@@ -60,8 +62,10 @@ class GuideSettings:
     checkpointing_steps: int = 5
 
     def __post_init__(self) -> None:
-        if self.noises < 1 or not self.learning_rate > 0:
-            raise InputError("noises must be at least 1 and the learning rate above 0")
+        for name in ("steps", "noises", "batch_size"):
+            in_range(name, getattr(self, name), 1)
+        in_range("checkpointing_steps", self.checkpointing_steps, 0)
+        in_range("learning_rate", self.learning_rate, 0, open_low=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +129,7 @@ class Guide(Task):
         noise.mul_(self.norm / noise.flatten(1).norm(dim=1).clamp(min=1e-12).view_as(self.norm))
 
 
+@alone
 def guide(
     sampler: FlowSampler,
     metric: Any,
@@ -152,10 +157,19 @@ def guide(
         labels: its label of each prompt; found in the prompts by default.
         resume, quiet, config, repeat, report: as of `audit`.
     Raises:
-        InputError: no prompts, a metric without a gradient, an unknown label, a folder that cannot be written.
+        InputError: no prompts, another kind of sampler or of images, a metric without a gradient, an unknown label, a
+            folder that cannot be written.
     """
     if not prompts:
         raise InputError("guidance needs at least one prompt")
+    if not isinstance(sampler, FlowSampler):
+        raise InputError(
+            f"guide moves the states of its own steps, so it needs a FlowSampler, but got {type(sampler).__name__}"
+        )
+    if sampler.image_shape[0] != 3:
+        raise InputError(
+            f"guide saves images of three channels, but this sampler makes {tuple(sampler.image_shape)}"
+        )
     folder, s, began = output_folder(output), settings or GuideSettings(), time.perf_counter()
     truth = None if judge is None else torch.tensor(labels_of(judge, prompts, labels))
     each = [prompt for prompt in prompts for _ in range(s.noises)]

@@ -183,7 +183,7 @@ def harden(
             resume=resume,
             quiet=quiet,
             decay="cosine",
-            config={**asdict(settings), "pictures": len(shown.labels)},
+            config={**asdict(settings), "audit": asdict(attack), "pictures": len(shown.labels)},
         )
         optimise(
             FineTune(hard, *shown.of(hard), settings.variant_steps, settings.seed + turn),

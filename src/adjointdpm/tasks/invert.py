@@ -10,6 +10,7 @@ that were not trained on. (Task of AdjointDPM, Pan et al., 2024, arXiv 2307.1071
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from .._types import InputError
 from ..gradients import check_metric, score
-from ..metrics import Pixels, beside
+from ..metrics import EffectDistance, Pixels, Sum, beside
+from ..metrics.base import Paired
 from ..pictures import as_8_bit, output_folder, png, sheet
+from ..ranges import in_range
 from ..report import Page, Pictures
 from ..sampler import Sampler
 from ..zoo import Classifier
@@ -30,11 +33,12 @@ from .checkpoint import write_file
 from .inversion import Goal, Learned, worded
 from .loop import optimise
 from .processes import Processes
+from .run_folder import alone
 from .scores import Rate, said, sampled, saved
 from .seeds import key, noise_of
 from .task import Loop, Losses, Task
 
-__all__ = ["InvertResult", "InvertSettings", "Inverted", "invert"]
+__all__ = ["InvertResult", "InvertSettings", "Inverted", "check_distance", "invert"]
 
 SETS = ("seen noise", "unseen noise", "unseen concepts")
 
@@ -61,8 +65,12 @@ class InvertSettings:
     checkpointing_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.noises < 1 or self.validation_steps < 1 or not self.learning_rate > 0:
-            raise InputError("noises and validation_steps must be at least 1, the learning rate above 0")
+        for name in ("steps", "noises", "validation_steps"):
+            in_range(name, getattr(self, name), 1)
+        if self.batch_size is not None:
+            in_range("batch_size", self.batch_size, 1)
+        in_range("checkpointing_steps", self.checkpointing_steps, 0)
+        in_range("learning_rate", self.learning_rate, 0, open_low=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +144,7 @@ class Invert(Task):
         return float(torch.cat([self.losses(step, part.tolist()).values for part in parts]).mean())
 
 
+@alone
 def invert(
     sampler: Sampler,
     learned: Learned,
@@ -166,12 +175,12 @@ def invert(
         token: the word's name.
         output: a folder for the word, the pictures, result.json and the page.
         settings: how.
-        distance: a paired metric; `metrics.Pixels()` by default.
+        distance: a metric whose every term compares with the target; `metrics.Pixels()` by default.
         judge, label: a classifier of effects, never part of a loss, and what it should say.
         resume, quiet, config, repeat, report: as of `audit`.
     Raises:
-        InputError: a prompt without the token, an unknown label, a folder that cannot be written, a checkpoint of
-            another run.
+        InputError: a prompt without the token, a distance that does not compare with the target, an unknown label, a
+            word that cannot be saved for other tools, a folder that cannot be written, a checkpoint of another run.
     """
     if not prompts or not held_out:
         raise InputError("an inversion needs prompts to learn from, and others to report on")
@@ -179,6 +188,13 @@ def invert(
         worded(each, token, "")
     folder, settings, began = output_folder(output), settings or InvertSettings(), time.perf_counter()
     distance = Pixels() if distance is None else distance
+    check_distance(distance)
+    if sampler.image_shape[0] != 3:
+        raise InputError(
+            f"invert saves images of three channels, but this sampler makes {tuple(sampler.image_shape)}"
+        )
+    with tempfile.TemporaryDirectory() as trial:  # what cannot be saved is known before the work
+        learned.save(Path(trial))
     wanted = None if judge is None or label is None else judge.index(label)
     like = sampler.noise(1)
     grey = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
@@ -235,6 +251,20 @@ def invert(
     if Processes.here().first:
         _write(result, about, repeat)
     return result
+
+
+def check_distance(distance: Any) -> None:
+    """Check that a metric measures how far images are from the target of an inversion, and from nothing else.
+
+    Raises:
+        InputError: a term has a goal of its own, so that what is trained would not be what is reported.
+    """
+    for _, term in distance.terms if isinstance(distance, Sum) else ((1, distance),):
+        if not isinstance(term, Paired) or isinstance(term, EffectDistance):
+            raise InputError(
+                f"{type(term).__name__} has a goal of its own beside the target that the word is to reach; use "
+                "metrics.Pixels(), metrics.Content(...) or a sum of them, or tune weights to that goal"
+            )
 
 
 def _write(result: InvertResult, about: Mapping[str, Any], repeat: str) -> None:

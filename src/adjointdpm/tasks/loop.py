@@ -13,11 +13,18 @@ optimise on) and `losses(step, items)`, then
 `losses` must be a function of the variables, the step and the items: draw with `seeds.key(seed, step, item)`,
 and keep no state. Then a run that is killed and resumed, on a CPU, ends in the same bits, and one on several
 processes in the same result to rounding. When `optimise` returns, the variables hold the best iterate.
+
+A run that is resumed may have more steps than before. With a constant rate it ends as one run of all of them would; a
+rate that falls over the N steps is that of the new N from there on, and a warning says so.
 """
 
+import math
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +32,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from .._types import AdjointDPMError, InputError
+from .._types import AdjointDPMError, InputError, NonFiniteError
+from ..writing import SavingError
 from .batch import Batch, forked
-from .checkpoint import SavingError, check_config, load_checkpoint, save_checkpoint
+from .checkpoint import check_config, has_checkpoint, load_checkpoint, plain, save_checkpoint
 from .processes import Processes
+from .run_folder import run_folder
 from .seeds import key
-from .signals import uninterrupted
-from .state import State
+from .signals import Interrupted, ending, held, stop_once
+from .state import State, check
 from .task import Loop, Losses, Task
 
 __all__ = ["InterruptedRunError", "Loop", "Losses", "Outcome", "StoppedRunError", "Task", "optimise"]
@@ -58,7 +67,14 @@ class Outcome:
 
 
 class InterruptedRunError(AdjointDPMError):
-    """Ctrl-C; the state is saved, and the message says where and how to go on."""
+    """Ctrl-C or SIGTERM; the state is saved, and the message says where and how to go on.
+
+    code    what a program should exit with: 130 after Ctrl-C, 143 after SIGTERM
+    """
+
+    def __init__(self, message: str, code: int = 130) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class StoppedRunError(AdjointDPMError):
@@ -78,12 +94,19 @@ def optimise(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: L
             back its state.
         loop: how.
     Raises:
-        InputError: a variable that is no leaf or that no loss depends on, a checkpoint of another run, a
-            full disk.
+        InputError: a variable that is no leaf or that no loss depends on, a setting of the optimizer that is not
+            finite, a folder that holds a checkpoint when `resume` is not set, or that another run writes to, a
+            checkpoint of another run or of more steps, a full disk.
         StoppedRunError: a loss raised or was not finite after the first step.
-        InterruptedRunError: Ctrl-C, with a folder to save to; without one, KeyboardInterrupt.
+        InterruptedRunError: Ctrl-C or SIGTERM, with a folder to save to; without one, KeyboardInterrupt.
     """
-    return _Run(task, optimizer, loop).outcome()
+    plain(loop.config)  # it is saved after the first steps, and that is late to fail
+    with ExitStack() as stack:
+        if loop.folder is not None:
+            stack.enter_context(run_folder(loop.folder, loop.resume, loop.quiet))
+        run = _Run(task, optimizer, loop)
+        stack.enter_context(stop_once(terminate=loop.folder is not None))
+        return run.outcome()
 
 
 class _Run:
@@ -94,37 +117,70 @@ class _Run:
                 raise InputError(f"the variable {name!r} must be a leaf of floating point")
             leaf.requires_grad_()
         self.leaves = list(task.variables.values())
-        self.optimizer = optimizer(self.leaves)
+        self.optimizer = _made(optimizer, self.leaves)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.state = State.fresh(task.variables, task.items if task.per_item else 1)
         self.batch = Batch(task, loop, self.processes)
         self.start = time.perf_counter()
         self.between = False  # in the middle of a step: nothing that is worth saving
-        path = loop.checkpoint
-        if loop.resume and path is not None and path.exists():
-            tensors, about = load_checkpoint(path)
-            check_config(path, about["config"], loop.config)
-            self.state.restore(tensors, about, task.variables, self.optimizer)
+        if loop.resume and loop.checkpoint is not None and has_checkpoint(loop.checkpoint):
+            self._resume(loop.checkpoint)
+        step = torch.tensor([float(self.state.step)], device=self.leaves[0].device)
+        self.processes.sum_([step])
+        if float(step) != self.state.step * self.processes.world:
+            raise InputError(
+                f"the processes of this run found checkpoints of different steps in {loop.folder}; it must lie on a "
+                "file system that all of them share"
+            )
+
+    def _about(self) -> dict[str, Any]:
+        """What decides a run besides its config, so that a checkpoint must agree on it."""
+        loop = self.loop
+        names = ("seed", "batch_size", "max_grad_norm", "decay", "warmup")
+        kind = type(self.optimizer).__name__
+        return {name: getattr(loop, name) for name in names} | {"items": self.task.items, "optimizer": kind}
+
+    def _resume(self, path: Path) -> None:
+        loop = self.loop
+        tensors, about = load_checkpoint(path, check)
+        check_config(path, about["config"], loop.config, free=("steps",))
+        check_config(path, about["loop"], self._about(), free=("steps",))
+        done, total = about["step"], about["loop"]["steps"]
+        if done > loop.steps:
+            raise InputError(
+                f"the checkpoint {path} is of {done} steps, more than the {loop.steps} of this run; resume with "
+                f"--max_train_steps (steps) of at least {done}, or use another output folder"
+            )
+        self.state.restore(tensors, about, self.task.variables, self.optimizer, more=loop.steps > done)
+        if loop.decay != "constant" and total != loop.steps and done and self.processes.first:
+            warnings.warn(
+                f"the {loop.decay} decay of the learning rate was laid over {total} steps for the first {done}, and "
+                f"is that of {loop.steps} from now on: the result is not that of {loop.steps} steps in one run",
+                stacklevel=4,
+            )
 
     def outcome(self) -> Outcome:
-        loop, state = self.loop, self.state
-        if not state.finished:
-            bar = tqdm(
-                total=loop.steps,
-                initial=state.step,
-                desc=type(self.task).__name__.lower(),
-                ncols=90,
-                disable=loop.quiet or not self.processes.first,
-            )
-            with bar:
-                while state.step < loop.steps and not self._enough():
-                    self._guarded(lambda: self._step(bar))
-                self._guarded(self._last)
+        if not self.state.finished:
+            self._guarded(self._all)
         with torch.no_grad():
             for name, leaf in self.task.variables.items():
-                leaf.copy_(state.best[name])
+                leaf.copy_(self.state.best[name])
                 leaf.grad = None
         return self._found()
+
+    def _all(self) -> None:
+        loop, state = self.loop, self.state
+        bar = tqdm(
+            total=loop.steps,
+            initial=state.step,
+            desc=type(self.task).__name__.lower(),
+            ncols=90,
+            disable=loop.quiet or not self.processes.first,
+        )
+        with bar:
+            while state.step < loop.steps and not self._enough():
+                self._step(bar)
+            self._last()
 
     def _found(self) -> Outcome:
         state = self.state
@@ -133,22 +189,27 @@ class _Run:
         return Outcome(best, state.best_step, state.best_loss, list(state.losses), state.step, seconds)
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Run a step; whatever ends it, the state before it is saved."""
-        step, path = self.state.step, self.loop.checkpoint
+        """Run the steps; whatever ends them, the state before the one that did not come to its end is saved."""
+        path = self.loop.checkpoint
         try:
             work()
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, Interrupted) as error:
             if path is None or self.between:
                 raise
-            self._save()
+            ending()
+            with held():
+                self._save()
             raise InterruptedRunError(
                 f"interrupted at step {self.state.step} of {self.loop.steps}; saved in {path}: run the same "
-                "command with --resume (resume=True) to go on"
+                "command with --resume (resume=True) to go on",
+                error.code if isinstance(error, Interrupted) else 130,
             ) from error
         except Exception as error:
+            step = self.state.step
             if step == 0 or self.between or isinstance(error, SavingError):
                 raise
-            self._save()
+            with held():
+                self._save()
             found = self._found()
             where = f", kept in {path}" if path is not None else ", in this error's outcome"
             when = sorted({int(each) for each in found.best_step})
@@ -163,7 +224,8 @@ class _Run:
         loop, state = self.loop, self.state
         values, batch = self.batch.losses(self.state.step, differentiate=True)
         valid = self._validated()
-        with uninterrupted(), torch.no_grad():
+        self._check_gradients()
+        with held(), torch.no_grad():
             self.between = True
             self._note(values, batch, valid)
             if loop.max_grad_norm is not None:
@@ -188,8 +250,9 @@ class _Run:
         if not self._enough():
             values, batch = self.batch.losses(self.state.step, differentiate=False)
             scored = values, batch, self._validated(last=True)
-        with uninterrupted(), torch.no_grad():
+        with held(), torch.no_grad():
             if scored is not None:
+                self.state.unscored = self.state.copy()
                 self._note(*scored)
             self.state.finished = True
             self._save()
@@ -199,6 +262,15 @@ class _Run:
         loop, state = self.loop, self.state
         aim = loop.stop_at is not None and bool((state.best_rank <= loop.stop_at).all())
         return aim or (loop.patience is not None and state.stale >= loop.patience)
+
+    def _check_gradients(self) -> None:
+        """Refuse gradients that would spoil the variables for good."""
+        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        if bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+            return
+        for name, leaf in self.task.variables.items():
+            if leaf.grad is not None and not bool(leaf.grad.isfinite().all()):
+                raise NonFiniteError(f"the gradient of {name!r} is not finite, though the loss is")
 
     def _validated(self, last: bool = False) -> float | None:
         every = self.loop.validation_steps
@@ -227,4 +299,19 @@ class _Run:
         if path is None or not self.processes.first:
             return
         tensors, about = self.state.packed(self.task.variables, self.optimizer)
-        save_checkpoint(path, tensors, {**about, "config": dict(self.loop.config)})
+        settings = self._about() | {"steps": self.loop.steps}
+        save_checkpoint(path, tensors, {**about, "config": dict(self.loop.config), "loop": settings})
+
+
+def _made(optimizer: Callable[[list[Tensor]], Optimizer], leaves: list[Tensor]) -> Optimizer:
+    """The optimizer, if its settings are numbers that can be used."""
+    try:
+        made = optimizer(leaves)
+    except ValueError as error:
+        raise InputError(f"the optimizer cannot be made: {error}") from error
+    for group in made.param_groups:
+        for name, value in group.items():
+            for each in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(each, float) and not math.isfinite(each):
+                    raise InputError(f"{name} of the optimizer must be finite, but is {each}")
+    return made

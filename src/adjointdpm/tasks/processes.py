@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._types import InputError
+
 __all__ = ["Processes"]
 
 
@@ -28,13 +30,27 @@ class Processes:
 
     @classmethod
     def here(cls) -> "Processes":
-        """Those of the launcher that started this process, joined if they are not yet."""
+        """Those of the launcher that started this process, joined if they are not yet, each with a GPU of its own.
+
+        Raises:
+            InputError: the launcher's variables in the environment do not describe processes that can be joined.
+        """
         if not dist.is_available():
             return cls()
         if not dist.is_initialized():
-            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            world, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_RANK"))
+            if world in ("", "1"):
                 return cls()
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            gpus = torch.cuda.device_count()
+            if gpus and local.isdecimal() and int(local) < gpus:
+                torch.cuda.set_device(int(local))  # a GPU for each process, also in NCCL
+            try:
+                dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+            except (ValueError, RuntimeError) as error:
+                says = " ".join(str(error).split())[:200]
+                raise InputError(
+                    f"WORLD_SIZE is {world!r}, but the processes cannot be joined ({says}); start them with torchrun"
+                ) from error
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

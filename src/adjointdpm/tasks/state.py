@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from .._types import InputError
 
-__all__ = ["State"]
+__all__ = ["State", "check"]
 
 
 @dataclass(eq=False)
@@ -20,6 +20,8 @@ class State:
     best, best_rank, best_loss, best_step   the best iterate (rows of it, where items have rows)
     losses   mean loss of each iterate so far
     stale    iterates since one was better
+    unscored what it was before the last iterate was scored, once the run is finished: more steps go on from there,
+             so that they end as one run of all of them would
     """
 
     best: dict[str, Tensor]
@@ -30,6 +32,7 @@ class State:
     stale: int = 0
     finished: bool = False
     losses: list[float] = field(default_factory=list)
+    unscored: "State | None" = None
 
     @classmethod
     def fresh(cls, variables: Mapping[str, Tensor], rows: int) -> "State":
@@ -37,6 +40,12 @@ class State:
         never = torch.full((rows,), torch.inf, dtype=torch.float64)
         best = {name: leaf.detach().clone() for name, leaf in variables.items()}
         return cls(best, never, never.clone(), torch.zeros(rows, dtype=torch.int64))
+
+    def copy(self) -> "State":
+        """As it is now."""
+        best = {name: tensor.clone() for name, tensor in self.best.items()}
+        ranks = (self.best_rank.clone(), self.best_loss.clone(), self.best_step.clone())
+        return State(best, *ranks, self.step, self.stale, losses=list(self.losses))
 
     def note(
         self,
@@ -66,18 +75,30 @@ class State:
         self, variables: Mapping[str, Tensor], optimizer: Optimizer
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it as named tensors, and the rest as JSON."""
-        tensors = {f"variables/{name}": leaf for name, leaf in variables.items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {"best_rank": self.best_rank, "best_loss": self.best_loss, "best_step": self.best_step}
-        plain: dict[str, dict[str, Any]] = {}
+        tensors = {f"variables/{name}": leaf for name, leaf in variables.items()} | self._bests("")
+        if self.unscored is not None:
+            tensors |= self.unscored._bests("unscored/")
+        values: dict[str, dict[str, Any]] = {}
         for i, entries in optimizer.state_dict()["state"].items():
             for name, value in entries.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer/{i}/{name}"] = value
                 else:
-                    plain.setdefault(str(i), {})[name] = value
-        about = {"step": self.step, "stale": self.stale, "finished": self.finished, "losses": self.losses}
-        return tensors, {**about, "optimizer": plain}
+                    values.setdefault(str(i), {})[name] = value
+        about = {
+            "step": self.step,
+            "stale": self.stale,
+            "finished": self.finished,
+            "losses": self.losses,
+            "unscored": None if self.unscored is None else self.unscored.stale,
+            "optimizer": values,
+            "entries": {name: _kind(tensor) for name, tensor in tensors.items()},
+        }
+        return tensors, about
+
+    def _bests(self, prefix: str) -> dict[str, Tensor]:
+        found = {f"{prefix}best/{name}": tensor for name, tensor in self.best.items()}
+        return found | {f"{prefix}{name}": getattr(self, name) for name in _BESTS}
 
     def restore(
         self,
@@ -85,34 +106,93 @@ class State:
         about: Mapping[str, Any],
         variables: Mapping[str, Tensor],
         optimizer: Optimizer,
+        more: bool,
     ) -> None:
         """Put everything back as it was packed.
 
+        Args:
+            tensors, about: that `check` has found to be sound.
+            variables, optimizer: of this run; changed in place.
+            more: whether there are steps to come after those of a run that was finished.
         Raises:
-            InputError: a variable is missing or has another shape.
+            InputError: the variables, or the rows of the best iterate, are not those of this run.
         """
-        for name, leaf in variables.items():
-            saved = tensors.get(f"variables/{name}")
-            if (
-                saved is None
-                or saved.shape != leaf.shape
-                or len(tensors["best_rank"]) != len(self.best_rank)
-            ):
-                had = "none" if saved is None else f"of shape {tuple(saved.shape)}"
+        saved = {name.removeprefix("variables/") for name in tensors if name.startswith("variables/")}
+        todo = "resume with the same settings, or use another output folder"
+        for name in sorted({*saved, *variables}):
+            theirs = _kind(tensors[f"variables/{name}"]) if name in saved else None
+            ours = _kind(variables[name]) if name in variables else None
+            if theirs != ours:
                 raise InputError(
-                    f"the checkpoint's variable {name!r} is {had}, but this run's has shape {tuple(leaf.shape)}; "
-                    "resume with the same settings, or use another output folder"
+                    f"the checkpoint's variable {name!r} is {_said(theirs)}, but this run's is {_said(ours)}; {todo}"
                 )
+        rows = len(tensors["best_rank"])
+        if rows != len(self.best_rank):
+            raise InputError(
+                f"the checkpoint is of {rows} items, but this run has {len(self.best_rank)}; {todo}"
+            )
+        prefix = "unscored/" if more and about["unscored"] is not None else ""
+        for name, leaf in variables.items():
             with torch.no_grad():
-                leaf.copy_(saved)
-            self.best[name].copy_(tensors[f"best/{name}"])
-        self.best_rank, self.best_loss = tensors["best_rank"], tensors["best_loss"]
-        self.best_step = tensors["best_step"]
-        self.step, self.stale = about["step"], about["stale"]
-        self.finished, self.losses = about["finished"], list(about["losses"])
+                leaf.copy_(tensors[f"variables/{name}"])
+            self.best[name].copy_(tensors[f"{prefix}best/{name}"])
+        for name in _BESTS:
+            setattr(self, name, tensors[prefix + name])
+        self.step, self.finished = about["step"], about["finished"] and not more
+        self.stale = about["unscored"] if prefix else about["stale"]
+        self.losses = list(about["losses"][: self.step] if prefix else about["losses"])
         entries = {int(i): dict(values) for i, values in about["optimizer"].items()}
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
                 _, i, key = name.split("/", 2)
                 entries.setdefault(int(i), {})[key] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+
+def check(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """See to it that what was packed is complete and fits together.
+
+    Raises:
+        ValueError: an entry is missing, or another one than it should be.
+    """
+    kinds = {
+        "step": int,
+        "stale": int,
+        "finished": bool,
+        "losses": list,
+        "optimizer": dict,
+        "entries": dict,
+    }
+    for name, kind in {**kinds, "unscored": int | None, "config": dict, "loop": dict}.items():
+        if name not in about or not isinstance(about[name], kind):
+            raise ValueError(f"its metadata has no {name}, or one of the wrong kind")
+    entries, step = about["entries"], about["step"]
+    for name in sorted({*entries, *tensors}):
+        has = _kind(tensors[name]) if name in tensors else None
+        if has != entries.get(name):
+            raise ValueError(f"{name} should be {_said(entries.get(name))}, but is {_said(has)}")
+    variables = [name.removeprefix("variables/") for name in entries if name.startswith("variables/")]
+    for prefix in ("",) if about["unscored"] is None else ("", "unscored/"):
+        for name in (*_BESTS, *(f"best/{each}" for each in variables)):
+            if prefix + name not in entries:
+                raise ValueError(f"{prefix}{name} is missing")
+        when = tensors[f"{prefix}best_step"]
+        if not bool(((when >= 0) & (when <= step)).all()):
+            raise ValueError(f"its best iterates are of steps that do not lie between 0 and {step}")
+    scored = step + (about["unscored"] is not None)
+    if step < 0 or len(about["losses"]) != scored:
+        raise ValueError(
+            f"it is of step {step} and should have {scored} losses, but has {len(about['losses'])}"
+        )
+
+
+_BESTS = ("best_rank", "best_loss", "best_step")
+
+
+def _kind(tensor: Tensor) -> list[Any]:
+    """What a tensor's dtype and shape must be, for JSON."""
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+
+
+def _said(kind: list[Any] | None) -> str:
+    return "missing" if kind is None else f"{kind[0]} of shape {tuple(kind[1])}"

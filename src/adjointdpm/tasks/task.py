@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,7 +58,7 @@ class Loop:
     """How the loop runs.
 
     Args:
-        steps: N >= 1.
+        steps: N >= 1. A run that is resumed may have more than before; the steps done must not exceed it.
         batch_size: items a step over all processes; all of them if None.
         accumulation: in how many parts a process computes its share of a step's gradient (>= 1).
         max_grad_norm: longer gradients are scaled down to it, over all variables; None for none.
@@ -67,12 +68,14 @@ class Loop:
         stop_at: stop when the rank of every item's best is at most this.
         validation_steps: ask `Task.validate` which iterate is the best, every so many steps; 0 for never.
         seed: of the batches' order and of whatever a task draws.
-        folder: for checkpoints; None for none.
+        folder: for checkpoints, made if need be; None for none. It must not hold one already, unless `resume`.
         checkpointing_steps: save every so many steps; 0 only at the end and when interrupted.
-        resume: go on from the folder's checkpoint if there is one.
-        config: what a checkpoint must agree on, for JSON.
+        resume: go on from the folder's checkpoint; without one, a line says that the run starts anew.
+        config: what a checkpoint must agree on besides, for JSON; its "steps" may differ.
         quiet: without a progress bar.
         report: called with (step, {"loss": ...}) after each step.
+    Raises:
+        InputError: a number out of its range, not whole where it must be, or not finite.
     """
 
     steps: int = 100
@@ -85,7 +88,7 @@ class Loop:
     stop_at: float | None = None
     validation_steps: int = 0
     seed: int = 0
-    folder: Path | None = None
+    folder: str | Path | None = None
     checkpointing_steps: int = 10
     resume: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -93,10 +96,24 @@ class Loop:
     report: Callable[[int, dict[str, float]], None] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulation", "batch_size"):
+        least = {"steps": 1, "batch_size": 1, "accumulation": 1, "patience": 1}
+        least |= {"warmup": 0, "validation_steps": 0, "checkpointing_steps": 0, "seed": None}
+        for name, lowest in least.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, but is {value}")
+            if value is None and name in ("batch_size", "patience"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise InputError(f"{name} must be a whole number, but is {value!r}")
+            if lowest is not None and value < lowest:
+                raise InputError(f"{name} must be at least {lowest}, but is {value}")
+        if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
+            raise InputError(
+                f"max_grad_norm must be above 0 and finite (None for no clipping), but is {self.max_grad_norm}"
+            )
+        if self.stop_at is not None and not math.isfinite(self.stop_at):
+            raise InputError(f"stop_at must be finite (None for never), but is {self.stop_at}")
+        if self.decay not in ("constant", "linear", "cosine"):
+            raise InputError(f"decay must be constant, linear or cosine, but is {self.decay!r}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, as a fraction of the optimizer's own."""
@@ -108,4 +125,4 @@ class Loop:
     @property
     def checkpoint(self) -> Path | None:
         """The checkpoint's file."""
-        return None if self.folder is None else self.folder / "checkpoint.safetensors"
+        return None if self.folder is None else Path(self.folder) / "checkpoint.safetensors"

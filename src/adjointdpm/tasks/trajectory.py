@@ -20,6 +20,7 @@ from ..flow import ProbabilityFlow
 from ..gradients import score
 from ..grids import TimeGrid
 from ..ivp import IVP, integrate
+from ..ranges import in_range
 from ..sampler import FlowSampler
 from ..solvers import Euler
 from ..solvers.base import History
@@ -47,8 +48,9 @@ class LookAhead:
     last: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.repeats < 1 or not self.strength > 0:
-            raise InputError("a look-ahead needs steps and repeats of at least 1 and a strength above 0")
+        for name in ("steps", "repeats"):
+            in_range(name, getattr(self, name), 1)
+        in_range("strength", self.strength, 0, open_low=True)
         if not 0 <= self.first < self.last <= 1:
             raise InputError(
                 f"a part of the trajectory is 0 <= first < last <= 1, not {self.first}, {self.last}"

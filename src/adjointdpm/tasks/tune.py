@@ -24,6 +24,7 @@ from ..zoo import Classifier
 from .denoising import Denoise, latents_of
 from .loop import optimise
 from .processes import Processes
+from .run_folder import alone
 from .scores import Rate, said, sampled, saved
 from .seeds import key, noise_of
 from .settings import labels_of
@@ -61,6 +62,7 @@ class TuneSettings:
             raise InputError("noises and validation_steps must be at least 1, the learning rate above 0")
 
 
+@alone
 def tune(
     sampler: Sampler,
     metric: Any,

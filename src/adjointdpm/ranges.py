@@ -1,0 +1,36 @@
+"""Numbers that settings and flags take: finite, and within a range."""
+
+import math
+from numbers import Real
+from typing import Any
+
+from ._types import InputError
+
+__all__ = ["in_range"]
+
+
+def in_range(
+    name: str,
+    value: Any,
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
+    *,
+    open_low: bool = False,
+) -> None:
+    """Check that a number is finite and low <= value <= high.
+
+    Args:
+        name: of the setting or flag, for the message.
+        value: what was given.
+        low, high: the range.
+        open_low: whether `low` itself is outside.
+    Raises:
+        InputError: it is not a number, is NaN or infinite, or lies outside the range.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        above = low < value if open_low else low <= value
+        if math.isfinite(value) and above and value <= high:
+            return
+    parts = [f"{'above' if open_low else 'at least'} {low}"] if math.isfinite(low) else []
+    parts += [f"at most {high}"] if math.isfinite(high) else []
+    raise InputError(f"{name} must be {' and '.join(parts) or 'a finite number'}, but is {value}")
