@@ -52,7 +52,7 @@ def test_gradient_policy_lives_with_the_adjoints(path):
         "adjoints/base.py", "adjoints/continuous.py", "adjoints/discrete.py", "adjoints/meter.py",
         "adjoints/products.py", "adjoints/recompute.py", "adjoints/reversible.py", "adjoints/trace.py",
         "ivp.py",  # in an error message
-        "formats.py", "tokens.py",  # files, and leaves to be optimised
+        "formats.py", "tokens.py", "prompts.py",  # files, and leaves to be optimised
         "gradients.py", "finite.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results
         "metrics/features.py", "metrics/clip.py",  # what a metric compares with
         "tasks/tune.py", "tasks/tuning.py", "tasks/denoising.py", "tasks/invert.py", "tasks/guide.py",

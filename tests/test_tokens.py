@@ -283,5 +283,5 @@ def test_a_word_beyond_the_limit_is_an_error(sampler):
         with pytest.raises(adp.InputError, match=r"'cat' .* is cut off: it is token 15 .* takes 16"):
             refused()
     vectors = TokenVectors(sampler, "<y>", "cat")
-    with pytest.raises(adp.InputError, match=r"<y>.*limit"):
+    with pytest.raises(adp.InputError, match=r"<y> is cut off.*reads 16 tokens"):
         vectors.encode([long + "<y>"])

@@ -21,6 +21,7 @@ from .fields import Field, PipelineField
 from .flow import ProbabilityFlow
 from .grids import Grid, TimeGrid, uniform
 from .ivp import IVP
+from .prompts import encoded
 from .solvers import DPMSolverPP, Solver
 
 __all__ = ["FlowSampler", "Sampler", "check_noise", "for_batch", "listed", "normal"]
@@ -43,8 +44,17 @@ class Sampler(nn.Module, ABC):
     """What `replace` can exchange: arguments of the constructor, kept as attributes of the same names."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str] | str, negative: str = "") -> Cond:
-        """The conditioning of one or more prompts, as tensors that can require a gradient."""
+    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+        """The conditioning of one or more prompts, as leaves of which a gradient can be required.
+
+        Args:
+            prompts: one or more.
+            negative: the negative prompt of all of them.
+            graph: whether the tensors hang on what encoded them, for the gradient of a text encoder's weights. A
+                graph serves one backward pass. Within `TokenRows` there is one without being asked for.
+        Raises:
+            InputError: a prompt would be ignored; a graph is asked for, and nothing requires a gradient.
+        """
 
     @abstractmethod
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
@@ -139,8 +149,11 @@ class FlowSampler(Sampler):
         field = PipelineField(pipe, split_guidance, height=height, width=width)
         return cls(field, **{"guidance_scale": field.guidance_scale, "grid": field.grid, **settings})
 
-    def encode(self, prompts: Sequence[str] | str, negative: str = "") -> Cond:
-        return self.field.encode(listed(prompts), negative, float(self.guidance_scale))
+    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+        texts, w = listed(prompts), float(self.guidance_scale)
+        return encoded(
+            getattr(self.field, "pipe", None), lambda: self.field.encode(texts, negative, w), graph
+        )
 
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
         return normal((batch, *self.field.latent_shape), seed, next(self.field.denoiser.parameters()))

@@ -14,7 +14,9 @@ are the same case, and no marker is named here. With the word's forms k_0 (after
 which is the table's own embedding as long as r = E[k_0], and dL/dr is the sum of the table's gradients at all forms.
 """
 
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +26,19 @@ from torch.overrides import TorchFunctionMode
 
 from ._types import InputError
 
-__all__ = ["TokenRows", "forms", "place", "position", "sequence", "tables", "text_encoders"]
+__all__ = [
+    "TokenRows",
+    "alone",
+    "forms",
+    "place",
+    "position",
+    "read_whole",
+    "rows_in_force",
+    "sequence",
+    "tables",
+    "text_encoders",
+    "tokenizers",
+]
 
 _CONTEXTS = (("a ", ""), ("", " a"), ("a ", "."), ("a (", ")"), ('a "', '"'), ("a-", ", a"))
 """What stands before and after a word in running text; the first is the usual one."""
@@ -51,6 +65,92 @@ def text_encoders(pipe: Any) -> list[tuple[str, Any, Any]]:
     if not found:
         raise InputError(f"{type(pipe).__name__} has no text encoder, so there is no row of a word")
     return found
+
+
+def tokenizers(pipe: Any) -> dict[str, Any]:
+    """The tokenizers of a pipeline by their names."""
+    return {
+        name: part
+        for name, part in vars(pipe).items()
+        if name.startswith("tokenizer") and callable(part) and hasattr(part, "convert_ids_to_tokens")
+    }
+
+
+def alone(token: str) -> str:
+    """A pattern of a token as a word of its own: in "<new>," and "(<new>)", but not in "<new>x" or "<new>_1"."""
+    return rf"(?<![\w<]){re.escape(token)}(?![\w>])"
+
+
+def read_whole(pipe: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """A pipeline's call of one of its tokenizers, with a warning of what of the text is lost.
+
+    Args:
+        name: of the tokenizer.
+        args, kwargs: of its call.
+    Raises:
+        InputError: a token that is being learned (`TokenRows`) is cut off.
+    """
+    tokenizer = getattr(pipe, name)
+    text = args[0] if args else kwargs.get("text")
+    texts = [text] if isinstance(text, str) else text
+    if isinstance(texts, list | tuple) and all(isinstance(each, str) for each in texts):
+        special = kwargs.get("add_special_tokens", True)
+        if kwargs.get("truncation") not in (None, False, "do_not_truncate"):
+            limit = int(kwargs.get("max_length") or tokenizer.model_max_length)
+            for each in texts:
+                _refuse_cut(pipe, name, each, limit, {"add_special_tokens": special})
+        for each in texts:
+            _warn_of_vectors(pipe, name, each)
+    return tokenizer(*args, **kwargs)
+
+
+def _refuse_cut(pipe: Any, name: str, text: str, limit: int, how: dict[str, Any]) -> None:
+    tokenizer, encoder = getattr(pipe, name), name.replace("tokenizer", "text_encoder")
+    whole = list(tokenizer(text, **how).input_ids)
+    if len(whole) <= limit:
+        return
+    kept = list(tokenizer(text, truncation=True, max_length=limit, **how).input_ids)
+    same = next((i for i, each in enumerate(kept) if each != whole[i]), len(kept))
+    rest = len(kept) - same  # special tokens behind the gap, or the text's end if its beginning is cut off
+    lost = whole[same : len(whole) - rest]
+    words = tokenizer.decode(lost).strip()
+    for reading in rows_in_force(getattr(pipe, encoder, None)):
+        for word in reading.words_among(lost, kept):
+            raise InputError(
+                f"{word} is cut off, so it would have no gradient: {encoder} reads {limit} tokens of a prompt, special "
+                f"ones counted, and this one has {len(whole)}: {words!r} is lost; shorten the prompt"
+            )
+    warnings.warn(
+        f"{encoder} reads {limit} tokens of a prompt, special ones counted, and this one has {len(whole)}, so "
+        f"{words!r} is lost; shorten the prompt",
+        stacklevel=2,
+    )
+
+
+def _warn_of_vectors(pipe: Any, name: str, text: str) -> None:
+    """Learned tokens (textual inversions) that one of several tokenizers does not know, or knows more vectors of."""
+    own = getattr(pipe, name)
+    for other, tokenizer in tokenizers(pipe).items():
+        added = tokenizer.get_added_vocab()
+        for token in added.keys() - set(tokenizer.all_special_tokens):
+            if not re.search(alone(token), text):
+                continue
+            lost, more = token not in own.get_vocab(), f"{token}_1"
+            if lost:
+                what = f"a token of {other} alone, so {name} reads it as any other text"
+            elif tokenizer is own and more in added and more not in text:
+                what = "a token of several vectors, of which this pipeline gives its text encoder the first alone"
+            else:
+                continue
+            warnings.warn(f"{token} is {what}; load its vectors for every text encoder", stacklevel=3)
+
+
+def rows_in_force(encoder: Any) -> "Iterator[_Reading]":
+    """The `TokenRows` within whose `with` a text encoder is now."""
+    for module in encoder.modules() if isinstance(encoder, nn.Module) else ():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(reading := getattr(hook, "__self__", None), _Reading):
+                yield reading
 
 
 def tables(encoder: Any) -> list[nn.Module]:
@@ -194,7 +294,7 @@ class TokenRows:
             start = table.weight[[k[0] for k in ids]].detach().float().clone()
             self.ids.append(ids)
             self.values.append(start.clone().requires_grad_())
-            self._readings.append(_Reading(name, tables(encoder), ids, self.values[-1], start))
+            self._readings.append(_Reading(name, encoder, self.words, ids, self.values[-1], start))
 
     def __enter__(self) -> "TokenRows":
         for reading in self._readings:
@@ -249,22 +349,30 @@ class _Reading(TorchFunctionMode):
     """
 
     def __init__(
-        self, name: str, tables: list[Any], ids: list[list[int]], rows: Tensor, start: Tensor
+        self, name: str, encoder: Any, words: list[str], ids: list[list[int]], rows: Tensor, start: Tensor
     ) -> None:
         super().__init__()
         self.name, self.calls, self.differentiated, self.met = name, 0, False, set[int]()
-        self._tables, self._ids, self._rows, self._start = tables, ids, rows, start
+        self._encoder, self._words, self._ids, self._rows, self._start = encoder, words, ids, rows, start
         self._hooks: list[Any] = []
 
     def open(self) -> None:
         self.calls, self.differentiated, self.met = 0, False, set()
-        for table in self._tables:
+        for table in tables(self._encoder):
             self._hooks.append(table.register_forward_pre_hook(self._begin))
             self._hooks.append(table.register_forward_hook(self._end, always_call=True))
 
     def close(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
+
+    def words_among(self, lost: list[int], kept: list[int]) -> list[str]:
+        """The words with a token among the lost ones and none among the kept."""
+        return [
+            word
+            for word, ids in zip(self._words, self._ids, strict=True)
+            if not set(ids).isdisjoint(lost) and set(ids).isdisjoint(kept)
+        ]
 
     def _begin(self, *_: Any) -> None:
         self.__enter__()

@@ -21,7 +21,7 @@ from torch import Tensor
 from .._types import Cond, InputError
 from ..formats import save_textual_inversion
 from ..sampler import Sampler
-from ..tokens import TokenRows, forms, position, sequence, tables, text_encoders
+from ..tokens import TokenRows, alone, forms, position, sequence, tables, text_encoders
 from .checkpoint import write_file
 from .tuning import pipeline_of
 
@@ -42,11 +42,11 @@ def worded(prompt: str, token: str, word: str) -> str:
 
 def _placed(prompt: str, token: str, word: str) -> tuple[str, list[int]]:
     """A prompt with another word for the token, and where that word begins, each time."""
-    # "<new>," and "(<new>)" hold the token; "<new>x" and "<new>_1" are other words.
-    alone = rf"(?<![\w<]){re.escape(token)}(?![\w>])"
-    if not token or not re.search(alone, prompt):
+    if not token or not re.search(alone(token), prompt):
         raise InputError(f"the prompt {prompt!r} must hold the token {token} as a word of its own")
-    text = re.sub(alone if word else rf"\s*{alone}", lambda _: MARK + word if word else "", prompt)
+    text = re.sub(
+        alone(token) if word else rf"\s*{alone(token)}", lambda _: MARK + word if word else "", prompt
+    )
     text = " ".join(text.split())
     text = re.sub(rf"\b([aA])n? (?={MARK}?[aeiou])", r"\1n ", text)
     text = re.sub(rf"\b([aA])n (?={MARK}?[^{MARK}aeiou])", r"\1 ", text)
@@ -215,6 +215,7 @@ class PromptRows(Learned):
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         texts = [_placed(each, self.token, self.initializer) for each in prompts]
+        self._places(texts, None)  # an error before the work
         cond, rows = self._encoded([text for text, _ in texts])
         embeds = cond["prompt_embeds"]
         places = self._places(texts, embeds.shape[1])
