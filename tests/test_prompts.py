@@ -7,6 +7,7 @@ import torch
 
 import adjointdpm as adp
 from tests.tiny_families import of
+from tests.tiny_parts import tokenizer
 
 LONG = "a red cat on a green dog"  # seven words; the text encoders take four, and two special tokens
 
@@ -54,6 +55,19 @@ def test_each_text_encoder_has_its_own_limit():
     assert "'a' is lost" in first
     assert second.startswith("text_encoder_2 reads 5")
     assert "'on a' is lost" in second
+
+
+def test_a_pipeline_that_cuts_what_it_has_encoded_is_named():
+    """Qwen-Image encodes more than it gives its denoiser, to the very token."""
+    pipe = of("qwen").make()
+    pipe.tokenizer = tokenizer(20)
+    arguments = {"max_sequence_length": 4, "height": 8, "width": 8}
+    sampler = adp.PipelineSampler(pipe, steps=2, arguments=arguments)
+    assert sampler.encode("a red cat")["prompt_embeds"].shape[1] == 4  # and the end of the text
+    with pytest.warns(UserWarning, match="after max_sequence_length = 4"):
+        assert sampler.encode("a red cat on")["prompt_embeds"].shape[1] == 4
+    with pytest.raises(adp.InputError, match="a token that is being learned"), adp.TokenRows(pipe, ["on"]):
+        sampler.encode("a red cat on")
 
 
 @pytest.mark.parametrize("prompts", ["a red green blue cat", ["a cat", "a red green blue cat"]])

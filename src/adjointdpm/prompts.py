@@ -104,8 +104,7 @@ def encoded(pipe: Any, read: Callable[[], Cond], graph: bool) -> Cond:
     Raises:
         InputError: a graph is asked for, and nothing in the text encoders requires a gradient.
     """
-    learned = any(any(rows_in_force(part)) for part in vars(pipe).values()) if pipe is not None else False
-    if not (graph or learned):
+    if not (graph or _learning(pipe)):
         with torch.no_grad():
             return apart(read())
     cond = read()
@@ -141,8 +140,21 @@ def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]
     own = scout.encode_prompt
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        out = own(*args, **kwargs)
-        heard.update(zip(next(names, ()), out if isinstance(out, tuple) else (out,), strict=False))
+        def read(**changes: Any) -> Any:
+            out = own(*args, **{**kwargs, **changes})
+            return out, dict(zip(those, out if isinstance(out, tuple) else (out,), strict=False))
+
+        those = next(names, ())
+        out, found = read()
+        heard.update(found)
+        limit = kwargs.get("max_sequence_length")
+        if limit is not None and _ends_at(limit, found):
+            with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                _, longer = read(max_sequence_length=limit + 1)
+            # Where the tokenizer cuts, it has been said in its place.
+            if _ends_at(limit + 1, longer) and not any("is lost" in str(each.message) for each in said):
+                _warn_of_length(pipe, limit)
         return out
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
@@ -159,6 +171,37 @@ def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]
             "a prompt cannot be encoded apart from sampling; use differentiable(pipe)"
         )
     return found
+
+
+def _ends_at(limit: int, found: Mapping[str, Any]) -> bool:
+    """Whether the last of this many rows is a token and not padding, by the mask; None is a mask of ones."""
+    masks = [value for name, value in found.items() if "mask" in name]
+    if not masks or not any(
+        isinstance(each, Tensor) and each.shape[1:2] == (limit,) for each in found.values()
+    ):
+        return False
+    return masks[0] is None or bool(masks[0][:, limit - 1].any())
+
+
+def _warn_of_length(pipe: Any, limit: int) -> None:
+    """Say that a pipeline cuts off what it has encoded."""
+    what = (
+        f"{type(pipe).__name__} cuts the encoded prompt after max_sequence_length = {limit} tokens, so the words after "
+        "them are lost"
+    )
+    if _learning(pipe):
+        raise InputError(
+            f"{what}, and a token that is being learned may be one of them; shorten the prompt"
+        )
+    warnings.warn(f"{what}; shorten the prompt", stacklevel=4)
+
+
+def _learning(pipe: Any) -> bool:
+    """Whether tokens of a pipeline's text encoders are being learned."""
+    encoders = (
+        [part for name, part in vars(pipe).items() if name.startswith("text_encoder")] if pipe else []
+    )
+    return any(any(rows_in_force(encoder)) for encoder in encoders)
 
 
 def _there(value: Any) -> bool:

@@ -229,6 +229,9 @@ def listed(prompts: Sequence[str] | str) -> list[str]:
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise InputError("encode needs at least one prompt, but the list is empty")
+    for each in prompts:
+        if not isinstance(each, str):
+            raise InputError(f"a prompt is a string, but one is {type(each).__name__}: {each!r}")
     return prompts
 
 
