@@ -104,8 +104,8 @@ def test_rows_of_the_prompt_are_those_of_the_word():
     learned = PromptRows(ours, "<new>", "red")
     with torch.no_grad():
         learned.row.fill_(7.0)
-    embeds = learned.encode(["a <new> cat on red", "on a <new> dog"])["prompt_embeds"]
-    plain = ours.encode(["a red cat on red", "on a red dog"])["prompt_embeds"]
+    embeds = learned.encode(["a <new> on red", "on a <new> dog"])["prompt_embeds"]
+    plain = ours.encode(["a red on red", "on a red dog"])["prompt_embeds"]
     assert (embeds == 7.0).all(2).nonzero().tolist() == [
         [0, learned.places(["a <new> cat"], "<new>")[0]],
         [1, 3],

@@ -248,7 +248,7 @@ class PipelineField(Field):
 
     def encode(self, prompts: Sequence[str], negative: str, guidance_scale: float) -> Cond:
         self._check_words([*prompts, negative])
-        if not self._call.takes.encoded:
+        if not self._call.takes.encoded and not any([*prompts, negative]):
             return Cond()
         return read_prompts(self._call.pipe, prompts, negative, guidance_scale, self._call.fixed)
 

@@ -19,7 +19,7 @@ from .adjoints import Adjoint, Checkpointed
 from .arguments import arguments_of
 from .guards import explained, followed
 from .pipelines import PipelineCall
-from .prompts import Left, Scout, as_given, read_prompts
+from .prompts import Left, Scout, as_given, encoded, read_prompts
 from .sampler import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
 from .twins import denoisers, parts, twin
 from .watch import Draws, Watch
@@ -109,9 +109,10 @@ class PipelineSampler(Sampler):
         size = [self.arguments.get("height", factor * height), self.arguments.get("width", factor * width)]
         return (3, *size)
 
-    def encode(self, prompts: Sequence[str] | str, negative: str = "") -> Cond:
-        return read_prompts(
-            self.pipe, listed(prompts), negative, float(self.guidance_scale), self.arguments
+    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+        texts, w = listed(prompts), float(self.guidance_scale)
+        return encoded(
+            self.pipe, lambda: read_prompts(self.pipe, texts, negative, w, self.arguments), graph
         )
 
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:

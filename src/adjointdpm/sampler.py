@@ -26,6 +26,7 @@ from .grids import Grid, TimeGrid, uniform
 from .guards import followed
 from .influence import Influence, reached
 from .ivp import IVP
+from .prompts import encoded
 from .schedules import Schedule
 from .solvers import DPMSolverPP, Solver
 
@@ -49,8 +50,17 @@ class Sampler(nn.Module, ABC):
     """What `replace` can exchange: arguments of the constructor, kept as attributes of the same names."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str] | str, negative: str = "") -> Cond:
-        """The conditioning of one or more prompts, as tensors that can require a gradient."""
+    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+        """The conditioning of one or more prompts, as leaves of which a gradient can be required.
+
+        Args:
+            prompts: one or more.
+            negative: the negative prompt of all of them.
+            graph: whether the tensors hang on what encoded them, for the gradient of a text encoder's weights. A
+                graph serves one backward pass. Within `TokenRows` there is one without being asked for.
+        Raises:
+            InputError: a prompt would be ignored; a graph is asked for, and nothing requires a gradient.
+        """
 
     @abstractmethod
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
@@ -146,8 +156,11 @@ class FlowSampler(Sampler):
         field = PipelineField(pipe, split_guidance, height=height, width=width)
         return cls(field, **{"guidance_scale": field.guidance_scale, "grid": field.grid, **settings})
 
-    def encode(self, prompts: Sequence[str] | str, negative: str = "") -> Cond:
-        return self.field.encode(listed(prompts), negative, float(self.guidance_scale))
+    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+        texts, w = listed(prompts), float(self.guidance_scale)
+        return encoded(
+            getattr(self.field, "pipe", None), lambda: self.field.encode(texts, negative, w), graph
+        )
 
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
         return normal((batch, *self.field.latent_shape), seed, weight_of(self.field.denoiser))
@@ -285,6 +298,9 @@ def listed(prompts: Sequence[str] | str) -> list[str]:
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise InputError("encode needs at least one prompt, but the list is empty")
+    for each in prompts:
+        if not isinstance(each, str):
+            raise InputError(f"a prompt is a string, but one is {type(each).__name__}: {each!r}")
     return prompts
 
 

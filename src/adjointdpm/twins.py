@@ -9,6 +9,7 @@ A twin is a second object over a first one's attributes, of a subclass made on t
     blocks      likewise, down to the last one (Modular Diffusers)
     denoiser    *the same* attributes, one dictionary under two objects; a call of it is routed
     VAE         likewise; its `decode` is routed
+    tokenizer   likewise; a call of it says what of a prompt is lost
 
 A denoiser is a network that is told the time: its `forward` takes a parameter of that name. Since nothing
 is patched, nothing has to be put back, whatever is raised, nested or done in another thread.
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from .arguments import own_call
+from .tokens import read_whole, tokenizers
 
 __all__ = ["Routes", "denoisers", "parts", "twin", "undecorated"]
 
@@ -46,6 +48,8 @@ class Routes(Protocol):
 def twin(pipe: Any, routes: Routes) -> Any:
     """The twin of a pipeline, whose denoisers, VAE and scheduler answer through `routes`."""
     made = _made(undecorated(type(pipe)), {k: _part(k, v, routes) for k, v in vars(pipe).items()})
+    for name, tokenizer in tokenizers(pipe).items():
+        vars(made)[name] = _routed(tokenizer, "__call__", functools.partial(read_whole, pipe, name))
     vars(made).pop("_num_timesteps", None)  # an earlier run's
     # It would hook the shared modules anew, in the name of the twin, and empty the devices before the
     # backward pass; a module's own hooks still fetch it when it is called again.
@@ -121,7 +125,7 @@ def _blocks(block: Any) -> Any:
     return _made(undecorated(type(block), enabling=True), attributes)
 
 
-def _routed(module: nn.Module, method: str, route: Callable[..., Any]) -> Any:
+def _routed(module: Any, method: str, route: Callable[..., Any]) -> Any:
     made = _made(_routing(type(module), method), vars(module))
     object.__setattr__(made, "_route", route)
     return made
