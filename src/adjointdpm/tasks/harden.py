@@ -192,7 +192,7 @@ def harden(
         )
         hard.requires_grad_(False)
     if Processes.here().first:
-        _save(hard, folder / "classifier")
+        hard.save(output_folder(folder / "classifier"))
         (attacks + more).export(folder / "train")
 
     def right(of: Mapping[str, str]) -> tuple[Rate, Rate]:
@@ -210,15 +210,3 @@ def harden(
     if Processes.here().first:
         write_file(folder / "result.json", json.dumps(result.as_dict(), indent=1).encode())
     return result
-
-
-def _save(classifier: Classifier, folder: Path) -> None:
-    """As a folder of transformers, which `load_classifier` reads."""
-    classifier.model.save_pretrained(folder)
-    side = classifier.size
-    about = {
-        "image_mean": classifier.mean.flatten().tolist(),
-        "image_std": classifier.std.flatten().tolist(),
-        "size": None if side is None else {"height": side, "width": side},
-    }
-    write_file(folder / "preprocessor_config.json", json.dumps(about).encode())
