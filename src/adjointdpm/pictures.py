@@ -2,8 +2,8 @@
 
     seen = a c + (1 - a) 1         c the color and a the opacity of a pixel, on white
 
-A file that is read may be anybody's. It is turned upright (by its EXIF orientation), 16-bit grey keeps its 65536 levels,
-and what is transparent lies on white, so that the hidden color of a transparent pixel does not matter.
+A file that is read may be anybody's. It is turned upright (by its EXIF orientation), 16-bit grey keeps its levels, and
+what is transparent lies on white, so that the hidden color of a transparent pixel does not matter.
 """
 
 import io
@@ -93,16 +93,16 @@ def _seen(image: Image.Image, path: str | Path) -> Tensor:
         raise InputError(
             f"cannot read the picture {path}: it has {frames} frames; save the one that you want as a PNG"
         )
-    image = ImageOps.exif_transpose(image)
+    kind, image = image.format, ImageOps.exif_transpose(image)
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
-        return _deep(image, path).expand(3, -1, -1)
+        return _deep(image, kind, path).expand(3, -1, -1)
     if image.has_transparency_data:
         rgba = _tensor(image.convert("RGBA"))
         return rgba[:3] * rgba[3:] + (1 - rgba[3:])
     return _tensor(image.convert("RGB"))
 
 
-def _deep(image: Image.Image, path: str | Path) -> Tensor:
+def _deep(image: Image.Image, kind: str | None, path: str | Path) -> Tensor:
     """(1, height, width): grey levels of more than 8 bits."""
     if "transparency" in image.info:
         raise InputError(
@@ -110,15 +110,13 @@ def _deep(image: Image.Image, path: str | Path) -> Tensor:
         )
     if image.mode == "F":
         most = 1.0
-    elif image.mode == "I" and image.format not in ("PNG", "PPM"):
+    elif image.mode == "I" and kind not in ("PNG", "PPM"):
         raise InputError(
             f"cannot read the picture {path}: 32-bit integers say nothing of what is white; save it with 8 or 16 bits"
         )
     else:
         most = 65535.0
-    levels = (
-        torch.tensor(list(image.getdata()), dtype=torch.float64).view(1, image.height, image.width) / most
-    )
+    levels = torch.from_numpy(np.asarray(image).astype("float64"))[None] / most
     if not bool(((levels >= 0) & (levels <= 1)).all()):
         raise InputError(
             f"cannot read the picture {path}: its numbers must lie between 0 and {most:g}, but do from "
