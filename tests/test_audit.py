@@ -192,8 +192,9 @@ class Constant(Nearest):
 
 def test_nothing_pulls_the_noise_but_the_loss(tmp_path):
     """No weight decay: where the loss is flat, the noise keeps its bits."""
-    found = audited(tmp_path, classifier(Constant()), judge=None, features=None,
-                    settings=settings(controls=False))  # fmt: skip
+    with pytest.warns(UserWarning, match="6 of 8 starts are dropped"):
+        found = audited(tmp_path, classifier(Constant()), judge=None, features=None,
+                        settings=settings(controls=False))  # fmt: skip
     assert torch.equal(found.after.noise, found.start)
     assert found.success.hits == 0
     assert set(found.labels) == {LABELS[0]}
@@ -254,7 +255,8 @@ def test_the_judge_and_transfer_are_counted_on_the_right_pictures(result):
 
 
 def test_towards_a_target(tmp_path):
-    found = audited(tmp_path, target="south", settings=settings(ball=Ball(1.2), steps=15, controls=False))
+    with pytest.warns(UserWarning, match=r"2 of 'south' \(south: is the target itself\)"):
+        found = audited(tmp_path, target="south", settings=settings(ball=Ball(1.2), steps=15, controls=False))
     assert "south" not in found.labels
     assert found.success.hits == found.after.says.count("south") > 0
 

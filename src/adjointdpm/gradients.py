@@ -37,7 +37,8 @@ def check_metric(metric: Metric, sampler: Sampler, batch: int, like: Tensor) -> 
     """Try the metric on grey pictures, so that a wrong one fails before anything is sampled.
 
     Raises:
-        InputError: gradients are switched off, the metric fails or exits, or its result has no gradient or another shape.
+        InputError: gradients are switched off, the metric fails or exits, or its result has no gradient or
+            another shape.
         NonFiniteError: it is NaN or infinite.
     """
     if not torch.is_grad_enabled():
@@ -54,7 +55,9 @@ def check_metric(metric: Metric, sampler: Sampler, batch: int, like: Tensor) -> 
     except (Exception, SystemExit) as error:  # a metric is anybody's code
         what = "exits" if isinstance(error, SystemExit) else "fails"
         about = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"the metric {what} on grey images of shape {tuple(grey.shape)} ({about})") from error
+        raise InputError(
+            f"the metric {what} on grey images of shape {tuple(grey.shape)} ({about})"
+        ) from error
 
 
 def score(metric: Metric, images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ logits(x) = network(preprocess(x))       x (batch, channels, height, width), nev
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +19,10 @@ from .._types import InputError
 from .image_processor import one_line, processing_of, read_processor
 from .preprocess import Preprocess
 
-__all__ = ["Classifier", "PlainClassifier", "as_classifier", "read_classifier"]
+__all__ = ["Classifier", "Labelled", "PlainClassifier", "as_classifier", "read_classifier"]
 
 
-class Labelled(nn.Module):
+class Labelled(nn.Module, ABC):
     """What has classes with names.
 
     Names are unique: where two classes share one, their numbers are added, as in "crane (class 134)".
@@ -30,13 +31,21 @@ class Labelled(nn.Module):
         labels: the name of each class, in the order of the logits.
     """
 
+    names: list[str]
+    """As they were given."""
+
     labels: list[str]
+    """As they are called here, each of them once."""
 
     def __init__(self, labels: Sequence[Any]) -> None:
         super().__init__()
-        self._names = [str(label) for label in labels]
-        often = Counter(self._names)
-        self.labels = [f"{n} (class {i})" if often[n] > 1 else n for i, n in enumerate(self._names)]
+        self.names = [str(label) for label in labels]
+        often = Counter(self.names)
+        self.labels = [f"{n} (class {i})" if often[n] > 1 else n for i, n in enumerate(self.names)]
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the weights and the labels to a folder."""
 
     def index(self, label: str | int) -> int:
         """The number of a class.
@@ -48,7 +57,7 @@ class Labelled(nn.Module):
         """
         if label in self.labels:
             return self.labels.index(label)  # type: ignore[arg-type]  # it is one of the names
-        same = [full for full, name in zip(self.labels, self._names, strict=True) if name == label]
+        same = [full for full, name in zip(self.labels, self.names, strict=True) if name == label]
         if same:
             raise InputError(
                 f"{len(same)} classes of the classifier are called {label!r}; give one of {', '.join(map(repr, same))}"
@@ -161,7 +170,7 @@ class PlainClassifier(Labelled):
         (folder / "labels.json").write_text(json.dumps(self.labels, indent=1))
 
 
-def as_classifier(network: nn.Module, like: Tensor, role: str) -> Classifier | PlainClassifier:
+def as_classifier(network: nn.Module, like: Tensor, role: str) -> Labelled:
     """A module as a classifier with names, tried on an image before it is needed.
 
     Its classes are called by its own `labels`, else by their numbers.
@@ -171,16 +180,16 @@ def as_classifier(network: nn.Module, like: Tensor, role: str) -> Classifier | P
         like: one image (channels, height, width), for the size, dtype and device.
         role: what it is, for messages.
     Raises:
-        InputError: it fails on such images, returns something else than logits, has no gradient, or answers differently
-            for an image alone and in a batch, as a module in training mode does.
+        InputError: it fails on such images, returns something else than logits, or answers differently for an image
+            alone and in a batch, as a module in training mode does.
     """
     if not isinstance(network, nn.Module):
         raise InputError(f"the {role} must be a torch.nn.Module, but is {type(network).__name__}")
     grey = torch.full((2, *like.shape), 0.5, dtype=like.dtype, device=like.device)
-    images = (grey * torch.linspace(0.9, 1.1, grey.numel()).to(grey).view_as(grey)).requires_grad_()
+    images = grey * torch.linspace(0.9, 1.1, grey.numel()).to(grey).view_as(grey)
     try:
-        logits = network(images)
-        alone = network(images[:1])
+        with torch.no_grad():
+            logits, alone = network(images), network(images[:1])
     except InputError as error:
         raise InputError(f"the {role} cannot take the sampler's images: {error}") from error
     except Exception as error:
@@ -203,7 +212,7 @@ def as_classifier(network: nn.Module, like: Tensor, role: str) -> Classifier | P
             "call its eval() first"
         )
     if isinstance(network, Labelled):
-        return network  # type: ignore[return-value]  # one of the two
+        return network
     names = getattr(network, "labels", None) or [str(i) for i in range(logits.shape[1])]
     if len(names) != logits.shape[1]:
         raise InputError(

@@ -16,8 +16,8 @@ def attribute(module: str, name: str, hint: str) -> Any:
     """A callable attribute of a module.
 
     Raises:
-        InputError: either is missing, the module fails or exits while it is imported, or the attribute cannot be called;
-            the message ends in the hint.
+        InputError: either is missing, the module fails or exits while it is imported, or the attribute cannot
+            be called; the message ends in the hint.
     """
     try:
         with closed_stdin():
