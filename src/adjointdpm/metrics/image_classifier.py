@@ -6,8 +6,7 @@ logits(x) = network(preprocess(x))       x (batch, channels, height, width), nev
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import InputError
-from .image_processor import one_line, processing_of, read_processor
+from .image_processor import check_keys, one_line, processing_of, quiet, read_processor
 from .preprocess import Preprocess
 
 __all__ = ["Classifier", "Labelled", "PlainClassifier", "as_classifier", "read_classifier"]
@@ -231,7 +230,7 @@ def read_classifier(path: str, device: str | torch.device) -> Classifier:
         InputError: it cannot be read, weights are missing or left over, its preprocessing has no differentiable form
             here, or it fails on an image.
     """
-    with _quiet():
+    with quiet():
         from transformers import AutoModelForImageClassification
 
         try:
@@ -243,14 +242,7 @@ def read_classifier(path: str, device: str | torch.device) -> Classifier:
                 f"no classifier could be loaded from {path!r}: {one_line(error)}; give a bundled one, a folder of "
                 "transformers with safetensors, or a hub's name"
             ) from error
-        for kind in ("missing", "unexpected", "mismatched"):
-            keys = sorted(map(str, loading.get(f"{kind}_keys") or ()))
-            if keys:
-                raise InputError(
-                    f"the weights in {path!r} are not those of {type(model).__name__}: {len(keys)} {kind} "
-                    f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); save the folder again with "
-                    "save_pretrained"
-                )
+        check_keys(model, loading, path)
         processor = read_processor(path)
         model = model.float().requires_grad_(False).eval()
         return _with_processor(model, processor, path).to(device)
@@ -274,19 +266,3 @@ def _with_processor(model: Any, processor: Any, path: str) -> Classifier:
             f"{tuple(logits.shape)}{'' if bool(torch.isfinite(logits).all()) else ' and not finite'}"
         )
     return classifier
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the loading bars and remarks of transformers: what matters is an error."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

@@ -8,6 +8,7 @@ is none, the folder is refused.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,15 @@ from torch import Tensor
 from .._types import InputError
 from .preprocess import FILTERS, CenterCrop, FlipChannels, Pad, Resize, Scale, Size, Standardize, Steps
 
-__all__ = ["one_line", "probe_image", "processing_of", "read_processor"]
+__all__ = [
+    "check_keys",
+    "has_processor",
+    "one_line",
+    "probe_image",
+    "processing_of",
+    "quiet",
+    "read_processor",
+]
 
 _SHAPES = ((64, 64), (43, 75), (384, 320))
 _TOLERANCE = 0.02  # of the pixels' norm; rounding to 8 bits alone costs up to 0.007
@@ -27,6 +36,15 @@ _KNOWN = {
     "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "do_flip_channel_order",
     "do_convert_rgb", "do_reduce_labels",
 }  # fmt: skip
+
+
+def has_processor(name: str) -> bool:
+    """Whether a folder, or a hub's name, has settings of an image processor, be they readable or not."""
+    from transformers.utils import cached_file
+
+    files = ("preprocessor_config.json", "processor_config.json")
+    missing: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+    return any(cached_file(name, file, **missing) is not None for file in files)
 
 
 def read_processor(name: str) -> Any:
@@ -80,21 +98,15 @@ def processing_of(processor: Any, name: str, channels: int) -> Steps:
             f"the image processor of {name!r} fails on an image of {channels} channels: {one_line(error)}; mend its "
             f"preprocessor_config.json, or {_ADVICE}"
         ) from error
-    closest = math.inf
-    for steps in _readings(settings):
-        try:
-            off = max(_off(steps(image), own) for image, own in zip(images, wanted, strict=True))
-        except (
-            InputError,
-            KeyError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):  # a reading that these settings have not
-            continue
-        if off <= _TOLERANCE:
-            return steps
-        closest = min(closest, off)
+    closest, unfit = math.inf, (InputError, KeyError, RuntimeError, TypeError, ValueError)
+    with suppress(*unfit):  # settings that no reading was made for
+        for steps in _readings(settings):
+            off = math.inf
+            with suppress(*unfit):  # a reading that these settings have not
+                off = max(_off(steps(image), own) for image, own in zip(images, wanted, strict=True))
+            if off <= _TOLERANCE:
+                return steps
+            closest = min(closest, off)
     kind, found = type(processor).__name__, "have another shape" if closest == math.inf else "differ"
     by = "" if closest == math.inf else f" by {100 * closest:.0f} %"
     raise InputError(
@@ -239,3 +251,38 @@ def _within(most_high: int, most_wide: int, height: int, width: int) -> tuple[in
 def one_line(error: BaseException) -> str:
     """An error's message in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def check_keys(model: Any, loading: Mapping[str, Any], name: str) -> None:
+    """That the weights in a file were all those of the model, and no others.
+
+    Args:
+        model: as loaded.
+        loading: what `from_pretrained(..., output_loading_info=True)` says of it.
+        name: for messages.
+    Raises:
+        InputError: keys are missing (transformers fills them with random numbers), unexpected or of another shape.
+    """
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = sorted(map(str, loading.get(f"{kind}_keys") or ()))
+        if keys:
+            raise InputError(
+                f"the weights in {name!r} are not those of {type(model).__name__}: {len(keys)} {kind} "
+                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); save the folder again with save_pretrained"
+            )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the loading bars and remarks of transformers: what matters is an error."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

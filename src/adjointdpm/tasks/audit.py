@@ -249,8 +249,8 @@ class _Audit:
             )
         if dropped:
             warnings.warn(
-                f"{sum(each.starts for each in dropped)} of {s.starts * len(self.prompts)} starts are dropped, as none of "
-                f"{s.tries} tries each is read right: {'; '.join(map(str, dropped))}",
+                f"{sum(each.starts for each in dropped)} of {s.starts * len(self.prompts)} starts are dropped, as none "
+                f"of {s.tries} tries each is read right: {'; '.join(map(str, dropped))}",
                 stacklevel=4,
             )
         kept.sort(key=lambda each: each[:2])
