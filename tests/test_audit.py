@@ -256,7 +256,9 @@ def test_the_judge_and_transfer_are_counted_on_the_right_pictures(result):
 
 def test_towards_a_target(tmp_path):
     with pytest.warns(UserWarning, match=r"2 of 'south' \(south: is the target itself\)"):
-        found = audited(tmp_path, target="south", settings=settings(ball=Ball(1.2), steps=15, controls=False))
+        found = audited(
+            tmp_path, target="south", settings=settings(ball=Ball(1.2), steps=15, controls=False)
+        )
     assert "south" not in found.labels
     assert found.success.hits == found.after.says.count("south") > 0
 
