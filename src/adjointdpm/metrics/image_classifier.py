@@ -179,21 +179,21 @@ def as_classifier(network: nn.Module, like: Tensor, role: str) -> Labelled:
         like: one image (channels, height, width), for the size, dtype and device.
         role: what it is, for messages.
     Raises:
-        InputError: it fails on such images, returns something else than logits, or answers differently for an image
-            alone and in a batch, as a module in training mode does.
+        InputError: it fails on such images, returns something else than logits, or answers differently for the same
+            image in two batches, as a module in training mode does.
     """
     if not isinstance(network, nn.Module):
         raise InputError(f"the {role} must be a torch.nn.Module, but is {type(network).__name__}")
-    grey = torch.full((2, *like.shape), 0.5, dtype=like.dtype, device=like.device)
+    grey = torch.full((3, *like.shape), 0.5, dtype=like.dtype, device=like.device)
     images = grey * torch.linspace(0.9, 1.1, grey.numel()).to(grey).view_as(grey)
     try:
         with torch.no_grad():
-            logits, alone = network(images), network(images[:1])
+            logits, again = network(images[:2]), network(images[[0, 2]])
     except InputError as error:
         raise InputError(f"the {role} cannot take the sampler's images: {error}") from error
     except Exception as error:
         raise InputError(
-            f"the {role} fails on images of shape {tuple(images.shape)} and {images.dtype}, as the sampler makes them: "
+            f"the {role} fails on images of shape {tuple(images[:2].shape)} and {images.dtype}, as the sampler makes them: "
             f"{one_line(error)}"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
@@ -204,10 +204,10 @@ def as_classifier(network: nn.Module, like: Tensor, role: str) -> Labelled:
         )
     if not bool(torch.isfinite(logits).all()):
         raise InputError(f"the {role}'s logits of a grey image are not finite: {logits[0].tolist()[:4]}")
-    away = float((logits[:1] - alone).abs().max())
+    away = float((logits[0] - again[0]).abs().max())
     if away > 1e-2 * max(1.0, float(logits.abs().max())):
         raise InputError(
-            f"the {role} answers differently for the same image alone and in a batch (logits differ by {away:.2g}); "
+            f"the {role} answers differently for the same image in two batches (logits differ by {away:.2g}); "
             "call its eval() first"
         )
     if isinstance(network, Labelled):
