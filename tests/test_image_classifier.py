@@ -327,7 +327,7 @@ def test_a_module_of_ones_own_has_numbers_or_its_own_labels_as_names():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), "judge fails on images of shape"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), "judge fails on images as"),
         (nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.Flatten(0)), "must return logits .* returned"),
         (Returns(lambda images: (images,)), "returned tuple; load a model of transformers"),
         (Returns(lambda images: images.flatten(1) * torch.nan), "not finite"),

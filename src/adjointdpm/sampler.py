@@ -25,7 +25,7 @@ from .solvers import DPMSolverPP, Solver
 
 __all__ = ["FlowSampler", "Sampler", "check_noise", "for_batch", "listed", "normal"]
 
-Images = Float[Tensor, "batch 3 height width"]
+Images = Float[Tensor, "batch channels height width"]
 
 Self = TypeVar("Self", bound="Sampler")
 
@@ -37,7 +37,7 @@ class Sampler(nn.Module, ABC):
     """Of the newest call."""
 
     image_shape: tuple[int, ...]
-    """(3, height, width) of one picture."""
+    """(channels, height, width) of one image; 3 channels, or 1 for grey."""
 
     settings: ClassVar[tuple[str, ...]]
     """What `replace` can exchange: arguments of the constructor, kept as attributes of the same names."""

@@ -193,8 +193,8 @@ def as_classifier(network: nn.Module, like: Tensor, role: str) -> Labelled:
         raise InputError(f"the {role} cannot take the sampler's images: {error}") from error
     except Exception as error:
         raise InputError(
-            f"the {role} fails on images of shape {tuple(images[:2].shape)} and {images.dtype}, as the sampler makes them: "
-            f"{one_line(error)}"
+            f"the {role} fails on images as the sampler makes them, of shape {tuple(images[:2].shape)} and "
+            f"{images.dtype}: {one_line(error)}"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from .._types import InputError
 from ..metrics.image_classifier import Labelled
 from .balls import Ball
@@ -55,7 +57,7 @@ class AuditSettings:
 
 
 def labels_of(
-    classifier: Labelled, prompts: Sequence[str], labels: Sequence[str | int] | None
+    classifier: nn.Module, prompts: Sequence[str], labels: Sequence[str | int] | None
 ) -> list[int]:
     """The class of each prompt: as given, or the longest of the classifier's labels that stands in the prompt.
 

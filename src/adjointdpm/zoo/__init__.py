@@ -19,10 +19,10 @@ import torch
 
 from .._types import InputError
 from ..fields import PipelineField
-from ..metrics.image_classifier import Classifier, read_classifier
+from ..metrics.image_classifier import Classifier, PlainClassifier, read_classifier
 from ..sampler import FlowSampler
 
-__all__ = ["Classifier", "bundled", "folder", "load", "load_classifier"]
+__all__ = ["Classifier", "PlainClassifier", "bundled", "folder", "load", "load_classifier"]
 
 
 def bundled(name: str) -> bool:
