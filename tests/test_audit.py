@@ -192,8 +192,9 @@ class Constant(Nearest):
 
 def test_nothing_pulls_the_noise_but_the_loss(tmp_path):
     """No weight decay: where the loss is flat, the noise keeps its bits."""
-    found = audited(tmp_path, classifier(Constant()), judge=None, features=None,
-                    settings=settings(controls=False))  # fmt: skip
+    with pytest.warns(UserWarning, match="6 of 8 starts are dropped"):
+        found = audited(tmp_path, classifier(Constant()), judge=None, features=None,
+                        settings=settings(controls=False))  # fmt: skip
     assert torch.equal(found.after.noise, found.start)
     assert found.success.hits == 0
     assert set(found.labels) == {LABELS[0]}
@@ -254,7 +255,10 @@ def test_the_judge_and_transfer_are_counted_on_the_right_pictures(result):
 
 
 def test_towards_a_target(tmp_path):
-    found = audited(tmp_path, target="south", settings=settings(ball=Ball(1.2), steps=15, controls=False))
+    with pytest.warns(UserWarning, match=r"2 of 'south' \(south: is the target itself\)"):
+        found = audited(
+            tmp_path, target="south", settings=settings(ball=Ball(1.2), steps=15, controls=False)
+        )
     assert "south" not in found.labels
     assert found.success.hits == found.after.says.count("south") > 0
 
@@ -314,6 +318,167 @@ def test_labels_stand_in_prompts():
         labels_of(model, ["x"], ["up"])
     with pytest.raises(adp.InputError, match="1 prompts and 2 labels"):
         labels_of(model, ["x"], ["south", "east"])
+
+
+def test_a_prompt_that_names_two_things_is_not_guessed():
+    model = classifier(Nearest(names=["cat", "red cat", "dog", "0"]))
+    assert labels_of(model, ["a Red cat, sitting", "a cat.", "two (0)"], None) == [1, 0, 3]
+    with pytest.raises(adp.InputError, match=r"several labels of the classifier \(cat, dog\)"):
+        labels_of(model, ["a cat and a dog"], None)
+    with pytest.raises(adp.InputError, match="no label of the classifier stands"):
+        labels_of(model, ["a caterpillar, or a hot-dog"], None)
+    with pytest.raises(adp.InputError, match="one label a prompt"):
+        labels_of(model, ["x"], "cat")
+    with pytest.raises(adp.InputError, match=r"no names for its classes; wrap it: .*PlainClassifier"):
+        labels_of(nn.Flatten(), ["x"], [0])
+
+
+class Plain(nn.Module):
+    """The same decisions as a bare module, to train a little of."""
+
+    def __init__(self):
+        super().__init__()
+        self.nearest = Nearest()
+        self.bias = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, images):
+        return self.nearest(images).logits + self.bias
+
+
+def test_any_module_is_a_classifier(tmp_path, result):
+    found = adp.tasks.audit(
+        mixture_sampler(4), Plain(), LABELS, [0, 1, 2, 3], output=tmp_path, judge=Plain(), features=pixels,
+        settings=settings(controls=False), transfer={"other": Plain()}, quiet=True,
+    )  # fmt: skip
+    assert found.labels == [str(LABELS.index(label)) for label in result.labels]
+    assert torch.equal(found.after.noise, result.after.noise)
+    assert torch.equal(found.after.fooled, result.after.fooled)
+    assert found.transfer["other"] == (found.success.hits, found.success.hits)
+
+
+def test_a_module_of_ones_own_is_hardened_and_saved(tmp_path):
+    model, sampler, given = Plain(), mixture_sampler(4), settings(controls=False, steps=4, ball=Ball(1.0))
+    found = adp.tasks.audit(
+        sampler, model, LABELS, ["0", "1", "2", "3"], output=tmp_path, settings=given, quiet=True
+    )
+    hard = adp.tasks.harden(
+        found, sampler, model, given, HardenSettings(steps=3, batch_size=8, clean=2, held_out=2), quiet=True
+    )
+    from safetensors.torch import load_file
+
+    assert not bool(model.bias.any())  # the copy was trained
+    saved = load_file(hard.folder / "classifier" / "model.safetensors")
+    assert float(saved["bias"].abs().max()) > 0
+    assert json.loads((hard.folder / "classifier" / "labels.json").read_text()) == ["0", "1", "2", "3"]
+    assert {path.name for path in (hard.folder / "train").iterdir()} == {"0", "1", "2", "3"}
+    with pytest.raises(adp.InputError, match="no weights that could be trained"):
+        adp.tasks.harden(found, sampler, Bare(), given)
+
+
+class Bare(nn.Module):
+    """Logits without a weight."""
+
+    def forward(self, images):
+        return torch.cat([images.flatten(1), images.flatten(1)[:, :1]], 1)
+
+
+def test_labels_of_one_folder_name_stay_apart(tmp_path):
+    from adjointdpm.tasks.labelled import Labelled
+
+    names = ["a/b", "a_b", "", "x" * 300, "../y"]
+    Labelled(torch.zeros(5, 3, 1, 1, dtype=torch.uint8), names, ["clean"] * 5).export(tmp_path / "train")
+    folders = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    assert folders == {"train/_", "train/a_b", "train/a_b (2)", f"train/{'x' * 60}", "train/___y"}
+
+
+def grey_sampler():
+    class Grey(type(mixture_sampler().field)):
+        def decode(self, latents, run=adp._types.direct):
+            return (0.5 + 0.25 * latents)[:, None, :, None]
+
+    field = Grey(mixture_sampler().field.schedule)
+    field.image_shape = (1, 2, 1)
+    return adp.FlowSampler(field, steps=4)
+
+
+def test_images_of_one_channel(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).double()
+    network.labels = ["a", "b"]
+    sampler = grey_sampler()
+    found = adp.tasks.audit(
+        sampler, network, ["a", "b"], output=tmp_path, settings=settings(tries=30), quiet=True
+    )
+    file = read_picture((tmp_path / "after" / "0000.png").read_bytes())
+    assert file.shape == (1, 2, 1)
+    assert torch.equal(file * 255, found.after.images[0].float())
+    with pytest.raises(adp.InputError, match="the classifier fails on images as"):
+        adp.tasks.audit(sampler, nn.Linear(6, 2), ["a"], [0], output=tmp_path)
+    images, draws = torch.rand(2, 1, 8, 8), torch.zeros(2, 62)
+    draws[:, 6] = 1.0
+    torch.testing.assert_close(variants(images, draws), (1.2 * (images - 0.5) + 0.5).clamp(0, 1))
+
+
+class Own(adp.Sampler):
+    """Somebody's own sampler: a point is a pixel."""
+
+    image_shape = (3, 1, 1)
+
+    def __init__(self, count=True, attached=True):
+        super().__init__()
+        self.count, self.attached = count, attached
+
+    def encode(self, prompts, negative=""):
+        return adp.Cond({})
+
+    def noise(self, batch=1, seed=0):
+        return torch.randn(batch, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def forward(self, noise, cond):
+        if self.count:
+            self.stats = adp._types.Stats(nfe_forward=1)
+        noise = noise if self.attached else noise.detach()
+        return (0.5 + 0.25 * noise)[:, :, None, None]
+
+
+def test_a_sampler_of_ones_own(tmp_path):
+    given = {"output": tmp_path, "settings": settings(tries=30), "quiet": True}
+    found = adp.tasks.audit(Own(), classifier(), LABELS, LABELS, **given)
+    assert found.success.hits > 0
+    with pytest.raises(adp.InputError, match="a Own does not count its denoiser calls"):
+        adp.tasks.audit(Own(count=False), classifier(), LABELS, LABELS, **given)
+    with pytest.raises(adp.InputError, match="no gradient with respect to the noise"):
+        adp.tasks.audit(Own(attached=False), classifier(), LABELS, LABELS, **given)
+    odd = Own()
+    odd.image_shape = (4, 1, 1)
+    with pytest.raises(
+        adp.InputError, match=r"image_shape must be \(1 or 3, height, width\), but is \(4, 1, 1\)"
+    ):
+        adp.tasks.audit(odd, classifier(), LABELS, LABELS, **given)
+
+
+def test_what_the_judge_cannot_say_is_an_error_before_the_work(tmp_path):
+    for role, word in (("judge", "judge"), ("transfer", "classifier t of transfer")):
+        other = classifier(Nearest(names=["north east", "n", "south", "e"]))
+        with pytest.raises(adp.InputError, match=f"{word} has no label 'east', 'north'"):
+            audited(tmp_path, **{role: other if role == "judge" else {"t": other}})
+    assert not (tmp_path / "before").exists()
+
+
+def test_dropped_prompts_are_named_everywhere(tmp_path):
+    with pytest.warns(UserWarning, match="6 of 8 starts are dropped") as caught:
+        found = audited(
+            tmp_path, classifier(Constant()), judge=None, settings=settings(controls=False, steps=1)
+        )
+    assert [(each.label, each.starts, each.why) for each in found.dropped] == [
+        (label, 2, "read as north east") for label in LABELS[1:]
+    ]
+    listed = json.loads((tmp_path / "result.json").read_text())["dropped"]
+    assert [each["prompt"] for each in listed] == LABELS[1:]
+    page = (tmp_path / "index.html").read_text()
+    for label in LABELS[1:]:
+        assert f"2 of '{label}' ({label}: read as north east)" in str(caught[0].message)
+        assert f"<td>{label}</td><td>{label}</td><td>2</td><td>read as north east</td>" in page
 
 
 def test_no_picture_that_is_read_right(tmp_path):

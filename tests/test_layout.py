@@ -57,7 +57,7 @@ def test_gradient_policy_lives_with_the_adjoints(path):
         "formats.py", "tokens.py", "prompts.py",  # files, and leaves to be optimised
         "gradients.py", "finite.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results
         "models.py", "specs.py",  # trials before the work
-        "metrics/features.py", "metrics/clip.py",  # what a metric compares with
+        "metrics/features.py", "metrics/clip.py", "metrics/image_classifier.py",  # what a metric compares with
         "tasks/tune.py", "tasks/tuning.py", "tasks/denoising.py", "tasks/invert.py", "tasks/guide.py",
         "tasks/trajectory.py", "tasks/inversion.py",
         "tasks/loop.py", "tasks/batch.py", "tasks/state.py", "tasks/checkpoint.py", "tasks/attack.py",

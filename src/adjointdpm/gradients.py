@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._types import Cond, InputError, NonFiniteError
+from ._types import AdjointDPMError, Cond, InputError, NonFiniteError
 from .sampler import Sampler
+from .stdin import closed_stdin
 
 __all__ = ["Gradients", "Metric", "check_metric", "gradients", "score"]
 
@@ -36,7 +37,8 @@ def check_metric(metric: Metric, sampler: Sampler, batch: int, like: Tensor) -> 
     """Try the metric on grey pictures, so that a wrong one fails before anything is sampled.
 
     Raises:
-        InputError: gradients are switched off, or the metric's result has no gradient or another shape.
+        InputError: gradients are switched off, the metric fails or exits, or its result has no gradient or
+            another shape.
         NonFiniteError: it is NaN or infinite.
     """
     if not torch.is_grad_enabled():
@@ -45,7 +47,17 @@ def check_metric(metric: Metric, sampler: Sampler, batch: int, like: Tensor) -> 
             "ask for them inside torch.enable_grad()"
         )
     grey = torch.full((batch, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
-    score(metric, grey.requires_grad_())
+    try:
+        with closed_stdin():
+            score(metric, grey.requires_grad_())
+    except AdjointDPMError:
+        raise
+    except (Exception, SystemExit) as error:  # a metric is anybody's code
+        what = "exits" if isinstance(error, SystemExit) else "fails"
+        about = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"the metric {what} on grey images of shape {tuple(grey.shape)} ({about})"
+        ) from error
 
 
 def score(metric: Metric, images: Tensor) -> Tensor:

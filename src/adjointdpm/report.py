@@ -58,7 +58,7 @@ class Pictures:
     """A named row of small pictures with a caption each."""
 
     name: str
-    images: UInt8[Tensor, "batch 3 h w"]
+    images: UInt8[Tensor, "batch c h w"]
     captions: Sequence[str]
 
     @property

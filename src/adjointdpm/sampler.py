@@ -44,7 +44,7 @@ class Sampler(nn.Module, ABC):
     """Of the newest call."""
 
     image_shape: tuple[int, ...]
-    """(3, height, width) of one picture."""
+    """(channels, height, width) of one image; 3 channels, or 1 for grey."""
 
     settings: ClassVar[tuple[str, ...]]
     """What `replace` can exchange: arguments of the constructor, kept as attributes of the same names."""

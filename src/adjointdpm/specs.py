@@ -17,7 +17,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ from .metrics import (
 )
 from .metrics.base import Weighable
 from .models import classifier_of, using
-from .pictures import read_picture
+from .pictures import image_file
 from .sampler import Sampler
 from .zoo import Classifier
 
@@ -58,15 +57,12 @@ _KINDS = (
 
 
 def picture_file(path: str, size: tuple[int, ...] | None = None) -> Tensor:
-    """A picture file as (3, height, width) in [0, 1].
+    """An image file as (3, height, width) in [0, 1], as `pictures.image_file` reads it.
 
     Raises:
-        InputError: it is missing, no picture, or not of the size that is needed.
+        InputError: it is missing, no image, or not of the size that is needed.
     """
-    try:
-        picture = read_picture(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of broken files
-        raise InputError(f"cannot read the picture {path}: {error}") from error
+    picture = image_file(path)
     if size is not None and tuple(picture.shape[1:]) != tuple(size):
         h, w = picture.shape[1:]
         raise InputError(

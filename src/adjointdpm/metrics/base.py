@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .._types import InputError
 
-__all__ = ["Images", "Paired", "Plain", "Sum", "Values", "Weighable", "beside"]
+__all__ = ["AnyImages", "Images", "Paired", "Plain", "Sum", "Values", "Weighable", "beside"]
 
 Images = Float[Tensor, "batch 3 height width"]
+AnyImages = Float[Tensor, "batch channels height width"]
 Values = Float[Tensor, "batch"]
 Plain = Callable[[Tensor], Tensor]
 
@@ -49,10 +50,10 @@ class Paired(Weighable, ABC):
     """A metric of a picture and another one that is only known while sampling."""
 
     @abstractmethod
-    def beside(self, others: Images) -> Plain:
+    def beside(self, others: AnyImages) -> Plain:
         """The metric of pictures compared with these, row by row."""
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
         raise InputError(
             f"{type(self).__name__} compares with another picture; give it one with .beside(pictures), or use "
             "it in a task, which compares with the picture of the same noise before"
@@ -75,19 +76,19 @@ class Sum(Weighable):
         if not self.terms:
             raise InputError("a sum of metrics needs at least one, but has none")
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
         (weight, metric), *rest = self.terms
         total = weight * metric(images)
         for weight, metric in rest:
             total = total + weight * metric(images)
         return total
 
-    def beside(self, others: Images) -> "Sum":
+    def beside(self, others: AnyImages) -> "Sum":
         """The same sum, its paired terms compared with these pictures."""
         return Sum(tuple((weight, beside(metric, others)) for weight, metric in self.terms))
 
 
-def beside(metric: Plain, others: Images) -> Plain:
+def beside(metric: Plain, others: AnyImages) -> Plain:
     """A metric compared with other pictures, if it is one that compares; itself if not."""
     return metric.beside(others) if isinstance(metric, Paired | Sum) else metric
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._types import InputError
-from .base import Images, Values, Weighable
+from .base import AnyImages, Values, Weighable
 
 __all__ = ["LogProbability", "Logit", "Margin"]
 
@@ -37,7 +37,7 @@ class Margin(Weighable):
     classifier: Callable[[Tensor], Tensor]
     labels: Tensor | int
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
         logits, labels = _logits(self.classifier, self.labels, images)
         own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
         return logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
@@ -50,7 +50,7 @@ class Logit(Weighable):
     classifier: Callable[[Tensor], Tensor]
     labels: Tensor | int
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
         logits, labels = _logits(self.classifier, self.labels, images)
         return -logits.gather(1, labels[:, None])[:, 0]
 
@@ -62,7 +62,7 @@ class LogProbability(Weighable):
     classifier: Callable[[Tensor], Tensor]
     labels: Tensor | int
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
         logits, labels = _logits(self.classifier, self.labels, images)
         return -torch.log_softmax(logits, 1).gather(1, labels[:, None])[:, 0]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import InputError
-from .base import Images, Paired, Values, Weighable
+from .base import AnyImages, Paired, Values, Weighable
 
 __all__ = ["Content", "ContentDistance", "Features", "HiddenStates", "Layers", "Style", "gram"]
 
@@ -134,7 +134,7 @@ class Style(Weighable):
                 )
         return known[place]
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
         return _relative([gram(f) for f in self.features(images)], self._grams(images))
 
 
@@ -150,7 +150,7 @@ class ContentDistance(Weighable):
     features: Features
     target: Tensor
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
         return _relative(self.features(images), self.features(self.target))
 
 
@@ -164,7 +164,7 @@ class Content(Paired):
 
     features: Features
 
-    def beside(self, others: Images) -> ContentDistance:
+    def beside(self, others: AnyImages) -> ContentDistance:
         return ContentDistance(self.features, others)
 
 

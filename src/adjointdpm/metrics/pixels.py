@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._types import InputError
-from .base import Images, Paired, Values, Weighable
+from .base import AnyImages, Images, Paired, Values, Weighable
 
 __all__ = ["BackgroundColour", "Chroma", "PixelDistance", "Pixels", "border"]
 
@@ -19,12 +19,19 @@ class PixelDistance(Weighable):
     """Mean squared difference to a target picture, in units of the full range.
 
     Args:
-        target: (batch, 3, height, width) or (3, height, width), in [0, 1].
+        target: (batch, channels, height, width) or (channels, height, width), in [0, 1].
+    Raises:
+        InputError: when called, if the images have another shape.
     """
 
     target: Tensor
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
+        if self.target.shape[-3:] != images.shape[1:]:
+            raise InputError(
+                f"the target is {tuple(self.target.shape[-3:])}, but the images are {tuple(images.shape[1:])}, of "
+                "(channels, height, width); give one of the same shape"
+            )
         return ((images - self.target) ** 2).flatten(1).mean(1)
 
 
@@ -32,7 +39,7 @@ class PixelDistance(Weighable):
 class Pixels(Paired):
     """Mean squared difference to the picture that a task compares with."""
 
-    def beside(self, others: Images) -> PixelDistance:
+    def beside(self, others: AnyImages) -> PixelDistance:
         return PixelDistance(others)
 
 
@@ -43,7 +50,8 @@ class Chroma(Weighable):
     mean over pixels and channels of (c - Y)^2,   Y the luminance (Rec. 709)
     """
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
+        _needs_color(images)
         weights = torch.tensor(LUMINANCE, dtype=images.dtype, device=images.device)
         grey = (images * weights.view(3, 1, 1)).sum(1, keepdim=True)
         return ((images - grey) ** 2).flatten(1).mean(1)
@@ -72,9 +80,15 @@ class BackgroundColour(Weighable):
                 f"{self.colour} and {self.width}"
             )
 
-    def __call__(self, images: Images) -> Values:
+    def __call__(self, images: AnyImages) -> Values:
+        _needs_color(images)
         colour = torch.tensor(self.colour, dtype=images.dtype, device=images.device).view(1, 3, 1)
         return ((border(images, self.width) - colour) ** 2).flatten(1).mean(1)
+
+
+def _needs_color(images: Tensor) -> None:
+    if images.shape[1] != 3:
+        raise InputError(f"a metric of color needs images of 3 channels, but these have {images.shape[1]}")
 
 
 def border(images: Images, width: int = 4) -> Tensor:

@@ -9,20 +9,21 @@ noise and SPSA in the same ball with the same number of denoiser calls.
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._types import Cond, InputError
+from .._types import Cond, InputError, Stats
 from ..formats import save_noise
 from ..metrics.features import Features
+from ..metrics.image_classifier import Labelled, as_classifier
 from ..pictures import output_folder
 from ..sampler import Sampler
-from ..zoo import Classifier
 from .attack import Attack, Objective
 from .balls import Ball
 from .checkpoint import check_config, load_checkpoint, save_checkpoint, write_file
@@ -30,9 +31,9 @@ from .controls import random_search, spsa
 from .loop import Loop, optimise
 from .page import write_page
 from .processes import Processes
-from .result import AuditResult
+from .result import AuditResult, Dropped
 from .run_folder import alone
-from .scores import rows, said, sampled
+from .scores import example, rows, said, sampled
 from .seeds import key, noise_of
 from .settings import AuditSettings, labels_of
 from .witness import Witness, on_file
@@ -43,15 +44,15 @@ __all__ = ["AuditSettings", "audit", "labels_of"]
 @alone
 def audit(
     sampler: Sampler,
-    classifier: Classifier,
+    classifier: nn.Module,
     prompts: Sequence[str],
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str | int] | None = None,
     *,
     output: str | Path,
     settings: AuditSettings | None = None,
-    target: str | None = None,
-    judge: Classifier | None = None,
-    transfer: Mapping[str, Classifier] | None = None,
+    target: str | int | None = None,
+    judge: nn.Module | None = None,
+    transfer: Mapping[str, nn.Module] | None = None,
     features: Features | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -65,13 +66,15 @@ def audit(
 
     Args:
         sampler: makes the pictures.
-        classifier: the one that is audited.
+        classifier: the one that is audited: of `load_classifier`, or any module from images in [0, 1] to logits, whose
+            classes are called by its `labels` if it has some, else by their numbers.
         prompts: what the pictures show.
-        labels: the classifier's label of each prompt; found in the prompts by default.
+        labels: the classifier's label of each prompt, or its number; found in the prompts by default.
         output: a folder for the noise, the pictures, result.json and the page.
         settings: how.
         target: the label that everything is to be taken for; any other than its own by default.
-        judge: an independent classifier, never part of a loss, that says what a picture still shows.
+        judge: an independent classifier, never part of a loss, that says what a picture still shows; it has every label
+            that is audited.
         transfer: other classifiers by name, tried on what fooled this one.
         features: another network's features, which keep the picture near the original; neither the judge's
             nor the classifier's own, which would be the same as moving less far.
@@ -81,17 +84,44 @@ def audit(
         repeat: a command that repeats the run, for the page.
         report: see `Loop`.
     Raises:
-        InputError: an unknown label, no start that the classifier reads right, a folder that cannot be written,
-            a checkpoint of another run.
+        InputError: an unknown label, a module that is no classifier of the sampler's images, a judge without an audited
+            label, no start that the classifier reads right, a folder that cannot be written, a checkpoint of another
+            run.
+    Warns:
+        UserWarning: prompts that are dropped, as the classifier does not read enough of their pictures right.
     """
+    if isinstance(prompts, str) or not prompts:
+        raise InputError(f"prompts are a list of at least one, but are {prompts!r}")
     folder, settings, began = output_folder(output), settings or AuditSettings(), time.perf_counter()
-    audit_ = _Audit(sampler, classifier, list(prompts), labels_of(classifier, prompts, labels), settings)
-    audit_.folder, audit_.target, audit_.judge, audit_.features = folder, target, judge, features
+    like = example(sampler)
+    audited = as_classifier(classifier, like, "classifier")
+    audit_ = _Audit(sampler, audited, list(prompts), labels_of(audited, prompts, labels), settings)
+    audit_.folder, audit_.features = folder, features
     if target is not None:
-        classifier.index(target)
+        target = audited.labels[audited.index(target)]
+    audit_.target = target
+    shown = sorted({audited.labels[i] for i in audit_.labels})
+    if judge is not None:
+        audit_.judge = as_classifier(judge, like, "judge")
+        lacks = [label for label in shown if label not in audit_.judge.labels]
+        if lacks:
+            raise InputError(
+                f"the judge has no label {', '.join(map(repr, lacks))}, so it could never say that a picture still "
+                "shows it; give a judge of the same labels, or none"
+            )
+    others = {
+        name: as_classifier(each, like, f"classifier {name}") for name, each in (transfer or {}).items()
+    }
+    for name, each in others.items():
+        lacks = [label for label in shown if label not in each.labels]
+        if lacks:
+            raise InputError(
+                f"the classifier {name} of transfer has no label {', '.join(map(repr, lacks))}, so it cannot be tried; "
+                "leave it out"
+            )
     audit_.config = {**_about(sampler, settings, prompts, audit_.labels, target), **(config or {})}
     audit_.loop = {"resume": resume, "quiet": quiet, "report": report}
-    result = audit_.result(dict(transfer or {}), began)
+    result = audit_.result(others, began)
     if Processes.here().first:
         _write(folder, sampler, settings, result)
         write_page(folder / "index.html", result, asdict(settings), repeat)
@@ -114,7 +144,7 @@ class _Audit:
 
     folder: Path
     target: str | None
-    judge: Classifier | None
+    judge: Labelled | None = None
     features: Features | None
     config: dict[str, Any]
     loop: dict[str, Any]
@@ -122,7 +152,7 @@ class _Audit:
     def __init__(
         self,
         sampler: Sampler,
-        classifier: Classifier,
+        classifier: Labelled,
         prompts: list[str],
         labels: list[int],
         s: AuditSettings,
@@ -135,9 +165,9 @@ class _Audit:
             s,
         )
 
-    def result(self, transfer: dict[str, Classifier], began: float) -> AuditResult:
+    def result(self, transfer: dict[str, Labelled], began: float) -> AuditResult:
         s = self.s
-        which, start, cond, tried = self.starts()
+        which, start, cond, tried, dropped = self.starts()
         labels = torch.tensor([self.labels[i] for i in which], device=start.device)
         originals = sampled(self.sampler, start, cond, s.batch_size)
         goal = labels
@@ -154,12 +184,13 @@ class _Audit:
         )
         witness = Witness(self.sampler, self.classifier, self.judge, self.target, self.folder, s.batch_size)
         before = witness.found("before", start, start, cond, labels, s.ball)
-        noise, losses, costs = self.attacked(s.ball, start, cond, objective)
+        costs = self.costs(start, cond, objective)
+        noise, losses = self.attacked(s.ball, start, cond, objective)
         after = witness.found("after", noise, start, cond, labels, s.ball)
         curve = {s.ball.radius: after}
         for radius in s.radii:
             ball = Ball(radius, s.ball.norm, s.ball.shell)
-            at, _, _ = self.attacked(ball, start, cond, objective)
+            at, _ = self.attacked(ball, start, cond, objective)
             curve[radius] = witness.found(None, at, start, cond, labels, ball)
         controls = {}
         if s.controls:
@@ -180,6 +211,7 @@ class _Audit:
             labels=[self.classifier.labels[int(y)] for y in labels],
             start=start,
             tried=tried,
+            dropped=dropped,
             before=before,
             after=after,
             curve=dict(sorted(curve.items())),
@@ -189,12 +221,15 @@ class _Audit:
             costs={**costs, "seconds": time.perf_counter() - began},
         )
 
-    def starts(self) -> tuple[list[int], Tensor, Cond, int]:
-        """Noise whose pictures are read right: which prompt each is of, the noise, and how many were tried."""
+    def starts(self) -> tuple[list[int], Tensor, Cond, int, list[Dropped]]:
+        """Noise whose pictures are read right: each one's prompt, the noise, how many were tried, what is missing."""
         s, kept, tried = self.s, [], 0
+        names = [self.classifier.labels[label] for label in self.labels]
+        why = dict.fromkeys(range(len(names)), "is the target itself")
         missing = [s.starts] * len(self.prompts)
+        wanted = [0 if name == self.target else s.starts for name in names]
         for turn in range(s.starts * s.tries):
-            open_ = [i for i, n in enumerate(missing) if n]
+            open_ = [i for i, n in enumerate(wanted) if n]
             if not open_:
                 break
             noise = noise_of(self.sampler, [key(s.seed, "start", i, turn) for i in open_])
@@ -203,23 +238,32 @@ class _Audit:
             says = said(self.classifier, images.to(noise)).argmax(1).tolist()
             tried += len(open_)
             for row, i in enumerate(open_):
-                if says[row] == self.labels[i] != (self.target and self.classifier.index(self.target)):
-                    missing[i] -= 1
+                if says[row] == self.labels[i]:
+                    missing[i], wanted[i] = missing[i] - 1, wanted[i] - 1
                     kept.append((i, turn, noise[row]))
+                else:
+                    why[i] = f"read as {self.classifier.labels[says[row]]}"
+        dropped = [Dropped(self.prompts[i], names[i], n, why[i]) for i, n in enumerate(missing) if n]
         if not kept:
             raise InputError(
                 f"none of {tried} pictures is read as what it should show, so there is nothing to audit; look at "
-                "the prompts and labels, or take more --tries"
+                "the prompts and labels, or take more tries"
+            )
+        if dropped:
+            warnings.warn(
+                f"{sum(each.starts for each in dropped)} of {s.starts * len(self.prompts)} starts are dropped, as none "
+                f"of {s.tries} tries each is read right: {'; '.join(map(str, dropped))}",
+                stacklevel=4,
             )
         kept.sort(key=lambda each: each[:2])
         which = [i for i, _, _ in kept]
         cond = self.sampler.encode([self.prompts[i] for i in which])
-        return which, torch.stack([noise for _, _, noise in kept]), cond, tried
+        return which, torch.stack([noise for _, _, noise in kept]), cond, tried, dropped
 
     def attacked(
         self, ball: Ball, start: Tensor, cond: Cond, objective: Objective
-    ) -> tuple[Tensor, list[float], dict[str, Any]]:
-        """The best noise in a ball, the mean losses, and what a step cost."""
+    ) -> tuple[Tensor, list[float]]:
+        """The best noise in a ball, and the mean losses."""
         s, shares = self.s, -(-len(start) // Processes.here().world)
         task = Attack(self.sampler, cond, start, ball, objective)
         loop = Loop(
@@ -235,14 +279,25 @@ class _Audit:
         outcome = optimise(
             task, lambda leaves: torch.optim.SGD(leaves, s.learning_rate, momentum=s.momentum), loop
         )
-        return outcome.best["noise"], outcome.losses, self.costs(start, cond, objective)
+        return outcome.best["noise"], outcome.losses
 
     def costs(self, start: Tensor, cond: Cond, objective: Objective) -> dict[str, Any]:
-        """What one step and one sampling take, counted on one picture."""
+        """What one step and one sampling take, counted on one picture; and that a step has a gradient."""
         leaf = start[:1].clone().requires_grad_()
         images = self.sampler(leaf, rows(cond, [0]))
-        calls = self.sampler.stats.nfe_forward
-        torch.autograd.grad(objective(images, [0]).values.sum(), leaf)
+        stats = getattr(self.sampler, "stats", None)
+        if not isinstance(stats, Stats) or not stats.nfe_forward:
+            raise InputError(
+                f"a {type(self.sampler).__name__} does not count its denoiser calls, which an audit compares; set "
+                "self.stats = Stats(nfe_forward=...) in its forward"
+            )
+        calls, loss = stats.nfe_forward, objective(images, [0]).values.sum()
+        (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else (None,)
+        if gradient is None:
+            raise InputError(
+                "the classifier's logits have no gradient with respect to the noise: look for a detached tensor, an "
+                "argmax or a no_grad in the classifier or the sampler"
+            )
         stats = self.sampler.stats
         return {
             "calls_a_sampling": calls,

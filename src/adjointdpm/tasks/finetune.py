@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..zoo import Classifier
+from ..metrics.image_classifier import Labelled
 from .loop import Losses, Task
 from .seeds import key
 from .variants import drawn, variants
@@ -28,13 +28,13 @@ class FineTune(Task):
 
     Args:
         classifier: is changed.
-        images, labels: (n, 3, height, width) in [0, 1], and (n,).
+        images, labels: (n, channels, height, width) in [0, 1], and (n,).
         steps: of the search for u; 0 for the pictures as they are.
         seed: of the variants.
     """
 
     def __init__(
-        self, classifier: Classifier, images: Tensor, labels: Tensor, steps: int, seed: int = 0
+        self, classifier: Labelled, images: Tensor, labels: Tensor, steps: int, seed: int = 0
     ) -> None:
         self.classifier, self.images, self.labels, self.items = classifier, images, labels, len(images)
         self.steps, self.seed = steps, seed

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .._types import InputError
 from ..metrics.features import Features
+from ..metrics.image_classifier import Labelled, as_classifier
 from ..pictures import output_folder
 from ..sampler import Sampler
-from ..zoo import Classifier
 from .audit import audit
 from .checkpoint import write_file
 from .finetune import FineTune
@@ -33,7 +34,7 @@ from .labelled import attacked_in, clean_pictures
 from .loop import optimise
 from .processes import Processes
 from .result import AuditResult
-from .scores import Rate, said
+from .scores import Rate, example, said
 from .seeds import key
 from .settings import AuditSettings
 from .task import Loop
@@ -110,13 +111,13 @@ class HardenResult:
 def harden(
     found: AuditResult,
     sampler: Sampler,
-    classifier: Classifier,
+    classifier: nn.Module,
     attack: AuditSettings,
     settings: HardenSettings | None = None,
     *,
-    judge: Classifier | None = None,
+    judge: nn.Module | None = None,
     features: Features | None = None,
-    others: Mapping[str, str] | None = None,
+    others: Mapping[str, str | int] | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> HardenResult:
@@ -134,13 +135,20 @@ def harden(
             know further on: it forgets what it is not shown, and seems robust where it can no longer say another label.
         resume, quiet: as in `audit`.
     Raises:
-        InputError: the audit found nothing to train on.
+        InputError: the audit found nothing to train on, the classifier is another one than the audit's, has no weights,
+            or cannot be copied.
     """
     settings = settings or HardenSettings()
     folder = output_folder(found.folder / "hardened")
-    pairs, others = dict(zip(found.prompts, found.labels, strict=True)), dict(others or {})
-    for label in others.values():
-        classifier.index(label)
+    classifier = as_classifier(classifier, example(sampler), "classifier")
+    pairs = dict(zip(found.prompts, found.labels, strict=True))
+    strange = sorted(set(found.labels) - set(classifier.labels))
+    if strange:
+        raise InputError(
+            f"the classifier has no label {strange[0]!r}, so it is not the one that was audited"
+        )
+    more_pairs = {p: classifier.labels[classifier.index(label)] for p, label in (others or {}).items()}
+    hard = _copy(classifier)
     attacks = attacked_in(found)
     if "found" not in attacks.kinds:
         raise InputError(
@@ -148,7 +156,7 @@ def harden(
             "train on; audit more starts, in more steps or a larger ball"
         )
 
-    def attacked(name: str, audited: Classifier, seed: int, how: AuditSettings = attack) -> AuditResult:
+    def attacked(name: str, audited: Labelled, seed: int, how: AuditSettings = attack) -> AuditResult:
         return audit(
             sampler,
             audited,
@@ -164,9 +172,8 @@ def harden(
 
     clean = clean_pictures(sampler, pairs, settings.clean, settings.seed, attack)
     more = clean
-    if others:
-        more += clean_pictures(sampler, others, settings.others, settings.seed, attack)
-    hard = copy.deepcopy(classifier)
+    if more_pairs:
+        more += clean_pictures(sampler, more_pairs, settings.others, settings.seed, attack)
     for turn in range(settings.rounds):
         if turn:
             seed = key(attack.seed, "round", turn)
@@ -192,7 +199,7 @@ def harden(
         )
         hard.requires_grad_(False)
     if Processes.here().first:
-        _save(hard, folder / "classifier")
+        hard.save(output_folder(folder / "classifier"))
         (attacks + more).export(folder / "train")
 
     def right(of: Mapping[str, str]) -> tuple[Rate, Rate]:
@@ -201,7 +208,7 @@ def harden(
         before, after = (said(each, images).argmax(1) == labels for each in (classifier, hard))
         return Rate.of_mask(before), Rate.of_mask(after)
 
-    clean_rates, other_rates = right(pairs), right(others) if others else (None, None)
+    clean_rates, other_rates = right(pairs), right(more_pairs) if more_pairs else (None, None)
     seed = key(attack.seed, "fresh")
     before, after = attacked("before", classifier, seed), attacked("after", hard, seed)
     result = HardenResult(
@@ -212,13 +219,11 @@ def harden(
     return result
 
 
-def _save(classifier: Classifier, folder: Path) -> None:
-    """As a folder of transformers, which `load_classifier` reads."""
-    classifier.model.save_pretrained(folder)
-    side = classifier.size
-    about = {
-        "image_mean": classifier.mean.flatten().tolist(),
-        "image_std": classifier.std.flatten().tolist(),
-        "size": None if side is None else {"height": side, "width": side},
-    }
-    write_file(folder / "preprocessor_config.json", json.dumps(about).encode())
+def _copy(classifier: Labelled) -> Labelled:
+    """A copy whose weights can be trained and saved, both tried before there is any work to lose."""
+    if not any(p.is_floating_point() for p in classifier.parameters()):
+        raise InputError("the classifier has no weights that could be trained; nothing can be hardened")
+    try:
+        return copy.deepcopy(classifier)
+    except Exception as error:
+        raise InputError(f"the classifier cannot be copied, as hardening needs it to: {error}") from error

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..metrics.image_classifier import Labelled as Named
 from ..pictures import as_8_bit, output_folder, png
 from ..sampler import Sampler
-from ..zoo import Classifier
 from .checkpoint import write_file
 from .result import AuditResult
 from .scores import sampled
@@ -28,7 +28,7 @@ __all__ = ["Labelled", "attacked_in", "clean_pictures"]
 class Labelled:
     """Pictures to train on.
 
-    images  (n, 3, height, width), 8 bits
+    images  (n, channels, height, width), 8 bits
     labels  what each shows
     kinds   found, near or clean
     """
@@ -46,17 +46,21 @@ class Labelled:
         number = max(1, number)
         return Labelled(self.images.repeat(number, 1, 1, 1), self.labels * number, self.kinds * number)
 
-    def of(self, classifier: Classifier) -> tuple[Tensor, Tensor]:
+    def of(self, classifier: Named) -> tuple[Tensor, Tensor]:
         """Pictures in [0, 1] and labels as the classifier takes them."""
         weight = next(classifier.parameters())
         labels = [classifier.index(label) for label in self.labels]
         return self.images.to(weight) / 255, torch.tensor(labels, device=weight.device)
 
     def export(self, folder: Path) -> None:
-        """`folder/<label>/<kind>-<number>.png`."""
+        """`folder/<label>/<kind>-<number>.png`, each label in a folder of its own."""
+        names: dict[str, str] = {}
+        for label in sorted(set(self.labels)):
+            name = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)[:60].strip() or "_"
+            taken = sum(each == name or each.startswith(f"{name} (") for each in names.values())
+            names[label] = f"{name} ({taken + 1})" if taken else name
         for i, (picture, label, kind) in enumerate(zip(self.images, self.labels, self.kinds, strict=True)):
-            name = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)
-            write_file(output_folder(folder / name) / f"{kind}-{i:05d}.png", png(picture.cpu()))
+            write_file(output_folder(folder / names[label]) / f"{kind}-{i:05d}.png", png(picture.cpu()))
 
 
 def attacked_in(found: AuditResult) -> Labelled:

@@ -24,6 +24,12 @@ def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], rep
         f"{', on the Gaussian shell' if ball['shell'] else ''}). A picture counts as misread by what its saved "
         "8-bit file is read as, and as still shown if an independent judge names the thing that was asked for."
     )
+    if result.dropped:
+        page.text("Dropped, as nothing could be misled, and in no figure below:")
+        page.table(
+            ("prompt", "label", "starts", "why"),
+            [(each.prompt, each.label, str(each.starts), each.why) for each in result.dropped],
+        )
     page.table(
         _HEAD,
         [

@@ -1,6 +1,6 @@
 """What an audit found."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .scores import Rate
 
-__all__ = ["AuditResult", "Found"]
+__all__ = ["AuditResult", "Dropped", "Found"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class Found:
     """Pictures of one noise a start, and what is said about their files.
 
     noise      (starts, *shape)
-    images     (starts, 3, height, width), the files' content, 8 bits
+    images     (starts, channels, height, width), the files' content, 8 bits
     says       the audited classifier's label of each
     judged     the judge's label of each, or None without a judge
     fooled     (starts,) whether the classifier is wrong (or says the target)
@@ -57,6 +57,24 @@ class Found:
         }
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """Starts of a prompt that an audit does without.
+
+    prompt, label  as they were given
+    starts         how many are missing
+    why            what the classifier took one of its pictures for, or that its label is the target itself
+    """
+
+    prompt: str
+    label: str
+    starts: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.starts} of {self.prompt!r} ({self.label}: {self.why})"
+
+
 @dataclass(frozen=True, eq=False)
 class AuditResult:
     """An audit's findings; the files lie in `folder`.
@@ -64,6 +82,7 @@ class AuditResult:
     prompts, labels   of each start
     start      (starts, *shape), the noise it began with
     tried      noises tried to find them
+    dropped    starts that were asked for and not found
     before, after     the originals, and what the attack found
     curve      what was found in balls of each radius
     controls   what random noise and SPSA found with as many denoiser calls
@@ -77,6 +96,7 @@ class AuditResult:
     labels: list[str]
     start: Tensor
     tried: int
+    dropped: list[Dropped]
     before: Found
     after: Found
     curve: dict[float, Found]
@@ -132,6 +152,7 @@ class AuditResult:
         return {
             "starts": len(self.labels),
             "tried": self.tried,
+            "dropped": [asdict(each) for each in self.dropped],
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
             "curve": {str(radius): found.as_dict() for radius, found in self.curve.items()},

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from .._types import Cond
+from .._types import Cond, InputError
 from ..pictures import as_8_bit
 from ..sampler import Sampler
 from .processes import Processes
 
-__all__ = ["Mean", "Rate", "rows", "said", "sampled", "saved"]
+__all__ = ["Mean", "Rate", "example", "rows", "said", "sampled", "saved"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,20 @@ class Mean:
 def rows(cond: Cond, items: list[int]) -> Cond:
     """The conditioning of some items of a batch."""
     return cond.map(lambda tensor: tensor[items] if tensor.ndim and len(tensor) > 1 else tensor)
+
+
+def example(sampler: Sampler) -> Tensor:
+    """An image (channels, height, width) of zeros as a sampler makes them, without making one.
+
+    Raises:
+        InputError: it says nothing of its images' shape, or they cannot be saved as grey or RGB.
+    """
+    shape = getattr(sampler, "image_shape", None)
+    if not isinstance(shape, tuple | torch.Size) or len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(
+            f"the sampler's image_shape must be (1 or 3, height, width), but is {shape}; a Sampler of one's own sets it"
+        )
+    return sampler.noise(1, 0).new_zeros(tuple(shape))
 
 
 def saved(images: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """What an audit is told: its settings, and what the pictures show."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from .._types import InputError
-from ..zoo import Classifier
+from ..metrics.image_classifier import Labelled
 from .balls import Ball
 
 __all__ = ["AuditSettings", "labels_of"]
@@ -53,23 +56,49 @@ class AuditSettings:
                 raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
 
 
-def labels_of(classifier: Classifier, prompts: Sequence[str], labels: Sequence[str] | None) -> list[int]:
-    """The label of each prompt: as given, or the longest of the classifier's that stands in the prompt.
+def labels_of(
+    classifier: nn.Module, prompts: Sequence[str], labels: Sequence[str | int] | None
+) -> list[int]:
+    """The class of each prompt: as given, or the longest of the classifier's labels that stands in the prompt.
 
+    Args:
+        classifier: what has the labels.
+        prompts: what the images show.
+        labels: names or numbers of classes, one a prompt.
     Raises:
-        InputError: an unknown label, another number of them, or a prompt that names none.
+        InputError: an unknown label, another number of them, or a prompt that names none, or several things.
     """
+    if not isinstance(classifier, Labelled):
+        raise InputError(
+            f"a {type(classifier).__name__} has no names for its classes; wrap it: "
+            "adjointdpm.zoo.PlainClassifier(module, labels)"
+        )
+    if isinstance(labels, str):
+        raise InputError(f"labels are a list with one label a prompt, but are {labels!r}")
     if labels is not None:
         if len(labels) != len(prompts):
             raise InputError(
                 f"there are {len(prompts)} prompts and {len(labels)} labels; give one for each"
             )
         return [classifier.index(label) for label in labels]
-    found = []
-    for prompt in prompts:
-        words = f" {prompt.lower()} "
-        named = [label for label in classifier.labels if f" {label.lower()} " in words]
-        if not named:
-            raise InputError(f"no label of the classifier stands in the prompt {prompt!r}; give labels")
-        found.append(classifier.index(max(named, key=len)))
-    return found
+    return [classifier.index(_named(classifier, prompt)) for prompt in prompts]
+
+
+def _named(classifier: Labelled, prompt: str) -> str:
+    """The one label that stands in a prompt, whatever stands within it left out."""
+    found: list[tuple[int, int, str]] = []
+    for label in filter(None, classifier.names):
+        word = rf"(?<![\w-]){re.escape(label)}(?![\w-])"
+        found += [(*each.span(), label) for each in re.finditer(word, prompt, re.IGNORECASE)]
+    whole = {
+        label
+        for first, last, label in found
+        if not any(a <= first and last <= b and (a, b) != (first, last) for a, b, _ in found)
+    }
+    if not whole:
+        raise InputError(f"no label of the classifier stands in the prompt {prompt!r}; give labels")
+    if len(whole) > 1:
+        raise InputError(
+            f"the prompt {prompt!r} names several labels of the classifier ({', '.join(sorted(whole))}); give labels"
+        )
+    return whole.pop()

@@ -32,7 +32,7 @@ def variants(images: Tensor, draws: Tensor) -> Tensor:
     """One variant of each picture, differentiable in both.
 
     Args:
-        images: (n, 3, height, width) in [0, 1].
+        images: (n, 1 or 3, height, width) in [0, 1].
         draws: (n, 62) in [-1, 1].
     """
     turn, scale, stretch = math.radians(15) * draws[:, 0], 1 + 0.2 * draws[:, 1], 1 + 0.1 * draws[:, 2]
@@ -51,5 +51,6 @@ def variants(images: Tensor, draws: Tensor) -> Tensor:
     moved = functional.grid_sample(
         images, straight + bend.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
     )
-    gain, offset = 1 + 0.2 * draws[:, 6:9, None, None], 0.1 * draws[:, 9:12, None, None]
+    c = images.shape[1]
+    gain, offset = 1 + 0.2 * draws[:, 6 : 6 + c, None, None], 0.1 * draws[:, 9 : 9 + c, None, None]
     return (gain * (moved - 0.5) + 0.5 + offset).clamp(0, 1)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from .._types import Cond
+from ..metrics.image_classifier import Labelled
 from ..pictures import as_8_bit, output_folder, png, read_picture
 from ..sampler import Sampler
-from ..zoo import Classifier
 from .balls import Ball
 from .checkpoint import write_file
 from .processes import Processes
@@ -38,8 +38,8 @@ class Witness:
     """
 
     sampler: Sampler
-    classifier: Classifier
-    judge: Classifier | None
+    classifier: Labelled
+    judge: Labelled | None
     target: str | None
     folder: Path
     batch: int
@@ -79,7 +79,7 @@ class Witness:
             distances=ball.distance(noise, start).cpu(),
         )
 
-    def transferred(self, other: Classifier, before: Found, after: Found) -> tuple[int, int]:
+    def transferred(self, other: Labelled, before: Found, after: Found) -> tuple[int, int]:
         """Of what fooled the classifier and the other read right before: how many fool the other, too."""
         clean, spoilt = (
             [other.labels[int(i)] for i in said(other, each.images.to(each.noise) / 255).argmax(1)]

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from .._types import InputError
 from ..fields import PipelineField
-from ..pretrained import load_pretrained, load_pretrained_pipeline, quiet
+from ..metrics.image_classifier import Classifier, PlainClassifier, read_classifier
+from ..pretrained import load_pretrained_pipeline
 from ..sampler import FlowSampler
 
-__all__ = ["Classifier", "bundled", "folder", "load", "load_classifier"]
+__all__ = ["Classifier", "PlainClassifier", "bundled", "folder", "load", "load_classifier"]
 
 
 def bundled(name: str) -> bool:
@@ -88,50 +87,6 @@ def load(
     return FlowSampler(field, **settings)
 
 
-class Classifier(nn.Module):
-    """An image classifier as a function of pictures in [0, 1]: normalisation and resizing included.
-
-    Args:
-        model: a transformers image classifier.
-        mean, std: of its normalisation, per channel.
-        size: side of the square it wants; None takes pictures as they come.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: Any, mean: list[float], std: list[float], size: int | None) -> None:
-        super().__init__()
-        self.model, self.size = model, size
-        self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch classes"]:
-        """Logits of pictures, differentiable; pictures are not clamped."""
-        return self.model(self.normalised(images)).logits
-
-    def normalised(self, images: Float[Tensor, "batch 3 h w"]) -> Tensor:
-        """Pictures in the size and scale that the network itself takes."""
-        if self.size is not None and images.shape[-2:] != (self.size, self.size):
-            images = nn.functional.interpolate(
-                images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
-            )
-        return (images - self.mean) / self.std
-
-    def index(self, label: str) -> int:
-        """The number of a label.
-
-        Raises:
-            InputError: the classifier has no such label.
-        """
-        if label not in self.labels:
-            near = [each for each in self.labels if label in each or each in label]
-            hint = f"; did you mean {', '.join(near[:5])}?" if near else ""
-            raise InputError(f"the classifier has no label {label!r} among its {len(self.labels)}{hint}")
-        return self.labels.index(label)
-
-
 def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = "cpu") -> Classifier:
     """A bundled image classifier, frozen, or any transformers classifier by folder or name.
 
@@ -140,22 +95,7 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
             a model's name.
         device: where it runs.
     Raises:
-        InputError: a bundled file is missing or damaged, or there is no such classifier.
+        InputError: a bundled file is missing or damaged, there is no such classifier, its weights are not all there, or
+            its preprocessing is not among the operations known here (`metrics.image_processor`).
     """
-    path = str(folder(name)) if bundled(name) else name
-    with quiet():
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-        model = load_pretrained(AutoModelForImageClassification, path).float()
-    model.requires_grad_(False).eval()
-    settings = _preprocessing(Path(path)) if Path(path).is_dir() else None
-    if settings is None:
-        settings = AutoImageProcessor.from_pretrained(path).to_dict()
-    size = settings.get("size") or {}
-    side = size.get("height", size.get("shortest_edge"))
-    return Classifier(model, settings["image_mean"], settings["image_std"], side).to(device)
-
-
-def _preprocessing(path: Path) -> dict[str, Any] | None:
-    file = path / "preprocessor_config.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_classifier(str(folder(name)) if bundled(name) else name, device)
