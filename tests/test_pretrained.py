@@ -147,7 +147,7 @@ def without_unet(path):
         (UNET, cut, f"{UNET} is cut or damaged"),
         (UNET, lambda path: path.write_bytes(b""), f"{UNET} is cut or damaged"),
         (UNET, lambda path: path.write_bytes(b"\xff" * 64), f"{UNET} is cut or damaged"),
-        (UNET, as_pickle, "as a pickle only"),
+        (UNET, as_pickle, "in pickled files only"),
         (UNET, lambda path: path.unlink(), "unet"),
         (UNET, lambda path: shutil.rmtree(path.parent), "unet"),
         ("unet/config.json", lambda path: path.write_text("{"), "unet/config.json cannot be read as JSON"),

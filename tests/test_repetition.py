@@ -33,7 +33,9 @@ class Remembering(Denoiser):
             case "noise":
                 return out + 1e-4 * torch.randn(out.shape, generator=self.generator, dtype=out.dtype)
             case "answers":  # the same values, without their graph
-                return self.known.setdefault((float(t), x.detach().sum().item()), out.detach() + 0 * x)
+                known, key = out.detach() + 0 * x, (float(t), x.detach().sum().item())
+                out = self.known.get(key, out)
+                self.known[key] = known
             case "projection":  # of the prompt, as caches of keys and values do
                 first = "shift" not in self.known
                 self.known.setdefault("shift", shift.detach().clone())

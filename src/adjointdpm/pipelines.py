@@ -153,7 +153,7 @@ class PipelineCall:
         arguments = _named(self._pipe, args, kwargs).items()
         read = {k: t for k, value in arguments for t in tree_leaves(value) if isinstance(t, Tensor)}
         for each in found:
-            self._adjoint.guard(each, sampling.modules, read)
+            self._adjoint.guard(each, sampling.modules, read, restored=frozenset({"processor"}))
         return out
 
 

@@ -141,8 +141,8 @@ def _check_files(what: str, name: str | Path) -> None:
     ]
     if pickles and not list(path.glob("*.safetensors")):
         raise InputError(
-            f"{path} holds its weights as a pickle only ({', '.join(sorted(pickles))}), which can run code when it "
-            "is read; save them as safetensors"
+            f"{path} holds its weights in pickled files only ({', '.join(sorted(pickles))}), which can run code when "
+            "they are read; save them as safetensors"
         )
 
 

@@ -66,14 +66,20 @@ class Adjoint(ABC):
         stats.decoder += needed
         return image
 
-    def guard(self, out: Tensor, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-        """See to it that a backward pass through `out` finds the modules and arguments that the forward pass ran.
+    def guard(
+        self,
+        out: Tensor,
+        modules: Mapping[str, nn.Module],
+        tensors: Mapping[str, Tensor],
+        restored: frozenset[str] = frozenset(),
+    ) -> None:
+        """See to it that a backward pass through `out` finds what the forward pass ran: see `ModelState`.
 
         Raises:
             RecomputationError: in the backward pass, naming what changed.
         """
         if self.recomputes and out.requires_grad:
-            ModelState(modules, tensors).follow(out)
+            ModelState(modules, tensors, restored).follow(out)
 
     def room(self, ivp: IVP) -> float | None:
         """Bytes that the decoder's backward pass may take beside the states; None for an adjoint without a plan."""

@@ -35,12 +35,18 @@ class ModelState:
     Args:
         modules: those that a backward pass runs again, by the names that a message should use.
         tensors: arguments that are read again, by name.
+        restored: attributes of modules that are put back as they were for a recomputation, so that they may change.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-        self._modules = dict(modules)
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        tensors: Mapping[str, Tensor],
+        restored: frozenset[str] = frozenset(),
+    ) -> None:
+        self._modules, self._restored = dict(modules), restored
         self._arguments = {name: (weakref.ref(t), _version(t)) for name, t in tensors.items()}
-        self._parts = {name: (weakref.ref(m), _settings(m)) for name, m in self._each_module()}
+        self._parts = {name: (weakref.ref(m), self._settings(m)) for name, m in self._each_module()}
         tensors = {} if self._sharded else dict(self._each_tensor())
         self._tensors = {name: (weakref.ref(t), *self._place(t)) for name, t in tensors.items()}
         self._sampled = _sampled(tensors)
@@ -78,7 +84,7 @@ class ModelState:
             if module is None or reference() is not module:
                 yield f"the module {name} was {'removed' if module is None else 'replaced'}"
                 continue
-            now = _settings(module)
+            now = self._settings(module)
             for key in sorted(settings.keys() | now.keys()):
                 if settings.get(key) != now.get(key):
                     yield f"{name} changed: {_change(key, settings.get(key), now.get(key))}"
@@ -103,13 +109,17 @@ class ModelState:
     def _each_module(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self._modules.items():
             for inner, part in module.named_modules():
-                yield f"{name}.{inner}" if inner else name, part
+                if self._restored.isdisjoint(inner.split(".")):
+                    yield f"{name}.{inner}" if inner else name, part
 
     def _each_tensor(self) -> Iterator[tuple[str, Tensor]]:
         for name, module in self._each_module():
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     yield f"{name}.{key}", tensor
+
+    def _settings(self, module: nn.Module) -> dict[str, Any]:
+        return {key: value for key, value in _settings(module).items() if key not in self._restored}
 
     @property
     def _sharded(self) -> bool:
