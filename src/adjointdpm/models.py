@@ -13,9 +13,10 @@ from torch import nn
 from ._types import InputError
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
 from .pipeline_sampler import PipelineSampler
+from .pretrained import load_pretrained_pipeline
 from .sampler import FlowSampler, Sampler
 from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
-from .zoo import bundled, load
+from .zoo import bundled, folder, load
 
 __all__ = ["adjoint_of", "sampler_of"]
 
@@ -86,25 +87,10 @@ def sampler_of(
     shared: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "adjoint": made}
     if bundled(name) and solver != "pipeline":
         return load(name, dtype=dtype, device=device, solver=SOLVERS[solver](), **shared)
-    pipe = _pipeline(name, dtype).to(device)
+    pipe = load_pretrained_pipeline(folder(name) if bundled(name) else name, dtype).to(device)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     if solver == "pipeline":
         return PipelineSampler(pipe, **shared)
     return FlowSampler.from_pipeline(pipe, solver=SOLVERS[solver](), **shared)
-
-
-def _pipeline(name: str, dtype: torch.dtype) -> Any:
-    from diffusers import DiffusionPipeline  # takes seconds to import
-
-    from .zoo import folder
-
-    where = folder(name) if bundled(name) else name
-    try:
-        return DiffusionPipeline.from_pretrained(where, use_safetensors=True).to(dtype)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no pipeline could be loaded from {name!r}: {' '.join(str(error).split())[:200]}; give a bundled "
-            "model, a folder of diffusers or a hub's name"
-        ) from error

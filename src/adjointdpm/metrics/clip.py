@@ -14,16 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._types import InputError
+from ..pretrained import load_pretrained, quiet, refusing
 from .base import Images, Values, Weighable
-from .image_processor import (
-    check_keys,
-    has_processor,
-    one_line,
-    probe_image,
-    processing_of,
-    quiet,
-    read_processor,
-)
+from .image_processor import has_processor, one_line, probe_image, processing_of, read_processor
 from .preprocess import CLIP, Preprocess
 
 __all__ = ["ClipDistance", "load_clip"]
@@ -61,7 +54,8 @@ class ClipDistance(Weighable):
         if not text.strip():
             raise InputError("CLIP needs a text to compare with, but it is empty")
         device = next(model.parameters()).device
-        tokens = tokenizer([text], return_tensors="pt").to(device)
+        with quiet():  # of what the next lines say
+            tokens = tokenizer([text], return_tensors="pt").to(device)
         most, length = model.config.text_config.max_position_embeddings, tokens["input_ids"].shape[1]
         if length > most:
             raise InputError(f"CLIP takes {most} tokens, but the text {text!r} has {length}; shorten it")
@@ -92,12 +86,9 @@ def load_clip(name: str) -> tuple[Any, Any, Callable[[Tensor], Tensor]]:
     with quiet():
         from transformers import AutoTokenizer, CLIPModel
 
-        try:
-            model, loading = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        model: Any = load_pretrained(CLIPModel, name)
+        with refusing("tokenizer", name):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except Exception as error:  # whatever broken files make transformers raise
-            raise InputError(f"cannot load a CLIP model from {name!r}: {one_line(error)}") from error
-        check_keys(model, loading, name)
         model = model.float().requires_grad_(False).eval()
         vision: Any = model.config.vision_config
         preprocess: Callable[[Tensor], Tensor] = Preprocess(int(vision.image_size), CLIP.mean, CLIP.std)

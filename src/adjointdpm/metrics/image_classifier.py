@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import InputError
-from .image_processor import check_keys, one_line, processing_of, quiet, read_processor
+from ..pretrained import load_pretrained, quiet
+from .image_processor import one_line, processing_of, read_processor
 from .preprocess import Preprocess
 
 __all__ = ["Classifier", "Labelled", "PlainClassifier", "as_classifier", "read_classifier"]
@@ -233,16 +234,7 @@ def read_classifier(path: str, device: str | torch.device) -> Classifier:
     with quiet():
         from transformers import AutoModelForImageClassification
 
-        try:
-            model, loading = AutoModelForImageClassification.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        except Exception as error:  # whatever broken files make transformers raise
-            raise InputError(
-                f"no classifier could be loaded from {path!r}: {one_line(error)}; give a bundled one, a folder of "
-                "transformers with safetensors, or a hub's name"
-            ) from error
-        check_keys(model, loading, path)
+        model = load_pretrained(AutoModelForImageClassification, path, trust_remote_code=False)
         processor = read_processor(path)
         model = model.float().requires_grad_(False).eval()
         return _with_processor(model, processor, path).to(device)

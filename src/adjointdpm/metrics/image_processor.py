@@ -8,7 +8,7 @@ is none, the folder is refused.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,10 @@ from .._types import InputError
 from .preprocess import FILTERS, CenterCrop, FlipChannels, Pad, Resize, Scale, Size, Standardize, Steps
 
 __all__ = [
-    "check_keys",
     "has_processor",
     "one_line",
     "probe_image",
     "processing_of",
-    "quiet",
     "read_processor",
 ]
 
@@ -251,38 +249,3 @@ def _within(most_high: int, most_wide: int, height: int, width: int) -> tuple[in
 def one_line(error: BaseException) -> str:
     """An error's message in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def check_keys(model: Any, loading: Mapping[str, Any], name: str) -> None:
-    """That the weights in a file were all those of the model, and no others.
-
-    Args:
-        model: as loaded.
-        loading: what `from_pretrained(..., output_loading_info=True)` says of it.
-        name: for messages.
-    Raises:
-        InputError: keys are missing (transformers fills them with random numbers), unexpected or of another shape.
-    """
-    for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(map(str, loading.get(f"{kind}_keys") or ()))
-        if keys:
-            raise InputError(
-                f"the weights in {name!r} are not those of {type(model).__name__}: {len(keys)} {kind} "
-                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); save the folder again with save_pretrained"
-            )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the loading bars and remarks of transformers: what matters is an error."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

@@ -10,8 +10,6 @@ is checked against the hash in its folder's MANIFEST.json before it is read.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from .._types import InputError
 from ..fields import PipelineField
 from ..metrics.image_classifier import Classifier, PlainClassifier, read_classifier
+from ..pretrained import load_pretrained_pipeline
 from ..sampler import FlowSampler
 
 __all__ = ["Classifier", "PlainClassifier", "bundled", "folder", "load", "load_classifier"]
@@ -78,10 +77,7 @@ def load(
         InputError: an unknown name, a damaged file, or a bad setting.
     """
     path = folder(name)
-    with _quiet():
-        from diffusers import StableDiffusionPipeline  # takes seconds to import
-
-        pipe = StableDiffusionPipeline.from_pretrained(path, local_files_only=True).to(dtype=dtype)
+    pipe = load_pretrained_pipeline(path, dtype)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     about = json.loads((path / "emoji.json").read_text())
@@ -103,24 +99,3 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
             its preprocessing is not among the operations known here (`metrics.image_processor`).
     """
     return read_classifier(str(folder(name)) if bundled(name) else name, device)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the loading bars and remarks of diffusers and transformers, which are for big models."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    levels = [(each, each.get_verbosity()) for each in (diffusers_logging, transformers_logging)]
-    bars = [(each, each.is_progress_bar_enabled()) for each in (diffusers_logging, transformers_logging)]
-    for each, _ in levels:
-        each.set_verbosity_error()
-        each.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for each, level in levels:
-            each.set_verbosity(level)
-        for each, shown in bars:
-            if shown:
-                each.enable_progress_bar()
