@@ -199,11 +199,14 @@ class _Recompute(torch.autograd.Function):
                 "be lost: register them as nn.Parameter, or use Backprop()"
             )
         # A cache may give the same value without its graph.
-        if graph.size != (graph.size if call.size is None else call.size):
+        lost = given[0].requires_grad and not out.requires_grad
+        if lost or graph.size != (graph.size if call.size is None else call.size):
             raise RecomputationError(
                 f"a denoiser call has a graph of {graph.size} nodes when it is made again in the backward pass, "
-                f"and had {call.size}: it answers from something that it has kept; use adjoint=Backprop()"
+                f"and had {call.size or 'more'}: it answers from something that it has kept; use adjoint=Backprop()"
             )
+        if not out.requires_grad:  # of a prompt that this call does not read, and of no state
+            return None, *[None] * len(tensors)
         wanted = call.wanted([node for node, _ in ctx.next_functions])
         products = torch.autograd.grad(
             out, [tensors[i] for i in wanted], cotangent, allow_unused=True, create_graph=higher

@@ -16,13 +16,7 @@ from torch.nn import functional
 from .._types import InputError
 from ..pretrained import load_pretrained, quiet, refusing
 from .base import Images, Values, Weighable
-from .image_processor import (
-    has_processor,
-    one_line,
-    probe_image,
-    processing_of,
-    read_processor,
-)
+from .image_processor import has_processor, one_line, probe_image, processing_of, read_processor
 from .preprocess import CLIP, Preprocess
 
 __all__ = ["ClipDistance", "load_clip"]
@@ -60,7 +54,8 @@ class ClipDistance(Weighable):
         if not text.strip():
             raise InputError("CLIP needs a text to compare with, but it is empty")
         device = next(model.parameters()).device
-        tokens = tokenizer([text], return_tensors="pt").to(device)
+        with quiet():  # of what the next lines say
+            tokens = tokenizer([text], return_tensors="pt").to(device)
         most, length = model.config.text_config.max_position_embeddings, tokens["input_ids"].shape[1]
         if length > most:
             raise InputError(f"CLIP takes {most} tokens, but the text {text!r} has {length}; shorten it")
@@ -91,12 +86,12 @@ def load_clip(name: str) -> tuple[Any, Any, Callable[[Tensor], Tensor]]:
     with quiet():
         from transformers import AutoTokenizer, CLIPModel
 
-    model = load_pretrained(CLIPModel, name).float().requires_grad_(False).eval()
-    vision: Any = model.config.vision_config
-    preprocess: Callable[[Tensor], Tensor] = Preprocess(int(vision.image_size), CLIP.mean, CLIP.std)
-    with refusing("tokenizer", name), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    with quiet():
+        model: Any = load_pretrained(CLIPModel, name)
+        with refusing("tokenizer", name):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = model.float().requires_grad_(False).eval()
+        vision: Any = model.config.vision_config
+        preprocess: Callable[[Tensor], Tensor] = Preprocess(int(vision.image_size), CLIP.mean, CLIP.std)
         if has_processor(name):
             preprocess = processing_of(read_processor(name), name, channels=3)
         try:
