@@ -14,6 +14,7 @@ from torch.nn import functional
 from .._types import InputError, Time
 from ..denoisers import Prediction
 from ..sampler import FlowSampler, Sampler
+from .precision import scaled
 from .seeds import key
 from .task import Losses, Task
 
@@ -90,7 +91,8 @@ class Denoise(Task):
             target = _target(denoiser.prediction, self.x0, eps, time)
             out = denoiser(x, time.t, self.cond)
             values.append((out - target).square().flatten(1).mean(1))
-        return Losses(torch.cat(values))
+        network = getattr(denoiser, "network", denoiser)
+        return Losses(scaled(torch.cat(values), list(self.variables.values()), network))
 
 
 def _target(prediction: Prediction, x0: Tensor, eps: Tensor, time: Time) -> Tensor:

@@ -7,7 +7,8 @@ weights trained on the one picture with the ordinary denoising loss.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from .._types import Cond, InputError
+from ..formats import unwrapped
 from ..gradients import check_metric
 from ..metrics import beside
 from ..pictures import output_folder
 from ..sampler import FlowSampler, Sampler
 from ..zoo import Classifier
+from .adapters import NetworkState
 from .denoising import Denoise, latents_of
 from .loop import optimise
 from .processes import Processes
@@ -85,6 +88,10 @@ def tune(
 ) -> TuneResult:
     """Train weights of the denoiser for a metric of the finished picture. The sampler is tuned afterwards.
 
+    Adapters that are loaded before stay loaded and active with their scales: while training, in the untuned model's
+    images and afterwards. A new LoRA stays active beside them, or fused where they are fused; its file holds it
+    alone. All other flags and modes of the network are as before; after an error, everything is.
+
     Args:
         sampler: over a pipeline.
         metric: what is lowered; `metrics.Content` and other paired metrics see the untuned model's picture.
@@ -148,28 +155,46 @@ def tune(
         )
         return optimise(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop).losses
 
+    before = NetworkState.of(unwrapped(network))
     if picture is not None and isinstance(sampler, FlowSampler):
-        leaves = weights.attach(network, settings.seed)
-        start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-        task = Denoise(sampler, picture.to(like), picture_prompt, leaves, batch, settings.seed)
-        losses = trained("denoising", task)
-        ways["denoising"] = exam.taken(losses)
-        with torch.no_grad():
-            for name, leaf in leaves.items():
-                leaf.copy_(start[name])
-        weights.remove(network, leaves)
-    leaves = weights.attach(network, settings.seed)
-    losses = trained("metric", Stylise(sampler, metric, prompts, leaves, settings.seed, batch))
-    ways["metric"] = exam.taken(losses)
-    costs = {**exam.costs(metric), "seconds": time.perf_counter() - began}
-    costs["weights"] = sum(leaf.numel() for leaf in leaves.values())
-    artefact = weights.save(folder, pipe, leaves) if Processes.here().first else folder
+        with _training(weights, network, settings.seed, before) as leaves:
+            task = Denoise(sampler, picture.to(like), picture_prompt, leaves, batch, settings.seed)
+            losses = trained("denoising", task)
+            ways["denoising"] = exam.taken(losses)
+    with _training(weights, network, settings.seed, before, keep=True) as leaves:
+        losses = trained("metric", Stylise(sampler, metric, prompts, leaves, settings.seed, batch))
+        ways["metric"] = exam.taken(losses)
+        costs = {**exam.costs(metric, leaves), "seconds": time.perf_counter() - began}
+        costs["weights"] = sum(leaf.numel() for leaf in leaves.values())
+        artefact = weights.save(folder, pipe, leaves) if Processes.here().first else folder
     result = TuneResult(folder, artefact, ways, costs)
     if Processes.here().first:
         write_tuning(
             result, about, [each for each in held_out for _ in range(settings.noises)], repeat, picture
         )
     return result
+
+
+@contextmanager
+def _training(
+    weights: Weights, network: Any, seed: int, before: NetworkState, keep: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """The leaves; afterwards the network is as it was before, or keeps what was learned if there was no error."""
+    leaves = weights.attach(network, seed)
+    start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    done = False
+    try:
+        yield leaves
+        done = keep
+    finally:
+        if done:
+            weights.settle(network, leaves, before)
+        else:
+            with torch.no_grad():
+                for name, leaf in leaves.items():
+                    leaf.copy_(start[name])
+                    leaf.grad = None
+            before.restore()
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,11 +228,11 @@ class _Exam:
             judged = Rate.of_mask(says == self.truth.repeat_interleave(self.noises))
         return Tuned(images, distances, judged, losses)
 
-    def costs(self, metric: Any) -> dict[str, Any]:
+    def costs(self, metric: Any, leaves: Mapping[str, Tensor]) -> dict[str, Any]:
         """Of one picture's gradient."""
         cond = self.cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
         images = self.sampler(self.noise[:1], cond)
-        beside(metric, self.__dict__["originals"][:1])(images).sum().backward()
-        self.sampler.zero_grad()
+        values = beside(metric, self.__dict__["originals"][:1])(images)
+        torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
         stats = self.sampler.stats
         return {"calls_a_picture": stats.nfe_forward + stats.nfe_backward, "bytes_saved": stats.bytes_saved}

@@ -5,11 +5,13 @@
 The noise is fresh in each step, so that weights learn the metric and not some pictures.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .._types import InputError
-from ..formats import save_lora
+from ..formats import as_written, network_in, plain_name, save_lora, unwrapped
 from ..gradients import score
 from ..metrics import beside
 from ..sampler import FlowSampler, Sampler
+from .adapters import NetworkState, tuner_layers
 from .checkpoint import write_file
+from .precision import HALF, Master, master_of, scaled
 from .scores import rows
 from .seeds import key, noise_of
 from .task import Losses, Task
@@ -33,15 +37,18 @@ ADAPTER = "adjointdpm"
 
 
 class Weights(ABC):
-    """Which weights of the denoising network are trained."""
+    """Which weights of the denoising network are trained, in float32 whatever the network's dtype is."""
 
     @abstractmethod
     def attach(self, network: Any, seed: int) -> dict[str, Tensor]:
-        """The leaves to train, by name; the network as such is unchanged until they change."""
+        """The leaves to train, by name; the network as such is unchanged until they change.
+
+        Adapters that are loaded stay loaded and active. `adapters.NetworkState` takes back what this adds.
+        """
 
     @abstractmethod
-    def remove(self, network: Any, leaves: Mapping[str, Tensor]) -> None:
-        """Stop training them; an adapter goes, other weights stay as they are."""
+    def settle(self, network: Any, leaves: Mapping[str, Tensor], before: NetworkState) -> None:
+        """End the training: the network keeps what was learned, and has its own flags, modes and dtype again."""
 
     @abstractmethod
     def save(self, folder: Path, pipe: Any, leaves: Mapping[str, Tensor]) -> Path:
@@ -52,12 +59,15 @@ class Weights(ABC):
 class Lora(Weights):
     """Low-rank updates W + (alpha / r) B A of named layers (Hu et al., 2021, arXiv 2106.09685).
 
+    A and B are float32 over a network of any dtype, as those of peft's `autocast_adapter_dtype`.
+
     Args:
         rank: r >= 1.
         alpha: its scale; r by default.
         modules: ends of the names of layers that get one.
     Raises:
-        InputError: rank < 1; when attached, no layer of these names, an adapter of ours, or peft is missing.
+        InputError: rank < 1, or an alpha that is no positive number; when attached, no layer of these names, a
+            network that takes no adapters, or peft is missing.
     """
 
     rank: int = 4
@@ -67,71 +77,143 @@ class Lora(Weights):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"a LoRA's rank is at least 1, but is {self.rank}")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise InputError(f"a LoRA's alpha is above 0 and finite, but is {self.alpha}")
+        if isinstance(self.modules, str) or not self.modules:
+            raise InputError(
+                f"a LoRA's modules are a tuple of names such as ('to_q',), but are {self.modules!r}"
+            )
 
     def attach(self, network: Any, seed: int) -> dict[str, Tensor]:
         try:
             from peft import LoraConfig
         except ImportError as error:
             raise InputError("tuning weights needs peft: pip install 'adjointdpm[lora]'") from error
-        if ADAPTER in getattr(network, "peft_config", {}):
+        network = unwrapped(network)
+        if not hasattr(network, "add_adapter"):
             raise InputError(
-                "this network was tuned before; load the model again, or delete the adapter with "
-                f"delete_adapters({ADAPTER!r})"
+                f"a LoRA needs a network of diffusers, but {type(network).__name__} has no add_adapter; "
+                "train weights by name with Subset"
             )
-        network.requires_grad_(False)
-        before = set(dict(network.named_parameters()))
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]
             target_modules=list(self.modules),
         )
+        before, known = NetworkState.of(network), getattr(network, "peft_config", {})
+        adapter = next(each for each in _names() if each not in known)
         with torch.random.fork_rng([]):
             torch.manual_seed(key(seed, "lora"))
             try:
-                network.add_adapter(config, adapter_name=ADAPTER)
-            except ValueError as error:
+                network.add_adapter(config, adapter_name=adapter)
+            except (ValueError, NotImplementedError) as error:
+                before.restore()
                 raise InputError(f"no LoRA for the layers {', '.join(self.modules)}: {error}") from error
-        return {
-            name: p
-            for name, p in network.named_parameters()
-            if p.requires_grad and f".{ADAPTER}." in name and name not in before
-        }
+        before.join(adapter)
+        network.requires_grad_(False)
+        leaves: dict[str, Tensor] = {}
+        for name, parameter in network.named_parameters():
+            if f".{adapter}." in f".{name}." and any(f".{part}." in name for part in ("lora_A", "lora_B")):
+                if parameter.dtype.itemsize < 4:
+                    parameter.data = parameter.data.float()
+                # By one name whatever the adapter is called, so that a checkpoint is of any run with these settings.
+                leaves[plain_name(name).replace(f".{adapter}.", f".{ADAPTER}.")] = (
+                    parameter.requires_grad_()
+                )
+        return leaves
 
-    def remove(self, network: Any, leaves: Mapping[str, Tensor]) -> None:
-        network.delete_adapters(ADAPTER)
+    def settle(self, network: Any, leaves: Mapping[str, Tensor], before: NetworkState) -> None:
+        before.settle(_adapter(unwrapped(network), leaves))
+        before.reset_flags()
 
     def save(self, folder: Path, pipe: Any, leaves: Mapping[str, Tensor]) -> Path:
-        save_lora(folder, pipe, ADAPTER)
+        save_lora(folder, pipe, _adapter(network_in(pipe)[1], leaves))
         return folder / "pytorch_lora_weights.safetensors"
+
+
+def _names() -> Iterator[str]:
+    yield ADAPTER
+    yield from (f"{ADAPTER}_{n}" for n in count(2))
+
+
+def _adapter(network: Any, leaves: Mapping[str, Tensor]) -> str:
+    """The name of the adapter that some leaves belong to."""
+    first = next(iter(leaves.values()))
+    for _, layer in tuner_layers(network):
+        for part in layer.adapter_layer_names:
+            for adapter, inside in getattr(layer, part).items():
+                if isinstance(inside, nn.Module) and any(each is first for each in inside.parameters()):
+                    return adapter
+    raise InputError("the network no longer has the adapter that was trained; load the model again")
 
 
 @dataclass(frozen=True)
 class Subset(Weights):
     """Weights of the network itself, by patterns on their names, such as "*.attn2.to_k.weight".
 
+    The names are those of the network's own `state_dict`, without what compiling or an adapter puts into them.
+    Where the network is in float16 or bfloat16, float32 masters are trained and it runs their rounded copies.
+
     Args:
         patterns: as of a shell.
     Raises:
-        InputError: when attached, no weight matches one of them.
+        InputError: no patterns; when attached, one that matches no weight, or a weight that cannot be trained.
     """
 
     patterns: tuple[str, ...]
 
-    def attach(self, network: Any, seed: int) -> dict[str, Tensor]:
-        named = dict(network.named_parameters())
-        for pattern in self.patterns:
-            if not any(fnmatchcase(name, pattern) for name in named):
-                some = ", ".join(list(named)[:5])
-                raise InputError(f"no weight's name matches {pattern!r}; the first names are {some}")
-        network.requires_grad_(False)
-        return {n: p for n, p in named.items() if any(fnmatchcase(n, each) for each in self.patterns)}
+    def __post_init__(self) -> None:
+        if isinstance(self.patterns, str) or not self.patterns or not all(self.patterns):
+            raise InputError(
+                f"patterns are a tuple of names such as ('*.to_k.weight',), but are {self.patterns!r}"
+            )
 
-    def remove(self, network: Any, leaves: Mapping[str, Tensor]) -> None:
+    def attach(self, network: Any, seed: int) -> dict[str, Tensor]:
+        network = unwrapped(network)
+        foreign = {
+            id(each)
+            for _, layer in tuner_layers(network)
+            for part in (*layer.adapter_layer_names, *layer.other_param_names)
+            if isinstance(getattr(layer, part, None), nn.Module)
+            for each in getattr(layer, part).parameters()
+        }
+        named = {plain_name(n): p for n, p in network.named_parameters() if id(p) not in foreign}
+        buffers = {plain_name(name) for name, _ in network.named_buffers()}
+        for pattern in self.patterns:
+            if any(fnmatchcase(name, pattern) for name in named):
+                continue
+            if found := [name for name in sorted(buffers) if fnmatchcase(name, pattern)]:
+                raise InputError(f"{pattern!r} matches {found[0]}, a buffer; only weights can be trained")
+            some = ", ".join(list(named)[:5])
+            raise InputError(
+                f"no weight's name matches {pattern!r} in the denoising network, a {type(network).__name__}; "
+                f"the first names are {some}"
+            )
+        chosen = {n: p for n, p in named.items() if any(fnmatchcase(n, each) for each in self.patterns)}
+        for name, weight in chosen.items():
+            if not weight.is_floating_point() or (weight.dtype.itemsize < 4 and weight.dtype not in HALF):
+                raise InputError(
+                    f"the weight {name} is of {weight.dtype}, which cannot be trained; load the network in "
+                    "float32, bfloat16 or float16, or train a LoRA"
+                )
         network.requires_grad_(False)
+        return {
+            name: master_of(network, weight) if weight.dtype in HALF else weight.requires_grad_()
+            for name, weight in chosen.items()
+        }
+
+    def settle(self, network: Any, leaves: Mapping[str, Tensor], before: NetworkState) -> None:
+        with torch.no_grad():
+            for module in unwrapped(network).modules():
+                for chain in getattr(module, "parametrizations", {}).values():
+                    for each in chain:
+                        if isinstance(each, Master):
+                            chain.original.copy_(each.master)
+        before.restore()
 
     def save(self, folder: Path, pipe: Any, leaves: Mapping[str, Tensor]) -> Path:
         path = folder / "weights.safetensors"
-        tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in leaves.items()}
+        tensors = {name: as_written(name, leaf) for name, leaf in leaves.items()}
         write_file(path, save(tensors, {"format": "pt"}))
         return path
 
@@ -156,8 +238,7 @@ def network_of(sampler: Sampler) -> nn.Module:
         getattr(sampler.field.denoiser, "network", None), nn.Module
     ):
         return sampler.field.denoiser.network  # type: ignore[return-value]
-    pipe = pipeline_of(sampler)
-    return pipe.transformer if getattr(pipe, "transformer", None) is not None else pipe.unet
+    return network_in(pipeline_of(sampler))[1]
 
 
 @contextmanager
@@ -217,4 +298,5 @@ class Stylise(Task):
         cond = rows(self.cond, items)
         with untuned(self.variables, self.start), torch.no_grad():
             originals = self.sampler(noise, cond)
-        return Losses(score(beside(self.metric, originals), self.sampler(noise, cond)))
+        values = score(beside(self.metric, originals), self.sampler(noise, cond))
+        return Losses(scaled(values, list(self.variables.values()), network_of(self.sampler)))
