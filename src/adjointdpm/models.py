@@ -6,6 +6,7 @@ adjoint   checkpointed[:keep], backprop, truncated:last, continuous[:steps]
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,7 @@ def classifier_of(name: str, device: torch.device, image_shape: tuple[int, ...])
     Raises:
         InputError: it cannot be loaded, or cannot classify images of this shape.
     """
+    _check_source("classifier", name)
     with using(f"the classifier {name!r}"):
         classifier = load_classifier(name, device=device)
         with torch.no_grad():
@@ -99,6 +101,18 @@ def classifier_of(name: str, device: torch.device, image_shape: tuple[int, ...])
             f"{tuple(logits.shape)}{'' if logits.isfinite().all() else ' with NaN or infinity'}"
         )
     return classifier
+
+
+def _check_source(what: str, name: str) -> None:
+    """Refuse what is neither a folder nor can be a name on a hub, before anybody opens or asks for it."""
+    path = Path(name)
+    if name.strip() and (bundled(name) or path.is_dir()):
+        return
+    if path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or ".." in name:
+        raise InputError(
+            f"the {what} {name!r} is neither a bundled one nor a folder that is there nor a name on a hub, such as "
+            "owner/model"
+        )
 
 
 def check_memory(sampler: Sampler, images: int, batch: int) -> None:
@@ -200,6 +214,7 @@ def sampler_of(
     if guidance_scale is not None:
         in_range("guidance_scale", guidance_scale)
     made, dtype, place = adjoint_of(adjoint), DTYPES[mixed_precision], device_of(device)
+    _check_source("model", name)
     with using(f"the model {name!r}"):
         if bundled(name) and guidance_scale is None:
             guidance_scale = 4.0

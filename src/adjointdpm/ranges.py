@@ -29,8 +29,8 @@ def in_range(
     """
     if isinstance(value, Real) and not isinstance(value, bool):
         above = low < value if open_low else low <= value
-        if math.isfinite(value) and above and value <= high:
+        if -math.inf < value < math.inf and above and value <= high:
             return
     parts = [f"{'above' if open_low else 'at least'} {low}"] if math.isfinite(low) else []
     parts += [f"at most {high}"] if math.isfinite(high) else []
-    raise InputError(f"{name} must be {' and '.join(parts) or 'a finite number'}, but is {value}")
+    raise InputError(f"{name} must be {' and '.join(parts) or 'a finite number'}, but is {str(value)[:40]}")
