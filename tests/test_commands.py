@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import adjointdpm as adp
 from adjointdpm.pictures import png
+from tests.tiny_families import of
 
 SMALL = [
     "--num_inference_steps",
@@ -127,12 +129,60 @@ def test_bad_input_before_the_work(tmp_path):
     broken.write_bytes(png(torch.zeros(3, 8, 8, dtype=torch.uint8))[:30])
     cat = ["--prompt", "a cat"]
     wrong = {
-        "target_word or target_effect": ["invert", *TWO],
-        "give target_word": ["invert", *TWO, "--target_word", "x", "--target_effect", "sepia"],
+        "--target_word or --target_effect": ["invert", *TWO],
+        "give --target_word": ["invert", *TWO, "--target_word", "x", "--target_effect", "sepia"],
         "no effect": ["invert", *TWO, "--target_effect", "glow"],
         "cannot read the picture /nowhere.png": ["tune", "--metric", "style:/nowhere.png", *TWO],
         "no metric 'glow'": ["guide", "--metric", "glow", *cat],
         "our own steps": ["guide", "--metric", "chroma", *cat, "--solver", "pipeline"],
+        "Chroma has a goal of its own": [
+            "invert",
+            *TWO,
+            "--target_effect",
+            "sepia",
+            "--metric",
+            "pixels + chroma",
+        ],
+        "EffectDistance has a goal": [
+            "invert",
+            *TWO,
+            "--target_effect",
+            "sepia",
+            "--metric",
+            "effect:night",
+        ],
+        "--judge is not used without --label": [
+            "invert",
+            *TWO,
+            "--target_word",
+            "x",
+            "--judge",
+            "emoji/judge",
+        ],
+        "--num_vectors is not used": [
+            "invert",
+            *TWO,
+            "--target_word",
+            "x",
+            "--learn",
+            "rows",
+            "--num_vectors",
+            "2",
+        ],
+        "--layer is not used by these metrics": ["guide", "--metric", "chroma", *cat, "--layer", "1"],
+        "--rank is not used": ["tune", "--metric", "chroma", *TWO, "--weights", "*", "--rank", "3"],
+        "--instance_prompt is not used": ["tune", "--metric", "chroma", *TWO, "--instance_prompt", "a cat"],
+        "--label is not used without a judge": [
+            "guide",
+            "--metric",
+            "chroma",
+            *cat,
+            *SMALL,
+            "--label",
+            "cat",
+        ],
+        "--harden_steps is not used without --harden": ["audit", *cat, "--harden_steps", "3"],
+        "needs a --classifier": ["audit", *cat, "--pretrained_model_name_or_path", "somebody/else"],
         "broken.png": ["guide", "--metric", f"style:{broken}", *cat],
         "must hold the token": ["invert", *cat, "--validation_prompt", "a car", "--target_word", "sepia"],
     }
@@ -140,3 +190,37 @@ def test_bad_input_before_the_work(tmp_path):
     for message, end in zip(wrong, ended, strict=True):
         assert end.startswith("InputError: "), end
         assert message in end
+
+
+def test_a_second_run_does_not_write_over_the_first(tmp_path):
+    guide = ["guide", *SMALL, "--metric", "chroma", "--prompt", "a cat", "--output_dir", str(tmp_path)]
+    guide += ["--look_ahead", "1"]
+    first, second, third = run(guide, [*guide, "--seed", "1"], [*guide, "--seed", "1", "--overwrite"])
+    assert (first, third) == ("done", "done")
+    assert second.startswith("InputError: the output folder")
+    assert "--overwrite" in second
+    assert "overwrite" not in (tmp_path / "config.yaml").read_text()
+
+
+def test_defaults_of_the_bundled_model_are_for_it_alone(tmp_path):
+    """Prompts are read from a file; a model of one's own has its own guidance, and no judge unless one is named."""
+    of("sd").make().save_pretrained(tmp_path / "model")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\n")
+    small = ["--num_inference_steps", "1", "--max_train_steps", "1", "--num_validation_images", "1"]
+    small += ["--look_ahead", "1", "--pretrained_model_name_or_path", str(tmp_path / "model")]
+    guide = ["guide", *small, "--prompt", str(prompts), "--output_dir", str(tmp_path / "out")]
+    done, style, label = run(
+        [*guide, "--metric", "chroma"],
+        [*guide, "--metric", "style:x.png", "--overwrite"],
+        [*guide, "--metric", "label:cat", "--overwrite"],
+    )
+    assert done == "done"
+    assert "give --features" in style
+    assert "give --classifier" in label
+    saved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert saved["prompt"] == ["a cat", "a dog"]
+    assert saved["judge"] == "none"
+    assert saved["guidance_scale"] is saved["features"] is saved["classifier"] is None
+    ways = json.loads((tmp_path / "out" / "result.json").read_text())["ways"]
+    assert all(way["judged"] is None for way in ways.values())

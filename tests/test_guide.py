@@ -98,6 +98,11 @@ def test_three_ways_at_equal_calls(tmp_path):
 
 
 def test_settings_out_of_range():
+    for value in (float("nan"), float("inf"), 0.0, -1.0):
+        with pytest.raises(adp.InputError, match="learning_rate must be above 0"):
+            GuideSettings(learning_rate=value)
+        with pytest.raises(adp.InputError, match="strength must be above 0"):
+            LookAhead(strength=value)
     with pytest.raises(adp.InputError, match="at least 1"):
         LookAhead(steps=0)
     with pytest.raises(adp.InputError, match="first < last"):

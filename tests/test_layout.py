@@ -49,11 +49,13 @@ def test_imports_run_one_way():
 def test_gradient_policy_lives_with_the_adjoints(path):
     """no_grad, detach and checkpoint decide what a gradient is: in adjoints/, or on finished results."""
     allowed = {
-        "adjoints/base.py", "adjoints/continuous.py", "adjoints/discrete.py", "adjoints/meter.py",
+        "adjoints/base.py", "adjoints/model_state.py", "adjoints/repetition.py",
+        "adjoints/continuous.py", "adjoints/discrete.py", "adjoints/meter.py",
         "adjoints/products.py", "adjoints/recompute.py", "adjoints/reversible.py", "adjoints/trace.py",
         "ivp.py",  # in an error message
         "formats.py", "tokens.py",  # files, and leaves to be optimised
-        "gradients.py", "finite.py", "pictures.py", "demo.py", "cli.py", "models.py", "specs.py",  # above the sampler: leaves and results
+        "gradients.py", "finite.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results
+        "models.py", "specs.py",  # trials before the work
         "metrics/features.py", "metrics/clip.py",  # what a metric compares with
         "tasks/tune.py", "tasks/tuning.py", "tasks/denoising.py", "tasks/invert.py", "tasks/guide.py",
         "tasks/trajectory.py", "tasks/inversion.py",

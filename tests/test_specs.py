@@ -6,7 +6,7 @@ import torch
 import adjointdpm as adp
 from adjointdpm.metrics import BackgroundColour, Chroma, PixelDistance, beside, effect
 from adjointdpm.pictures import as_8_bit, png
-from adjointdpm.specs import Networks, metric_of
+from adjointdpm.specs import Networks, _parts, metric_of
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,67 @@ def test_functions_of_ones_own(networks, tmp_path, monkeypatch):
     assert torch.allclose(metric_of("3*my_metric:dark", networks)(x), 3 * x.mean((1, 2, 3)))
 
 
+def test_a_plus_in_a_name_or_between_terms(networks, tmp_path, monkeypatch):
+    """Each text has one reading: the one in which all that is named is there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "sharpness.py").write_text("def dark(images):\n    return images.mean((1, 2, 3))\n")
+    x = pictures()
+    for name in ("a.png", "a + sharpness.png"):
+        (tmp_path / name).write_bytes(png(as_8_bit(x[0])))
+    style = metric_of("style:a.png", networks)(x)
+    both = metric_of("style:a.png + 2*sharpness:dark", networks)(x)
+    assert torch.allclose(both, style + 2 * x.mean((1, 2, 3)))
+    named = metric_of("pixels:a + sharpness.png + chroma", networks)(x)
+    assert torch.allclose(named, metric_of("pixels:a.png", networks)(x) + Chroma()(x))
+    assert [each[0] for each in _parts("clip-text:a cat + style of monet", networks, False)] == [
+        "clip-text:a cat + style of monet"
+    ]
+    assert torch.allclose(metric_of("1e+1*chroma", networks)(x), 10 * Chroma()(x))
+
+
+def test_two_readings_are_an_error_and_several_texts_are_read_as_a_whole(networks):
+    with pytest.raises(adp.InputError, match=r"'clip-text:a cat' and 'chroma'.*--metric of its own"):
+        metric_of("clip-text:a cat + chroma", networks)
+    first, second = (
+        _parts(each, networks, True) for each in ("clip-text:a cat + chroma", "chroma + chroma")
+    )
+    assert [each[0] for each in first] == ["clip-text:a cat + chroma"]
+    assert len(second) == 2
+    x = pictures()
+    several = metric_of(["0.5*chroma", "background:0,0,0"], networks)(x)
+    assert torch.allclose(several, 0.5 * Chroma()(x) + BackgroundColour((0, 0, 0))(x))
+
+
+@pytest.mark.parametrize("body", ["raise KeyError('mine')", "import sys; sys.exit(0)"])
+def test_a_metric_of_ones_own_that_fails_is_named(networks, tmp_path, monkeypatch, body):
+    (tmp_path / f"failing_{len(body)}.py").write_text(f"def f(images):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        adp.InputError, match=rf"failing_{len(body)}:f cannot be used: (KeyError|SystemExit)"
+    ):
+        metric_of(f"failing_{len(body)}:f", networks)(pictures())
+
+
+def test_networks_of_the_bundled_model_are_not_for_others(emoji):
+    without = Networks(emoji, features=None, classifier=None)
+    with pytest.raises(adp.InputError, match="--features"):
+        metric_of("content", without)
+    with pytest.raises(adp.InputError, match="--classifier"):
+        metric_of("label:cat", without)
+    assert without.used == set()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("nan*chroma", "finite number other than 0"),
+        ("inf*chroma", "finite number other than 0"),
+        ("0*chroma", "finite number other than 0"),
+        ("x*chroma", "finite number other than 0"),
+        ("chroma:3", "takes nothing"),
+        ("background:nan,0,0", "three numbers"),
+        ("+".join(["chroma"] * 14), "too many"),
         ("glow", "no metric 'glow'"),
         ("effect:glow", "no effect"),
         ("style:/nowhere.png", "cannot read the picture"),

@@ -11,8 +11,6 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -84,7 +82,9 @@ def gemma2() -> Gemma2Model:
     return decoder_only(Gemma2Model, Gemma2Config)
 
 
-def qwen3() -> Qwen3Model:
+def qwen3() -> Any:
+    from transformers import Qwen3Config, Qwen3Model  # of transformers 4.51
+
     return decoder_only(Qwen3Model, Qwen3Config)
 
 

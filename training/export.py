@@ -17,6 +17,7 @@ from classifier import KINDS, load_classifier
 from diffusers import AutoencoderKL
 from diffusion import load_pipeline
 from render import COLOURS, Renderer, phrase
+from safetensors.torch import load_file, save_file
 from vae import RUNS
 
 ZOO = Path(__file__).parents[1] / "src" / "adjointdpm" / "zoo"
@@ -56,6 +57,22 @@ def write_manifest(folder: Path) -> int:
     return sum(path.stat().st_size for path in packaged)
 
 
+def for_every_version(folder: Path) -> None:
+    """Lay a saved pipeline's text encoder and tokenizer out as all releases of transformers since 4.48 read them.
+
+    Some save and read the encoder's weights without the prefix `text_model.`, and all read them with it. Releases
+    before 5 want the vocabulary and the merges in files of their own.
+    """
+    weights = folder / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(weights).items()}
+    save_file(tensors, weights, {"format": "pt"})
+    model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
+    (folder / "tokenizer" / "vocab.json").write_text(vocabulary + "\n")
+    merges = ["#version: 0.2", *map(" ".join, model["merges"])]
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(merges) + "\n")
+
+
 def export_pipeline(runs: Path, folder: Path) -> int:
     """Write the pipeline's folder; returns its size in bytes."""
     renderer = Renderer()
@@ -63,6 +80,7 @@ def export_pipeline(runs: Path, folder: Path) -> int:
     own = (runs / "vae" / "checkpoint.safetensors").exists()
     vae = None if own else AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     load_pipeline(runs, vae).to(torch.float16).save_pretrained(folder)
+    for_every_version(folder)
     about = {
         "concepts": renderer.concepts,
         "phrases": {concept: phrase(concept) for concept in renderer.concepts},

@@ -1,6 +1,14 @@
 """Gradients through diffusion samplers: exact by default, at the memory of one denoiser call."""
 
-from ._types import AdjointDPMError, Cond, DriftError, InputError, NonFiniteError, Stats
+from ._types import (
+    AdjointDPMError,
+    Cond,
+    DriftError,
+    InputError,
+    NonFiniteError,
+    RecomputationError,
+    Stats,
+)
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Reversible, Truncated
 from .brownian import Brownian
 from .compare import compare
@@ -58,6 +66,7 @@ __all__ = [
     "NonFiniteError",
     "PipelineSampler",
     "Prediction",
+    "RecomputationError",
     "RectifiedFlow",
     "Reversible",
     "SDEDPMSolverPP",

@@ -20,6 +20,7 @@ __all__ = [
     "DriftError",
     "InputError",
     "NonFiniteError",
+    "RecomputationError",
     "Run",
     "Scalar",
     "State",
@@ -48,6 +49,10 @@ class InputError(AdjointDPMError, ValueError):
 
 class NonFiniteError(AdjointDPMError, ArithmeticError):
     """NaN or infinity came out of a denoiser or a metric; the message says where."""
+
+
+class RecomputationError(AdjointDPMError, RuntimeError):
+    """What the backward pass would recompute is not what the forward pass ran; the message names what changed."""
 
 
 class DriftError(AdjointDPMError, ArithmeticError):

@@ -48,14 +48,14 @@ __all__ = ["audit"]
 
 def audit(
     ctx: typer.Context,
-    prompt: Annotated[list[str], prompts_option("--prompt", help='Such as "a cat on a blue background".')],
+    prompt: Annotated[list[str], prompts_option("--prompt", about='Such as "a cat on a blue background".')],
     label: Annotated[
         list[str] | None, typer.Option("--label", help="The classifier's label of each prompt.")
     ] = None,
     classifier: Annotated[
         str | None,
         for_bundled(
-            "--classifier", "emoji/resnet", None, help="The classifier to audit: bundled, folder or name."
+            "--classifier", "emoji/resnet", None, about="The classifier to audit: bundled, folder or name."
         ),
     ] = None,
     judge: Judge = None,
@@ -67,7 +67,7 @@ def audit(
         typer.Option("--keep_features", help="Classifier whose features are to stay; pixels; none."),
     ] = "pixels",
     keep_weight: Annotated[
-        float, number("--keep_weight", 0, help="Weight of staying near the original image.")
+        float, number("--keep_weight", 0, about="Weight of staying near the original image.")
     ] = 1.0,
     target: Annotated[
         str | None, typer.Option("--target", help="Target label; any other label if omitted.")
@@ -78,34 +78,36 @@ def audit(
             "--radius",
             0,
             open_low=True,
-            help="Radius of the perturbation, as a fraction of the noise's norm.",
+            about="Radius of the perturbation, as a fraction of the noise's norm.",
         ),
     ] = 0.1,
     radii: Annotated[
         list[float] | None,
-        number("--radii", 0, open_low=True, help="A further radius, for a curve; may be repeated."),
+        number("--radii", 0, open_low=True, about="A further radius, for a curve; may be repeated."),
     ] = None,
-    norm: Annotated[str, choice("--norm", ["l2", "linf"], help="l2 or linf.")] = "l2",
+    norm: Annotated[str, choice("--norm", ["l2", "linf"], about="l2 or linf.")] = "l2",
     shell: Annotated[bool, typer.Option("--shell", help="Keep the noise's norm.")] = False,
-    starts: Annotated[int, number("--num_starts", 1, help="Images for each prompt.")] = 1,
-    tries: Annotated[int, number("--tries", 1, help="Noises to try for each of them.")] = 4,
+    starts: Annotated[int, number("--num_starts", 1, about="Images for each prompt.")] = 1,
+    tries: Annotated[int, number("--tries", 1, about="Noises to try for each of them.")] = 4,
     confidence: Annotated[
-        float, number("--confidence", 0, help="Margin of logits at which only likeness counts.")
+        float, number("--confidence", 0, about="Margin of logits at which only likeness counts.")
     ] = 1.0,
     momentum: Annotated[
-        float, number("--momentum", 0, 1, help="Momentum of the steps, from 0 to 1.")
+        float, number("--momentum", 0, 1, about="Momentum of the steps, from 0 to 1.")
     ] = 0.0,
     controls: Annotated[
         bool, typer.Option("--controls/--no_controls", help="Random noise and SPSA in the same ball.")
     ] = True,
     harden: Annotated[bool, typer.Option("--harden", help="Then fine-tune the classifier.")] = False,
     harden_rounds: Annotated[
-        int, number("--harden_rounds", 1, help="Rounds of fine-tuning; each but the first attacks anew.")
+        int, number("--harden_rounds", 1, about="Rounds of fine-tuning; each but the first attacks anew.")
     ] = 1,
-    harden_steps: Annotated[int, number("--harden_steps", 1, help="Steps of each fine-tuning.")] = 500,
+    harden_steps: Annotated[int, number("--harden_steps", 1, about="Steps of each fine-tuning.")] = 500,
     harden_clean: Annotated[
         int,
-        number("--harden_clean", 0, help="Images for each prompt that are not attacked, to train on, too."),
+        number(
+            "--harden_clean", 0, about="Images for each prompt that are not attacked, to train on, too."
+        ),
     ] = 16,
     harden_radius: Annotated[
         float | None,
@@ -113,18 +115,18 @@ def audit(
             "--harden_radius",
             0,
             open_low=True,
-            help="Radius of the attacks used for hardening (default: --radius).",
+            about="Radius of the attacks used for hardening (default: --radius).",
         ),
     ] = None,
     harden_confidence: Annotated[
-        float | None, number("--harden_confidence", 0, help="Their confidence (default: --confidence).")
+        float | None, number("--harden_confidence", 0, about="Their confidence (default: --confidence).")
     ] = None,
     harden_variants: Annotated[
-        int, number("--harden_variants", 0, help="Steps to each image's worst variant; 0 for none.")
+        int, number("--harden_variants", 0, about="Steps to each image's worst variant; 0 for none.")
     ] = 3,
     harden_other: Annotated[
         list[str] | None,
-        prompts_option("--harden_other", help="Prompts that are not audited and not to be forgotten."),
+        prompts_option("--harden_other", about="Prompts that are not audited and not to be forgotten."),
     ] = None,
     config: Config = None,
     output_dir: OutputDir = Path("outputs/audit"),

@@ -54,7 +54,7 @@ TOGETHER = 16  # images that `sample` makes at once
 Scale = Annotated[
     float,
     number(
-        "--guidance_scale", 0, 1000, help="Weight of classifier-free guidance; no guidance at 1 or less."
+        "--guidance_scale", 0, 1000, about="Weight of classifier-free guidance; no guidance at 1 or less."
     ),
 ]
 
@@ -90,7 +90,7 @@ def sample(
         ),
     ],
     output_dir: OutputDir = Path("outputs/sample"),
-    batch: Annotated[int, number("--batch", 1, help="Images for each prompt.")] = 4,
+    batch: Annotated[int, number("--batch", 1, about="Images for each prompt.")] = 4,
     seed: Seed = 0,
     steps: NumInferenceSteps = 25,
     guidance_scale: Scale = 4.0,
@@ -120,7 +120,7 @@ def compare(
     seed: Seed = 0,
     steps: NumInferenceSteps = 25,
     guidance_scale: Scale = 4.0,
-    repeats: Annotated[int, number("--repeats", 1, 1000, help="Timed rounds.")] = 3,
+    repeats: Annotated[int, number("--repeats", 1, 1000, about="Timed rounds.")] = 3,
     weights: Annotated[bool, typer.Option(help="Differentiate the weights, too.")] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,

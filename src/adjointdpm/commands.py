@@ -60,8 +60,8 @@ RESULTS = ("result.json", "state/**/*.safetensors")
 # What does not change a result, so that a checkpoint need not agree on it; the steps are among the task's settings.
 _QUIET = ("output_dir", "report_to", "checkpointing_steps", "judge", "max_train_steps")
 
-Prompts = Annotated[list[str], prompts_option("--prompt", help="Prompts to train on.")]
-HeldOut = Annotated[list[str], prompts_option("--validation_prompt", help="Prompts to report on.")]
+Prompts = Annotated[list[str], prompts_option("--prompt", about="Prompts to train on.")]
+HeldOut = Annotated[list[str], prompts_option("--validation_prompt", about="Prompts to report on.")]
 Metrics = Annotated[
     list[str],
     typer.Option("--metric", help='Such as "style:photo.png" or "0.3*content"; several are added up.'),
@@ -69,23 +69,23 @@ Metrics = Annotated[
 Features = Annotated[
     str | None,
     for_bundled(
-        "--features", "emoji/resnet", None, help="Classifier whose features style and content compare."
+        "--features", "emoji/resnet", None, about="Classifier whose features style and content compare."
     ),
 ]
 Layers = Annotated[
-    list[int] | None, number("--layer", -1000, 1000, help="Which hidden states; may be repeated.")
+    list[int] | None, number("--layer", -1000, 1000, about="Which hidden states; may be repeated.")
 ]
 Clip = Annotated[str, typer.Option("--clip_model", help="CLIP model for clip-text and clip-image.")]
 Classifiers = Annotated[
-    str | None, for_bundled("--classifier", "emoji/resnet", None, help="For the metrics label and margin.")
+    str | None, for_bundled("--classifier", "emoji/resnet", None, about="For the metrics label and margin.")
 ]
 Judge = Annotated[
     str | None,
     for_bundled(
-        "--judge", "emoji/judge", "none", help="Classifier that says what images show; none for none."
+        "--judge", "emoji/judge", "none", about="Classifier that says what images show; none for none."
     ),
 ]
-Noises = Annotated[int, number("--num_validation_images", 1, help="Noises for each prompt.")]
+Noises = Annotated[int, number("--num_validation_images", 1, about="Noises for each prompt.")]
 
 
 def tune(
@@ -103,10 +103,10 @@ def tune(
     instance_prompt: Annotated[
         str, typer.Option("--instance_prompt", help="What it is called there.")
     ] = "",
-    rank: Annotated[int, number("--rank", 1, 1024, help="Rank of the LoRA.")] = 4,
+    rank: Annotated[int, number("--rank", 1, 1024, about="Rank of the LoRA.")] = 4,
     lora_alpha: Annotated[
         float | None,
-        number("--lora_alpha", 0, open_low=True, help="Scale of the LoRA; its rank by default."),
+        number("--lora_alpha", 0, open_low=True, about="Scale of the LoRA; its rank by default."),
     ] = None,
     lora_layers: Annotated[
         list[str] | None, typer.Option("--lora_layers", help="Ends of layers' names; may be repeated.")
@@ -125,11 +125,11 @@ def tune(
     num_validation_images: Noises = 2,
     max_grad_norm: Annotated[
         float,
-        number("--max_grad_norm", 0, 10**9, open_low=True, help="Longer gradients are scaled down to it."),
+        number("--max_grad_norm", 0, 10**9, open_low=True, about="Longer gradients are scaled down to it."),
     ] = 1.0,
     validation_steps: Annotated[
         int,
-        number("--validation_steps", 1, help="Steps between validations, which choose the best iterate."),
+        number("--validation_steps", 1, about="Steps between validations, which choose the best iterate."),
     ] = 10,
     config: Config = None,
     output_dir: OutputDir = Path("outputs/tune"),
@@ -216,7 +216,7 @@ def invert(
         typer.Option("--target_effect", help="Learn an effect: sepia, night, kornia:... and so on."),
     ] = None,
     learn: Annotated[
-        str, choice("--learn", ["token", "rows"], help="token (portable) or rows of the encoded prompt.")
+        str, choice("--learn", ["token", "rows"], about="token (portable) or rows of the encoded prompt.")
     ] = "token",
     placeholder_token: Annotated[
         str, typer.Option("--placeholder_token", help="The new word, as it stands in the prompts.")
@@ -225,7 +225,7 @@ def invert(
         str, typer.Option("--initializer_token", help="A known word, from which the new one starts.")
     ] = "a",
     num_vectors: Annotated[
-        int, number("--num_vectors", 1, 512, help="Tokens that the new word stands for.")
+        int, number("--num_vectors", 1, 512, about="Tokens that the new word stands for.")
     ] = 1,
     distance: Annotated[
         list[str] | None,
@@ -234,7 +234,7 @@ def invert(
     judge: Annotated[
         str | None,
         for_bundled(
-            "--judge", "emoji/judge/style", "none", help="Classifier that names the effect; none for none."
+            "--judge", "emoji/judge/style", "none", about="Classifier that names the effect; none for none."
         ),
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="What the judge should say.")] = None,

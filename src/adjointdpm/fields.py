@@ -57,6 +57,15 @@ class Field(nn.Module, ABC):
     def decoder_weights(self) -> list[Tensor]:
         """The tensors that decoding depends on besides the latents."""
 
+    def decoders(self) -> dict[str, nn.Module]:
+        """The modules, by name, that hold the decoder's weights."""
+        weights = {id(weight) for weight in self.decoder_weights()}
+        return {
+            name: part
+            for name, part in self.named_children()
+            if part is not self.denoiser and any(id(weight) in weights for weight in part.parameters())
+        }
+
 
 class PipelineDenoiser(Denoiser):
     """The output of a pipeline's network through the pipeline's own call.

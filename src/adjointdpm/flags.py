@@ -59,7 +59,9 @@ LONGEST_FILE = 2**20
 _FILES = (".txt", ".csv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".md")
 
 
-def number(flag: str, low: float, high: float = MANY, *, open_low: bool = False, help: str) -> Any:  # noqa: A002
+def number(
+    flag: str, low: float | int, high: float | int = MANY, *, open_low: bool = False, about: str
+) -> Any:
     """An option of finite numbers in a range; see `ranges.in_range`."""
 
     def check(value: Any) -> Any:
@@ -68,10 +70,10 @@ def number(flag: str, low: float, high: float = MANY, *, open_low: bool = False,
                 in_range(flag, each, low, high, open_low=open_low)
         return value
 
-    return typer.Option(flag, callback=check, help=help)
+    return typer.Option(flag, callback=check, help=about)
 
 
-def choice(flag: str, known: Collection[str], *, help: str) -> Any:  # noqa: A002
+def choice(flag: str, known: Collection[str], *, about: str) -> Any:
     """An option whose value is one of some words."""
 
     def check(value: Any) -> Any:
@@ -79,17 +81,17 @@ def choice(flag: str, known: Collection[str], *, help: str) -> Any:  # noqa: A00
             raise InputError(f"{flag} is one of {', '.join(known)}, but is {value!r}")
         return value
 
-    return typer.Option(flag, callback=check, help=help)
+    return typer.Option(flag, callback=check, help=about)
 
 
-def for_bundled(flag: str, ours: str, others: str | None, *, help: str) -> Any:  # noqa: A002
+def for_bundled(flag: str, ours: str, others: str | None, *, about: str) -> Any:
     """An option whose default was made for the bundled model, and holds with that one alone.
 
     Args:
         flag: its name.
         ours: the default with a bundled model.
         others: the default with any other.
-        help: of the option.
+        about: the option's help.
     """
 
     def fill(ctx: typer.Context, value: Any) -> Any:
@@ -97,13 +99,13 @@ def for_bundled(flag: str, ours: str, others: str | None, *, help: str) -> Any: 
             return value
         return ours if bundled(ctx.params["pretrained_model_name_or_path"]) else others
 
-    return typer.Option(flag, callback=fill, help=f"{help} [{ours} with the bundled model]")
+    return typer.Option(flag, callback=fill, help=f"{about} [{ours} with the bundled model]")
 
 
-def prompts_option(flag: str, *, help: str) -> Any:  # noqa: A002
+def prompts_option(flag: str, *, about: str) -> Any:
     """An option of prompts; a value that names a file stands for the prompts in it, one a line."""
     return typer.Option(
-        flag, callback=lines_of_files(flag), help=f"{help} May be repeated, or be a file of prompts."
+        flag, callback=lines_of_files(flag), help=f"{about} May be repeated, or be a file of prompts."
     )
 
 
@@ -173,29 +175,31 @@ Model = Annotated[
         "--pretrained_model_name_or_path", is_eager=True, help="Bundled model, folder or name on a hub."
     ),
 ]
-Seed = Annotated[int, number("--seed", 0, 2**63 - 1, help="Random seed.")]
-MaxTrainSteps = Annotated[int, number("--max_train_steps", 1, help="Steps of the optimization.")]
+Seed = Annotated[int, number("--seed", 0, 2**63 - 1, about="Random seed.")]
+MaxTrainSteps = Annotated[int, number("--max_train_steps", 1, about="Steps of the optimization.")]
 LearningRate = Annotated[
-    float, number("--learning_rate", 0, open_low=True, help="Step length of the optimizer, above 0.")
+    float, number("--learning_rate", 0, open_low=True, about="Step length of the optimizer, above 0.")
 ]
-NumInferenceSteps = Annotated[int, number("--num_inference_steps", 1, 10_000, help="Steps of the sampler.")]
+NumInferenceSteps = Annotated[
+    int, number("--num_inference_steps", 1, 10_000, about="Steps of the sampler.")
+]
 GuidanceScale = Annotated[
     float | None,
     number(
         "--guidance_scale",
         0,
         1000,
-        help="Weight of classifier-free guidance; no guidance at 1 or less. [4 with the bundled model, else the "
+        about="Weight of classifier-free guidance; no guidance at 1 or less. [4 with the bundled model, else the "
         "pipeline's own]",
     ),
 ]
-MixedPrecision = Annotated[str, choice("--mixed_precision", DTYPES, help="no, fp16 or bf16.")]
+MixedPrecision = Annotated[str, choice("--mixed_precision", DTYPES, about="no, fp16 or bf16.")]
 SolverFlag = Annotated[
     str,
     choice(
         "--solver",
         [*SOLVERS, "pipeline"],
-        help="dpm++, euler, midpoint, heun, rk4, ab1 to ab4; pipeline for its own scheduler.",
+        about="dpm++, euler, midpoint, heun, rk4, ab1 to ab4; pipeline for its own scheduler.",
     ),
 ]
 AdjointFlag = Annotated[
@@ -205,12 +209,12 @@ AdjointFlag = Annotated[
 Device = Annotated[
     str, typer.Option("--device", help="auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps.")
 ]
-Batch = Annotated[int, number("--train_batch_size", 1, help="Images at once.")]
+Batch = Annotated[int, number("--train_batch_size", 1, about="Images at once.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoints in the folder.")]
 CheckpointingSteps = Annotated[
-    int, number("--checkpointing_steps", 0, help="Steps between checkpoints; 0 for the end alone.")
+    int, number("--checkpointing_steps", 0, about="Steps between checkpoints; 0 for the end alone.")
 ]
-ReportTo = Annotated[str, choice("--report_to", ["none", "tensorboard"], help="none or tensorboard.")]
+ReportTo = Annotated[str, choice("--report_to", ["none", "tensorboard"], about="none or tensorboard.")]
 
 
 def free_folder(path: Path, *results: str, resume: bool = False, overwrite: bool = False) -> Path:

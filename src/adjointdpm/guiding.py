@@ -60,13 +60,13 @@ __all__ = ["guide"]
 def guide(
     ctx: typer.Context,
     metric: Metrics,
-    prompt: Annotated[list[str], prompts_option("--prompt", help="Prompts of the images.")],
+    prompt: Annotated[list[str], prompts_option("--prompt", about="Prompts of the images.")],
     look_ahead: Annotated[
-        int, number("--look_ahead", 1, 10_000, help="Steps that each step of the trajectory looks ahead.")
+        int, number("--look_ahead", 1, 10_000, about="Steps that each step of the trajectory looks ahead.")
     ] = 4,
     strength: Annotated[
         float,
-        number("--strength", 0, open_low=True, help="Length of a move, as a fraction of the noise's."),
+        number("--strength", 0, open_low=True, about="Length of a move, as a fraction of the noise's."),
     ] = 0.2,
     judge: Judge = None,
     label: Annotated[

@@ -6,6 +6,7 @@ adjoint   checkpointed[:keep], backprop, truncated:last, continuous[:steps]
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,11 @@ from torch import nn
 from ._types import AdjointDPMError, InputError
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
 from .pipeline_sampler import PipelineSampler
+from .pretrained import load_pretrained_pipeline
 from .ranges import in_range
 from .sampler import FlowSampler, Sampler
 from .solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
-from .zoo import Classifier, bundled, load, load_classifier
+from .zoo import Classifier, bundled, folder, load, load_classifier
 
 __all__ = ["SOLVERS", "adjoint_of", "check_memory", "classifier_of", "device_of", "sampler_of", "using"]
 
@@ -88,6 +90,7 @@ def classifier_of(name: str, device: torch.device, image_shape: tuple[int, ...])
     Raises:
         InputError: it cannot be loaded, or cannot classify images of this shape.
     """
+    _check_source("classifier", name)
     with using(f"the classifier {name!r}"):
         classifier = load_classifier(name, device=device)
         with torch.no_grad():
@@ -98,6 +101,18 @@ def classifier_of(name: str, device: torch.device, image_shape: tuple[int, ...])
             f"{tuple(logits.shape)}{'' if logits.isfinite().all() else ' with NaN or infinity'}"
         )
     return classifier
+
+
+def _check_source(what: str, name: str) -> None:
+    """Refuse what is neither a folder nor can be a name on a hub, before anybody opens or asks for it."""
+    path = Path(name)
+    if name.strip() and (bundled(name) or path.is_dir()):
+        return
+    if path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or ".." in name:
+        raise InputError(
+            f"the {what} {name!r} is neither a bundled one nor a folder that is there nor a name on a hub, such as "
+            "owner/model"
+        )
 
 
 def check_memory(sampler: Sampler, images: int, batch: int) -> None:
@@ -199,6 +214,7 @@ def sampler_of(
     if guidance_scale is not None:
         in_range("guidance_scale", guidance_scale)
     made, dtype, place = adjoint_of(adjoint), DTYPES[mixed_precision], device_of(device)
+    _check_source("model", name)
     with using(f"the model {name!r}"):
         if bundled(name) and guidance_scale is None:
             guidance_scale = 4.0
@@ -226,25 +242,10 @@ def _untried(
         shared["guidance_scale"] = guidance_scale
     if bundled(name) and solver != "pipeline":
         return load(name, dtype=dtype, device=device, solver=SOLVERS[solver](), **shared)
-    pipe = _pipeline(name, dtype).to(device)
+    pipe = load_pretrained_pipeline(folder(name) if bundled(name) else name, dtype).to(device)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     if solver == "pipeline":
         return PipelineSampler(pipe, **shared)
     return FlowSampler.from_pipeline(pipe, solver=SOLVERS[solver](), **shared)
-
-
-def _pipeline(name: str, dtype: torch.dtype) -> Any:
-    from diffusers import DiffusionPipeline  # takes seconds to import
-
-    from .zoo import folder
-
-    where = folder(name) if bundled(name) else name
-    try:
-        return DiffusionPipeline.from_pretrained(where, use_safetensors=True).to(dtype)
-    except Exception as error:  # whatever a broken folder leads to
-        raise InputError(
-            f"no pipeline could be loaded from {name!r}: {' '.join(str(error).split())[:200]}; give a bundled "
-            "model, a folder of diffusers or a hub's name"
-        ) from error

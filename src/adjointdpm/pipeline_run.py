@@ -16,10 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from ._types import InputError, NonFiniteError, Run, Stats, direct
 from .adjoints import Truncated
-from .adjoints.base import without_graph
 from .adjoints.discrete import Discrete
 from .adjoints.ledger import Ledger
-from .adjoints.recompute import recomputed
+from .adjoints.recompute import recomputed, without_graph
 from .blocks import in_blocks
 from .guards import refuse_hooks
 from .replay import Replay, attentions_of, dtype_of
@@ -61,6 +60,7 @@ class PipelineRun:
         self._announced = self._total = 0
         self._fresh = True  # whether the next denoiser call begins another step
         self._step: list[Replay] = []  # the present step's calls
+        self.modules: dict[str, nn.Module] = {}  # those that ran, by name
         self._inside: dict[int, list[nn.Module]] = {}
         self._attentions: dict[int, list[Any]] = {}
         self._run: Run = direct
@@ -78,6 +78,7 @@ class PipelineRun:
         with self.watch.paused():
             if self._fresh:
                 self._begin(name, module, args, kwargs)
+            self.modules[name] = module
             if id(module) not in self._inside:
                 self._inside[id(module)], self._attentions[id(module)] = (
                     list(module.modules()),
@@ -152,6 +153,7 @@ class PipelineRun:
 
         if not self.wanted:
             return by_blocks(latents, direct)
+        self.modules[name] = module
         with _SWITCH:
             return self.adjoint.decode(by_blocks, latents, list(module.parameters()), self.stats)
 

@@ -141,6 +141,10 @@ class PipelineCall:
             return out
         found = [t for t in tree_leaves(_opened(out)) if isinstance(t, Tensor) and t.requires_grad]
         refuse_cut(found, given, sampling.nodes)
+        arguments = _named(self._pipe, args, kwargs).items()
+        read = {k: t for k, value in arguments for t in tree_leaves(value) if isinstance(t, Tensor)}
+        for each in found:
+            self._adjoint.guard(each, sampling.modules, read)
         return out
 
 

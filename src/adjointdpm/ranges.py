@@ -10,7 +10,12 @@ __all__ = ["in_range"]
 
 
 def in_range(
-    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+    name: str,
+    value: Any,
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
+    *,
+    open_low: bool = False,
 ) -> None:
     """Check that a number is finite and low <= value <= high.
 
@@ -24,8 +29,8 @@ def in_range(
     """
     if isinstance(value, Real) and not isinstance(value, bool):
         above = low < value if open_low else low <= value
-        if math.isfinite(value) and above and value <= high:
+        if -math.inf < value < math.inf and above and value <= high:
             return
     parts = [f"{'above' if open_low else 'at least'} {low}"] if math.isfinite(low) else []
     parts += [f"at most {high}"] if math.isfinite(high) else []
-    raise InputError(f"{name} must be {' and '.join(parts) or 'a finite number'}, but is {value}")
+    raise InputError(f"{name} must be {' and '.join(parts) or 'a finite number'}, but is {str(value)[:40]}")

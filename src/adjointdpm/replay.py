@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from ._types import AdjointDPMError, Stats
-from .adjoints.base import without_graph
+from ._types import RecomputationError, Stats
+from .adjoints.recompute import without_graph
 
 __all__ = ["Replay", "attentions_of", "dtype_of"]
 
@@ -77,9 +77,9 @@ class Replay:
 
     def __call__(self, *tensors: Tensor) -> Any:
         if [tensor._version for tensor in tensors] != self._versions:
-            raise AdjointDPMError(
-                f"the pipeline has written into a tensor after giving it to its {self._name}, so that call cannot "
-                "be recomputed; use adjoint=Backprop()"
+            raise RecomputationError(
+                f"a tensor was written into after it was given to {self._name}, by the pipeline or since its call, "
+                "so that call cannot be recomputed; use adjoint=Backprop()"
             )
         leaves: list[Any] = list(self._rest)
         for i, tensor in zip(self._at, tensors, strict=True):

@@ -153,6 +153,7 @@ class FlowSampler(Sampler):
         return self._latents(noise, cond)
 
     def _latents(self, noise: Tensor, cond: Cond, decoded: bool = False) -> Tensor:
+        given = {f"cond[{name!r}]": tensor for name, tensor in cond.items()}
         noise, cond = self._checked(noise, cond)
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
         flow = ProbabilityFlow(self.field.schedule, self.field.denoiser)
@@ -160,7 +161,9 @@ class FlowSampler(Sampler):
         room = self.adjoint.room(ivp) if decoded else None
         reserved, tile = (0, None) if room is None else self._decoding(noise, room)
         self.stats = Stats(reserved=reserved, tile=tile)
-        return flow.sample(self.adjoint.solve(ivp, self.stats), grid[len(grid)])
+        latents = flow.sample(self.adjoint.solve(ivp, self.stats), grid[len(grid)])
+        self.adjoint.guard(latents, {"denoiser": self.field.denoiser}, given)
+        return latents
 
     def _decoding(self, noise: Tensor, room: float) -> tuple[int, int | None]:
         """What the decoder's backward pass will hold, and in tiles of what side: one decoding, once a shape."""
@@ -187,7 +190,9 @@ class FlowSampler(Sampler):
         """Pictures of latents, the decoder's memory spared as the adjoint says."""
         weights, tile = self.field.decoder_weights(), self.stats.tile
         decode = self.field.decode if tile is None else self.field.tiled()[tile]
-        return self.adjoint.decode(decode, latents, weights, self.stats)
+        images = self.adjoint.decode(decode, latents, weights, self.stats)
+        self.adjoint.guard(images, self.field.decoders(), {})
+        return images
 
     @property
     def length(self) -> int:

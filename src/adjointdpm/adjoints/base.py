@@ -6,31 +6,26 @@ return the same sample; they differ in what the backward pass costs and in how t
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import Run, Stats, direct
 from ..ivp import IVP
 from .meter import SavedBytes, TooLargeError
+from .model_state import ModelState
 from .recompute import Blocks
 
-__all__ = ["Adjoint", "differentiable_inputs", "wants_gradient", "without_graph"]
-
-
-def without_graph(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call `fn` for its value alone."""
-    with torch.no_grad():
-        return fn(*tensors)
+__all__ = ["Adjoint", "differentiable_inputs", "wants_gradient"]
 
 
 class Adjoint(ABC):
     """A way to differentiate a sampling."""
 
-    keeps_decoder: bool = False
-    """Whether the decoder's graph is kept, too, instead of recomputed block by block."""
+    recomputes: bool = True
+    """Whether calls are made again in the backward pass, the decoder's blocks among them."""
 
     @abstractmethod
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
@@ -63,13 +58,22 @@ class Adjoint(ABC):
         if not wanted:
             return decode(latents, direct)
         with SavedBytes(weights, limit) as outside:
-            image = decode(latents, direct if self.keeps_decoder else blocks)
+            image = decode(latents, blocks if self.recomputes else direct)
         stats.measured &= outside.bytes is not None
         needed = (outside.bytes or 0) + blocks.largest
         if needed > limit:
             raise TooLargeError(needed)
         stats.decoder += needed
         return image
+
+    def guard(self, out: Tensor, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+        """See to it that a backward pass through `out` finds the modules and arguments that the forward pass ran.
+
+        Raises:
+            RecomputationError: in the backward pass, naming what changed.
+        """
+        if self.recomputes and out.requires_grad:
+            ModelState(modules, tensors).follow(out)
 
     def room(self, ivp: IVP) -> float | None:
         """Bytes that the decoder's backward pass may take beside the states; None for an adjoint without a plan."""

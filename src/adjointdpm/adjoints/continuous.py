@@ -198,6 +198,7 @@ class _Flow(torch.autograd.Function):
         def f(time: Time, state: State) -> State:
             # The check has already made the first evaluation, which is at the first node.
             slope = ready.pop() if ready else ivp.velocity(time, state[0], products.run)
+            products.made(time, state[0], slope)
             if slopes:
                 trajectory.add_slope(time, state[0], slope)
             return (slope,)
@@ -209,8 +210,8 @@ class _Flow(torch.autograd.Function):
         (final,) = integrate(f, (initial,), ivp.grid, ivp.solver, observe)
         ctx.adjoint, ctx.ivp, ctx.stats = adjoint, ivp, stats
         ctx.products, ctx.trajectory = products, trajectory
-        ctx.save_for_backward(final, *tensors)
-        stats.states = final.nbytes + trajectory.nbytes
+        ctx.save_for_backward(initial, final, *tensors)
+        stats.states = final.nbytes + (trajectory.nbytes or initial.nbytes)
         if adjoint.is_transposed:
             ctx.grid = adjoint.backward_grid(ivp, trajectory, stats)
         return final
@@ -218,9 +219,11 @@ class _Flow(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        final, *leaves = ctx.saved_tensors
+        initial, final, *leaves = ctx.saved_tensors
         solve = _transposed if ctx.adjoint.is_transposed else _augmented
-        return None, None, None, None, *solve(ctx, final, cotangent, leaves)
+        found = solve(ctx, final, cotangent, leaves)
+        ctx.products.probe(initial)
+        return None, None, None, None, *found
 
 
 def _transposed(ctx: Any, final: Tensor, cotangent: Tensor, leaves: list[Tensor]) -> State:

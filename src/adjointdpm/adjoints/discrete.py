@@ -15,11 +15,11 @@ from .._types import InputError, Run, State, Stats, Time, direct
 from ..grids import TimeGrid
 from ..ivp import IVP, integrate
 from ..solvers import Euler
-from .base import Adjoint, wants_gradient, without_graph
+from .base import Adjoint, wants_gradient
 from .ledger import Ledger
 from .meter import TooLargeError
 from .planner import Budget, by_blocks, bytes_of, parsed, split
-from .recompute import Recomputation, kept, recomputed
+from .recompute import Recomputation, kept, recomputed, without_graph
 from .trace import Trace
 
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
@@ -47,7 +47,7 @@ class Discrete(Adjoint):
         weights = list(ivp.flow.denoiser.parameters())
         blocks: Run = getattr(ivp.flow.denoiser, "blocks", direct)
         shared = [*ivp.cond.values(), *weights]
-        ledger, again = Ledger(stats, shared, blocks, self.limit), Recomputation(weights)
+        ledger, again = Ledger(stats, shared, blocks, self.limit), Recomputation(ivp.flow.denoiser)
 
         def f(time: Time, state: State) -> State:
             run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
@@ -69,7 +69,7 @@ class Backprop(Discrete):
     Use it when it fits; `Checkpointed` gives the same bits in the memory of one graph.
     """
 
-    keeps_decoder = True
+    recomputes = False
 
     def policy(self, i: int, calls: int, graph: int | None) -> Run:
         return direct

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from .._types import Run, Stats, direct
 from .meter import SavedBytes, address
-from .recompute import kept
+from .recompute import kept, without_graph
+from .repetition import Repeated, rounding
 
 __all__ = ["Ledger"]
 
@@ -40,7 +41,7 @@ class Ledger:
     ) -> None:
         self.stats, self._blocks, self._limit = stats, blocks, limit
         self.call = 0
-        self._shared = shared
+        self._shared, self._rounding = shared, rounding(shared)
         self._counted = {address(tensor) for tensor in shared}
         self._sizes: list[int] = []  # of the graphs of the measured call's evaluations
         self._measured: int | None = None  # the first call that has graphs
@@ -59,6 +60,10 @@ class Ledger:
 
     def _run(self, policy: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
         i, self._evaluation = self._evaluation, self._evaluation + 1
+        once = policy in (direct, kept, without_graph)
+        if not once:
+            name = f"denoiser call {self.call - 1}" + (f", evaluation {i}" if i else "")
+            fn = Repeated(fn, name, self._rounding)
         out = policy(partial(self._evaluate, fn, i), *tensors)
         graph = self._sizes[min(i, len(self._sizes) - 1)] if self._sizes else 0
         differentiable = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]

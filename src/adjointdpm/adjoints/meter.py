@@ -2,16 +2,15 @@
 
 import math
 import weakref
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from .._types import AdjointDPMError
+from .._types import AdjointDPMError, InputError
 
-__all__ = ["SavedBytes", "TooLargeError", "address", "unseen"]
+__all__ = ["SavedBytes", "Taken", "TooLargeError", "address"]
 
 # Reads the hooks that are already in force (torch >= 2.8). Without it ours would replace those of
 # torch.utils.checkpoint or of the user's save_on_cpu instead of counting in front of them.
@@ -88,12 +87,42 @@ class SavedBytes(saved_tensors_hooks):
             raise TooLargeError(self.bytes)
 
 
-def unseen() -> AbstractContextManager[Any]:
-    """A context whose graphs do not reach a user's hooks (save_on_cpu), since no backward pass will need them."""
-    if _hooks_in_force is not None and not _hooks_in_force(False):
-        return nullcontext()
-    # Not a result itself, as above.
-    return saved_tensors_hooks(lambda t: t if t.is_leaf else t.detach(), lambda t: t)
+class _Saved:
+    """A tensor that a graph saves; it lives as long as its node."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor if tensor.is_leaf else tensor.detach()  # not a result itself, as above
+
+
+class Taken(saved_tensors_hooks):
+    """A context for a graph that is made to be looked at and dropped; it notices what of it lives on.
+
+    The graph does not reach a user's hooks (save_on_cpu), since no backward pass will need it.
+    """
+
+    def __init__(self) -> None:
+        alive = self._alive = weakref.WeakSet[_Saved]()
+
+        def pack(tensor: Tensor) -> _Saved:
+            saved = _Saved(tensor)
+            alive.add(saved)
+            return saved
+
+        super().__init__(pack, lambda saved: saved.tensor)
+
+    def refuse(self) -> None:
+        """Raise if somebody holds a tensor of the graph after its result is gone.
+
+        Raises:
+            InputError: what it holds would have a gradient in plain autograd, and none here.
+        """
+        if self._alive:
+            raise InputError(
+                f"something keeps a tensor of the denoiser's graph after its call ({len(self._alive)} saved tensors "
+                "live on): an attention map that the network stores, say. In a loss it would have no gradient, "
+                "since the call is made again without it: detach what is stored, store it by a forward hook with "
+                "Checkpointed(), or use adjoint=Backprop()"
+            )
 
 
 def address(tensor: Tensor) -> tuple[torch.device, int]:

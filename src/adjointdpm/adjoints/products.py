@@ -5,6 +5,7 @@
 What `Continuous` and `Reversible` share: one graph is made, used and freed at each instant.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._types import Derivative, InputError, State, Stats, Time
+from .._types import Derivative, InputError, RecomputationError, State, Stats, Time
 from ..ivp import IVP
-from .meter import SavedBytes
+from .meter import SavedBytes, Taken
 from .recompute import autocast_now, strangers
+from .repetition import Checksum, rounding
 from .trace import Trace
 
 __all__ = ["Leaves", "Products"]
+
+_NEAR = 1e-3  # relative distance of states up to which their velocities are compared
+_SLACK = 100.0  # how much further apart the velocities may then be than the states
 
 
 class Leaves:
@@ -58,6 +63,42 @@ class Products:
         self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
         self.trace = Trace(stats, ivp.grid)
         self._autocast = autocast_now(ivp.initial.device.type)
+        self._rounding = rounding([ivp.initial, *self._shared])
+        self._made: dict[float, list[tuple[Checksum, Checksum]]] = {}  # of state and velocity, at each time
+        self.compared = False  # whether a velocity of the backward pass was one of the forward pass
+
+    def made(self, time: Time, z: Tensor, slope: Tensor) -> None:
+        """Remember an evaluation of the forward pass, by its checksum."""
+        self._made.setdefault(float(time.t), []).append((Checksum(z), Checksum(slope)))
+
+    def _compare(self, time: Time, z: Tensor, slope: Tensor) -> None:
+        """Raise if the forward pass found another velocity at this state.
+
+        Where states are rebuilt, or solved for again, they are near the forward pass's and not the same, so that
+        velocities may differ by a multiple of their distance, and by what the network's dtype makes of a state's
+        last bits; far from them nothing can be said.
+        """
+        state, velocity = Checksum(z), Checksum(slope)
+        near = ((then.distance(state), found) for then, found in self._made.get(float(time.t), []))
+        away, found = min(near, key=lambda each: each[0], default=(math.inf, velocity))
+        if away > _NEAR:
+            return
+        self.compared = True
+        apart = found.distance(velocity)
+        if not apart <= _SLACK * away + self._rounding:
+            raise RecomputationError(
+                f"the velocity at t = {float(time.t):g} differs by {apart:.1e} of its norm when it is evaluated "
+                "again in the backward pass: the denoiser is not the same function when it is called again (dropout, "
+                "a random generator, a counter or a cache of its own, or weights that were changed meanwhile); call "
+                "eval(), use Checkpointed(), which repeats torch's random numbers, or Backprop()"
+            )
+
+    def probe(self, initial: Tensor) -> None:
+        """Where no velocity could be compared: evaluate the first one again, for that alone."""
+        if not self.compared:
+            with self._autocast(), torch.no_grad():
+                time = self._ivp.grid[0]
+                self._compare(time, initial, self._ivp.velocity(time, initial, self.run))
 
     def run(self, fn: Any, *tensors: Tensor) -> Tensor:
         """One counted call of the denoiser."""
@@ -69,12 +110,24 @@ class Products:
         inputs = [tensor.detach().requires_grad_() for tensor in (z, *conds)]
         cond = self._ivp.cond.replace(**dict(zip(self._names, inputs[1:], strict=True)))
         ivp = replace(self._ivp, cond=cond)
-        return lambda time, state: (ivp.velocity(time, state[0], self.run),), inputs
+
+        def f(time: Time, state: State) -> State:
+            slope = ivp.velocity(time, state[0], self.run)
+            self._compare(time, state[0], slope)
+            return (slope,)
+
+        return f, inputs
 
     def check(self, time: Time, z: Tensor) -> Tensor:
         """The velocity, once it is sure that every tensor it depends on is one we differentiate."""
+        taken = Taken()
+        value = self._checked(time, z, taken)
+        taken.refuse()
+        return value
+
+    def _checked(self, time: Time, z: Tensor, taken: Taken) -> Tensor:
         f, inputs = self._opened(z, [self._ivp.cond[name] for name in self._names])
-        with torch.enable_grad(), SavedBytes(self._shared) as saved:
+        with torch.enable_grad(), taken, SavedBytes(self._shared) as saved:
             (slope,) = f(time, (inputs[0],))
         self._stats.measured &= saved.bytes is not None
         self._stats.recomputed = saved.bytes or 0

@@ -15,18 +15,33 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
+from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    checkpoint,
+    get_device_states,
+    set_checkpoint_early_stop,
+    set_device_states,
+)
 
 from .._types import InputError, Run
-from .meter import SavedBytes, unseen
+from .meter import SavedBytes, Taken
 
-__all__ = ["Blocks", "Recomputation", "autocast_now", "kept", "recomputed", "strangers"]
+__all__ = ["Blocks", "Recomputation", "autocast_now", "kept", "recomputed", "strangers", "without_graph"]
+
+
+def without_graph(fn: Callable[..., Any], *tensors: Any) -> Any:
+    """Call `fn` for its value alone."""
+    with torch.no_grad():
+        return fn(*tensors)
 
 
 def recomputed(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call `fn` now for its value, and again for its graph when the backward pass arrives."""
-    return checkpoint(fn, *tensors, use_reentrant=False)
+    """Call `fn` now for its value, and again for its graph when the backward pass arrives.
+
+    It is run to its end then, not only as far as the graph needs, so that its result can be compared.
+    """
+    with set_checkpoint_early_stop(False):
+        return checkpoint(fn, *tensors, use_reentrant=False)
 
 
 def kept(fn: Callable[..., Any], *tensors: Any) -> Any:
@@ -57,7 +72,7 @@ class Blocks:
             self.largest = max(self.largest, inside.bytes or 0)
             return out
 
-        return recomputed(metered, *tensors)
+        return checkpoint(metered, *tensors, use_reentrant=False)
 
 
 class Recomputation:
@@ -65,19 +80,21 @@ class Recomputation:
 
     The first call's graph is made at once, and shows what the calls depend on. Sharded weights (DTensor), hooks on
     weights (they would run twice), weights that a call reads twice (their gradients would be summed in another
-    order) and tensors that are neither arguments nor weights keep to it.
+    order), tensors that are neither arguments nor weights, and a user's own code inside the network (it may take
+    tensors of the graph out, for a loss of attention maps) keep to `recomputed`.
 
     Args:
-        weights: the network's parameters.
+        denoiser: the network.
     Raises:
-        InputError: in the backward pass, if a later call depends on a tensor that the first did not.
+        InputError: if the first call's graph outlives it, since a tensor of a later one would have no gradient; in
+            the backward pass, if a later call depends on a tensor that the first did not.
     """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        self._weights = [weight for weight in weights if weight.requires_grad]
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._weights = [weight for weight in denoiser.parameters() if weight.requires_grad]
         self._fast = not any(
             hasattr(weight, "full_tensor") or weight._backward_hooks for weight in self._weights
-        )
+        ) and not any(map(_has_foreign_code, denoiser.modules()))
         self._first: int | None = None  # the call that is looked at
         self._asked: dict[int, list[int]] = {}  # which weights the newest backward pass needs
 
@@ -89,17 +106,18 @@ class Recomputation:
 
     def _looked_at(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         if self._fast:
-            call = _Call(fn, tensors, self._asked)
-            call.value = self._seen(fn, tensors)
+            call, taken = _Call(fn, tensors, self._asked), Taken()
+            call.value = self._seen(fn, tensors, taken)
+            taken.refuse()
             if self._fast:
                 return _Recompute.apply(call, *tensors, *self._weights)
             call.restore()  # and once more, from the same random numbers
         return recomputed(partial(kept, fn), *tensors)
 
-    def _seen(self, fn: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    def _seen(self, fn: Callable[..., Tensor], tensors: Sequence[Tensor], taken: Taken) -> Tensor:
         """The value; its graph is made, looked at, and gone."""
         given = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
-        with unseen():
+        with taken:
             out = kept(fn, *given)
         found = _leaves(out, ())
         again = len(found) > len({id(leaf) for leaf in found})
@@ -180,6 +198,15 @@ class _Recompute(torch.autograd.Function):
         for i, product in zip(wanted, products, strict=True):
             result[i] = product
         return None, *result
+
+
+def _has_foreign_code(module: nn.Module) -> bool:
+    """Whether a user's code runs inside a module: a hook, a method of its own, another attention processor."""
+    processor = getattr(module, "processor", None)
+    stock = processor is None or type(processor).__module__.startswith("diffusers.")
+    compiled = hasattr(module, "_orig_mod")  # torch.compile's wrapper has a forward of its own
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooked) or not stock or ("forward" in vars(module) and not compiled)
 
 
 def _wanted(node: Any) -> bool:

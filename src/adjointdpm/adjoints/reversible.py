@@ -78,7 +78,9 @@ class _Reversed(torch.autograd.Function):
         ready = [products.check(ivp.grid[0], initial)]
 
         def f(time: Time, state: State) -> State:
-            return (ready.pop() if ready else ivp.velocity(time, state[0], products.run),)
+            slope = ready.pop() if ready else ivp.velocity(time, state[0], products.run)
+            products.made(time, state[0], slope)
+            return (slope,)
 
         (y,), (w,) = advanced(f, (initial,), ivp.grid, ivp.solver)
         ctx.adjoint, ctx.ivp, ctx.stats, ctx.products = adjoint, ivp, stats, products

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._types import InputError
+from ..pretrained import load_pretrained, refusing
 from .base import Images, Values, Weighable
 from .preprocess import CLIP, Preprocess
 
@@ -72,11 +73,9 @@ def load_clip(name: str) -> tuple[Any, Any, Preprocess]:
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    try:
-        model = CLIPModel.from_pretrained(name)
+    model = load_pretrained(CLIPModel, name)
+    with refusing("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load a CLIP model from {name!r}: {error}") from error
     model.requires_grad_(False).eval()
     vision: Any = model.config.vision_config
     size = int(vision.image_size)

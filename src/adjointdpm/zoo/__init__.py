@@ -10,8 +10,6 @@ is checked against the hash in its folder's MANIFEST.json before it is read.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from .._types import InputError
 from ..fields import PipelineField
+from ..pretrained import load_pretrained, load_pretrained_pipeline, quiet
 from ..sampler import FlowSampler
 
 __all__ = ["Classifier", "bundled", "folder", "load", "load_classifier"]
@@ -79,10 +78,7 @@ def load(
         InputError: an unknown name, a damaged file, or a bad setting.
     """
     path = folder(name)
-    with _quiet():
-        from diffusers import StableDiffusionPipeline  # takes seconds to import
-
-        pipe = StableDiffusionPipeline.from_pretrained(path, local_files_only=True).to(dtype=dtype)
+    pipe = load_pretrained_pipeline(path, dtype)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     about = json.loads((path / "emoji.json").read_text())
@@ -147,16 +143,10 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
         InputError: a bundled file is missing or damaged, or there is no such classifier.
     """
     path = str(folder(name)) if bundled(name) else name
-    with _quiet():
+    with quiet():
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        try:
-            model = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True).float()
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no classifier could be loaded from {name!r}: {' '.join(str(error).split())[:200]}; give a "
-                "bundled one, a folder of transformers with safetensors, or a hub's name"
-            ) from error
+        model = load_pretrained(AutoModelForImageClassification, path).float()
     model.requires_grad_(False).eval()
     settings = _preprocessing(Path(path)) if Path(path).is_dir() else None
     if settings is None:
@@ -169,24 +159,3 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
 def _preprocessing(path: Path) -> dict[str, Any] | None:
     file = path / "preprocessor_config.json"
     return json.loads(file.read_text()) if file.is_file() else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the loading bars and remarks of diffusers and transformers, which are for big models."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    levels = [(each, each.get_verbosity()) for each in (diffusers_logging, transformers_logging)]
-    bars = [(each, each.is_progress_bar_enabled()) for each in (diffusers_logging, transformers_logging)]
-    for each, _ in levels:
-        each.set_verbosity_error()
-        each.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for each, level in levels:
-            each.set_verbosity(level)
-        for each, shown in bars:
-            if shown:
-                each.enable_progress_bar()

@@ -1,0 +1,193 @@
+"""What a recomputation reads besides its arguments, as it was when the forward pass ended.
+
+Plain autograd saves what it needs, or notices by a version counter that it is gone. A recomputed call reads the
+model as it is when the backward pass arrives, so that must be the model that ran:
+
+    weights, buffers     the same tensors, versions, addresses and sampled values; the same `requires_grad`
+    modules              the same ones; train or eval, hooks, own `forward`, attention processors
+    settings             numbers, names and switches of each module: a dropout's rate, an adapter's scale, the
+                         active adapters
+    arguments            the versions of the tensors that the sampling was given
+
+It is taken once a sampling and compared once a backward pass, never per call.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._types import RecomputationError
+
+__all__ = ["ModelState"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SIMPLE = (bool, float, str, type(None))  # not int: a counter that nothing depends on is no change
+# How a graph is made, not what it is of; and what modules of torch keep for themselves.
+_NOT_SETTINGS = frozenset({"gradient_checkpointing", "training", *vars(nn.Module())})
+
+
+class ModelState:
+    """The state of some modules and tensors; `check` compares it with the present.
+
+    Args:
+        modules: those that a backward pass runs again, by the names that a message should use.
+        tensors: arguments that are read again, by name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+        self._modules = dict(modules)
+        self._arguments = {name: (weakref.ref(t), _version(t)) for name, t in tensors.items()}
+        self._parts = {name: (weakref.ref(m), _settings(m)) for name, m in self._each_module()}
+        tensors = {} if self._sharded else dict(self._each_tensor())
+        self._tensors = {name: (weakref.ref(t), *self._place(t)) for name, t in tensors.items()}
+        self._sampled = _sampled(tensors)
+
+    def follow(self, out: Tensor) -> None:
+        """Compare as soon as a backward pass reaches this tensor, before it goes on."""
+
+        def compare(cotangent: Tensor) -> None:
+            self.check()
+
+        out.register_hook(compare)
+
+    def check(self) -> None:
+        """Raise if the present state is another one.
+
+        Raises:
+            RecomputationError: naming the first thing that changed.
+        """
+        change = next(self._changes(), None)
+        if change is not None:
+            raise RecomputationError(
+                f"{change} between the forward and the backward pass, which recomputes the model's calls and would "
+                "differentiate another model than the one that ran; call backward() first, or use "
+                "adjoint=Backprop(), which recomputes nothing"
+            )
+
+    def _changes(self) -> Iterator[str]:
+        for name, (reference, version) in self._arguments.items():
+            tensor = reference()
+            if tensor is not None and _version(tensor) != version:
+                yield f"the argument {name} was changed in place"
+        parts = dict(self._each_module())
+        for name, (reference, settings) in self._parts.items():
+            module = parts.get(name)
+            if module is None or reference() is not module:
+                yield f"the module {name} was {'removed' if module is None else 'replaced'}"
+                continue
+            now = _settings(module)
+            for key in sorted(settings.keys() | now.keys()):
+                if settings.get(key) != now.get(key):
+                    yield f"{name} changed: {_change(key, settings.get(key), now.get(key))}"
+        for name in sorted(parts.keys() - self._parts.keys()):
+            yield f"the module {name} was added"
+        if not self._sharded:
+            yield from self._changed_tensors(dict(self._each_tensor()))
+
+    def _changed_tensors(self, tensors: dict[str, Tensor]) -> Iterator[str]:
+        sampled = _sampled(tensors)
+        for name, (reference, *place) in self._tensors.items():
+            tensor = tensors.get(name)
+            if tensor is None or reference() is not tensor:
+                yield f"the tensor {name} was {'removed' if tensor is None else 'replaced'}"
+                continue
+            for what, then, now in zip(_PLACE, place, self._place(tensor), strict=True):
+                if then != now:
+                    yield f"the tensor {name} {what}"
+            if name in self._sampled and not _same(self._sampled[name], sampled.get(name)):
+                yield f"the values of the tensor {name} changed"
+
+    def _each_module(self) -> Iterator[tuple[str, nn.Module]]:
+        for name, module in self._modules.items():
+            for inner, part in module.named_modules():
+                yield f"{name}.{inner}" if inner else name, part
+
+    def _each_tensor(self) -> Iterator[tuple[str, Tensor]]:
+        for name, module in self._each_module():
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    yield f"{name}.{key}", tensor
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether FSDP gathers and drops these weights at will, so that their tensors come and go."""
+        return any(
+            hasattr(module, "unshard") and hasattr(module, "reshard") for _, module in self._each_module()
+        )
+
+    def _place(self, tensor: Tensor) -> tuple[int, int | None, bool]:
+        """Version, address and `requires_grad`; no address where models are moved between devices."""
+        moves = any(hasattr(module, "_hf_hook") for module in self._modules.values())
+        return _version(tensor), None if moves else _address(tensor), tensor.requires_grad
+
+
+_PLACE = ("was changed in place", "got other data", "got another requires_grad")
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What decides a module's function besides tensors and submodules."""
+    own: dict[str, Any] = {key: tuple(getattr(module, key)) for key in _HOOKS if getattr(module, key, None)}
+    own["train mode"] = module.training
+    for key, value in vars(module).items():
+        if key in ("processor", "forward"):
+            own[key] = (type(value).__qualname__, id(value))
+        elif key not in _NOT_SETTINGS and (value := _simple(value)) is not _OTHER:
+            own[key] = value
+    return own
+
+
+_OTHER = object()
+
+
+def _simple(value: Any) -> Any:
+    """A setting that can be compared, copied one level deep; `_OTHER` for anything else."""
+    if isinstance(value, _SIMPLE):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(value) if all(isinstance(each, _SIMPLE) for each in value) else _OTHER
+    if isinstance(value, dict):
+        simple = all(isinstance(each, (*_SIMPLE, int)) for each in value.values())
+        return tuple(value.items()) if simple else _OTHER
+    return _OTHER
+
+
+def _change(key: str, then: Any, now: Any) -> str:
+    """A change of a setting, in words."""
+    if key in _HOOKS:
+        return f"its {key.strip('_').replace('_', ' ')} are {len(now or ())}, and were {len(then or ())}"
+    if key in ("processor", "forward"):
+        return f"its {key} is another one"
+    return f"{key} is {now!r}, and was {then!r}"
+
+
+def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One value of each tensor: what is written past the version counters (`.data`) shows there.
+
+    One stack a device and dtype, so that a model of hundreds of weights costs a few milliseconds.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name, tensor in tensors.items():
+        # Subclasses (quantized, sharded) have no plain elements, placeholders none at all.
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
+            groups.setdefault((tensor.device, tensor.dtype), []).append(name)
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for names in groups.values():
+            picked = [tensors[name][tuple(n // 2 for n in tensors[name].shape)] for name in names]
+            found |= dict(zip(names, torch.stack(picked).cpu().unbind(), strict=True))
+    return found
+
+
+def _same(then: Tensor, now: Tensor | None) -> bool:
+    return now is not None and (bool(then == now) or bool(then.isnan() and now.isnan()))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor) -> int | None:
+    return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else None

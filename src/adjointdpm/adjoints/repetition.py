@@ -1,0 +1,117 @@
+"""A denoiser call that is made again in the backward pass must give what it gave.
+
+    |P F' - P F| <= tolerance * |F|       P a fixed random projection to 4 numbers, F an output, F' when made again
+
+Five numbers an output, its norm among them, are kept from the forward pass. A denoiser that answers differently when
+called again (its own random generator, a step counter, a cache of earlier answers, weights written past their version
+counters) has no gradient that a recomputation could find, so it is an error, not a number.
+
+The tolerance is rounding's: eps^0.8 on a CPU (3e-6 in float32), where a repeated call differs at most by the choice
+of a kernel with or without a graph, and eps^0.6 on other devices (7e-5; 0.05 in bfloat16), where sums change their
+order. eps is that of the coarsest dtype in use.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .._types import AdjointDPMError, RecomputationError
+
+__all__ = ["Checksum", "Repeated", "rounding"]
+
+_LENGTH = 4096  # of the projection's pattern; longer outputs are folded
+
+
+class Checksum:
+    """The norm and a projection of each tensor of a result."""
+
+    def __init__(self, out: Any) -> None:
+        tensors = [each.detach() for each in tree_leaves(out) if isinstance(each, Tensor)]
+        kind = tensors[0].device.type if tensors else "cpu"
+        with torch.autocast(kind, enabled=False):  # sums in half precision would say little
+            self._parts = [_projected(each) for each in tensors]
+
+    def distance(self, other: "Checksum") -> float:
+        """How far two results are apart, relative to the first one's norm: 0 for the same bits."""
+        if len(self._parts) != len(other._parts):
+            return float("inf")
+        pairs = zip(self._parts, other._parts, strict=True)
+        return max((float((a - b).norm() / a[0].clamp(min=1e-30)) for a, b in pairs), default=0.0)
+
+
+class Repeated:
+    """A function whose first result is remembered by its checksum, and whose later ones must agree with it.
+
+    Args:
+        fn: the function.
+        name: what a message calls this call.
+        tolerance: how far results may be apart, relative; see `rounding`.
+    Raises:
+        RecomputationError: when called again, if the result is another one, or cannot be had any more.
+    """
+
+    def __init__(self, fn: Callable[..., Any], name: str, tolerance: float) -> None:
+        self._fn, self._name, self._tolerance = fn, name, tolerance
+        self._first: Checksum | None = None
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        if self._first is None:
+            out = self._fn(*tensors)
+            self._first = Checksum(out)
+            return out
+        try:
+            out = self._fn(*tensors)
+        except (AdjointDPMError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise _impure(self._name, f"ended in {type(error).__name__}: {error}") from error
+        away = self._first.distance(Checksum(out))
+        if not away <= self._tolerance:
+            raise _impure(self._name, f"differs by {away:.1e} of its norm")
+        return out
+
+
+def _impure(name: str, how: str) -> RecomputationError:
+    return RecomputationError(
+        f"{name} was made again in the backward pass, and its result {how} from the forward pass: the denoiser is not "
+        "the same function when it is called again (a random generator, a counter or a cache of its own, or weights "
+        "that were changed meanwhile); use adjoint=Backprop(), or make it depend on its arguments alone"
+    )
+
+
+def _projected(tensor: Tensor) -> Tensor:
+    """(|x|, P x) in float32 or wider, on the tensor's device."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    wide = tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
+    flat = tensor.reshape(-1).to(wide)
+    norm = torch.linalg.vector_norm(flat)
+    pattern, rows = _pattern(flat.device, wide), len(flat) // _LENGTH
+    found = flat[rows * _LENGTH :] @ pattern[: len(flat) - rows * _LENGTH]
+    if rows:
+        folded = flat[: rows * _LENGTH].view(rows, _LENGTH) @ pattern
+        found = found + (folded * pattern.repeat(-(-rows // _LENGTH), 1)[:rows]).sum(0)
+    return torch.cat([norm[None], found])
+
+
+@cache
+def _pattern(device: torch.device, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_LENGTH, 4, generator=generator, dtype=torch.float64).to(device, dtype)
+
+
+def rounding(tensors: Iterable[Tensor]) -> float:
+    """What rounding may change between two calls of a network with these weights and arguments, relative."""
+    coarsest, others = 0.0, False
+    for tensor in tensors:
+        others |= tensor.device.type != "cpu"
+        if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits >= 16:
+            coarsest = max(coarsest, torch.finfo(tensor.dtype).eps)
+    kind = "cuda" if others else "cpu"
+    if torch.is_autocast_enabled(kind):
+        coarsest = max(coarsest, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+    return coarsest ** (0.6 if others else 0.8)
