@@ -638,3 +638,14 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     record = json.loads((hard.folder / "result.json").read_text())
     assert record["after"] == hard.after.as_dict()
     assert record["kept_after"] is None
+
+
+def test_more_steps_go_on_to_the_bits_of_one_audit(tmp_path):
+    """The controls, too, which have as many calls as the attack and are made anew."""
+    audited(tmp_path / "a", settings=settings(steps=3))
+    longer = audited(tmp_path / "a", settings=settings(steps=6), resume=True)
+    truth = audited(tmp_path / "b", settings=settings(steps=6))
+    assert longer.losses == truth.losses
+    for name, found in {"after": truth.after, **truth.controls}.items():
+        mine = longer.after if name == "after" else longer.controls[name]
+        assert torch.equal(mine.noise, found.noise)

@@ -31,7 +31,8 @@ except ImportError:  # there is none on Windows
 
 __all__ = ["alone", "hold_folder", "run_folder"]
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _CHECKPOINT = Path("checkpoint.safetensors")
 _RESULTS = (

@@ -57,7 +57,7 @@ def _main_thread() -> bool:
 
 def _install(handler: _First, terminate: bool = True) -> dict[int, Any]:
     """Handle the signals whose handlers are Python's own; returns those, by signal."""
-    own = {signal.SIGINT: signal.default_int_handler}
+    own: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
     if terminate:
         own[signal.SIGTERM] = signal.SIG_DFL
     before = {number: each for number, each in own.items() if signal.getsignal(number) == each}

@@ -131,7 +131,9 @@ class State:
             raise InputError(
                 f"the checkpoint is of {rows} items, but this run has {len(self.best_rank)}; {todo}"
             )
-        prefix = "unscored/" if more and about["unscored"] is not None else ""
+        stale, losses, prefix = about["stale"], about["losses"], ""
+        if more and about["unscored"] is not None:
+            stale, losses, prefix = about["unscored"], losses[: about["step"]], "unscored/"
         for name, leaf in variables.items():
             with torch.no_grad():
                 leaf.copy_(tensors[f"variables/{name}"])
@@ -139,8 +141,7 @@ class State:
         for name in _BESTS:
             setattr(self, name, tensors[prefix + name])
         self.step, self.finished = about["step"], about["finished"] and not more
-        self.stale = about["unscored"] if prefix else about["stale"]
-        self.losses = list(about["losses"][: self.step] if prefix else about["losses"])
+        self.stale, self.losses = stale, list(losses)
         entries = {int(i): dict(values) for i, values in about["optimizer"].items()}
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
