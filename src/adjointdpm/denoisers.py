@@ -14,6 +14,7 @@ V is Salimans and Ho, 2022, arXiv 2202.00512; VELOCITY is rectified flow's. Clas
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -88,9 +89,8 @@ class Denoiser(nn.Module, ABC):
 
 def weight_of(module: nn.Module) -> Tensor:
     """One of a module's weights, for its dtype and device; of a module that has none, one of its buffers."""
-    return next(
-        (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.zeros(())
-    )
+    tensors = chain(module.parameters(), module.buffers())
+    return next((each for each in tensors if each.is_floating_point()), torch.zeros(()))
 
 
 def explained(error: Exception, given: Mapping[str, Tensor], network: str) -> InputError | None:

@@ -47,9 +47,11 @@ class IVP:
         """The flow's velocity for this conditioning, checked for NaN and infinity."""
         self.refuse_meaningless(time)
         velocity = partial(self.flow.velocity, z, time, self.cond)
-        looking = self.influence is not None and self.influence.open
         try:
-            slope = self.influence.velocity(velocity, z, self.cond, run) if looking else velocity(run)
+            if self.influence is not None and self.influence.open:
+                slope = self.influence.velocity(velocity, z, self.cond, run)
+            else:
+                slope = velocity(run)
         except (RuntimeError, TypeError, IndexError) as error:
             network = self.flow.denoiser
             reason = explained(
