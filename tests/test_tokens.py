@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
 }  # fmt: skip
-DECODER = {**SMALL, "num_key_value_heads": 1, "head_dim": 4}
+DECODER: dict[str, Any] = {**SMALL, "num_key_value_heads": 1, "head_dim": 4}
 
 
 def pairs(*merges):

@@ -251,9 +251,7 @@ class PromptRows(Learned):
         """The encoded texts without a graph, and the rows of ids that each text encoder was given."""
         rows: dict[str, list[list[int]]] = {name: [] for name, *_ in self.encoders}
         hooks = [
-            table.register_forward_pre_hook(
-                lambda _, args, rows=rows[name]: rows.extend(args[0].flatten(0, -2).tolist())
-            )
+            table.register_forward_pre_hook(_recording(rows[name]))
             for name, _, encoder in self.encoders
             for table in tables(encoder)
         ]
@@ -277,3 +275,12 @@ def _known(name: str, tokenizer: Any, word: str) -> bool:
     with suppress(InputError):
         return bool(forms(name, tokenizer, word))
     return False
+
+
+def _recording(rows: list[list[int]]) -> Callable[[Any, tuple[Tensor, ...]], None]:
+    """A hook of an embedding table that keeps the ids it is given, row by row."""
+
+    def record(_: Any, args: tuple[Tensor, ...]) -> None:
+        rows.extend(args[0].flatten(0, -2).tolist())
+
+    return record
