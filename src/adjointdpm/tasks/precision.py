@@ -58,14 +58,15 @@ def scaled(values: Tensor, leaves: Sequence[Tensor], network: nn.Module) -> Tens
     """
     if not values.requires_grad or all(weight.dtype != torch.float16 for weight in network.parameters()):
         return values
-    return _Scaled.apply(values, *leaves)  # type: ignore[no-any-return]
+    # The graph goes in as a tuple, which autograd does not look into: the backward pass below is its only one.
+    return _Scaled.apply((values,), *leaves)  # type: ignore[no-any-return]
 
 
 class _Scaled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, *leaves: Tensor) -> Tensor:
-        ctx.values, ctx.leaves = values, leaves
-        return values.detach()
+    def forward(ctx: Any, graph: tuple[Tensor], *leaves: Tensor) -> Tensor:
+        (ctx.values,), ctx.leaves = graph, leaves
+        return ctx.values.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

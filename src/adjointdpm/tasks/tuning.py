@@ -6,6 +6,7 @@ The noise is fresh in each step, so that weights learn the metric and not some p
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,7 +103,10 @@ class Lora(Weights):
         )
         before, known = NetworkState.of(network), getattr(network, "peft_config", {})
         adapter = next(each for each in _names() if each not in known)
-        with torch.random.fork_rng([]):
+        for layer in before.layers:  # else peft would take fused adapters out of the weights
+            layer.merged_adapters = []
+        with torch.random.fork_rng([]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # that they are several is meant
             torch.manual_seed(key(seed, "lora"))
             try:
                 network.add_adapter(config, adapter_name=adapter)
