@@ -110,7 +110,6 @@ def test_a_key_that_does_not_fit_is_named(copied, file, ending, damage):
 
 def test_many_missing_keys_are_counted(copied):
     rewrite(copied / ENCODER, lambda t: [t.pop(key) for key in list(t)[5:]])
-    assert f"and {len(load_file(copied.parent / 'copy' / ENCODER))}" not in refused(copied)
     missing = len(CLIPTextModel.from_pretrained(copied / "text_encoder").state_dict()) - 5
     assert f"and {missing - 5} more" in refused(copied)
 
@@ -149,7 +148,7 @@ def without_unet(path):
         (UNET, cut, f"{UNET} is cut or damaged"),
         (UNET, lambda path: path.write_bytes(b""), f"{UNET} is cut or damaged"),
         (UNET, lambda path: path.write_bytes(b"\xff" * 64), f"{UNET} is cut or damaged"),
-        (UNET, as_pickle, "as a pickle only"),
+        (UNET, as_pickle, "as pickles only"),
         (UNET, lambda path: path.unlink(), "unet"),
         (UNET, lambda path: shutil.rmtree(path.parent), "unet"),
         ("unet/config.json", lambda path: path.write_text("{"), "unet/config.json cannot be read as JSON"),

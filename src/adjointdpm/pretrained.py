@@ -168,7 +168,7 @@ def _check_files(path: Path) -> None:
     ]
     if pickles and not list(path.glob("*.safetensors")):
         raise InputError(
-            f"{path} holds its weights as a pickle only ({', '.join(sorted(pickles))}), which can run code when it "
+            f"{path} holds its weights as pickles only ({', '.join(sorted(pickles))}), which can run code when it "
             "is read; save them as safetensors"
         )
 
