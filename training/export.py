@@ -64,7 +64,9 @@ def for_every_version(folder: Path) -> None:
     before 5 want the vocabulary and the merges in files of their own.
     """
     weights = folder / "text_encoder" / "model.safetensors"
-    tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(weights).items()}
+    tensors = {
+        f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(weights).items()
+    }
     save_file(tensors, weights, {"format": "pt"})
     model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
     vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
