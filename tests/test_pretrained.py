@@ -1,11 +1,13 @@
 """Models of folders: every weight comes from its file, and whatever does not fit is one line that names it."""
 
 import json
+import os
 import shutil
 import time
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageClassification,
@@ -174,7 +176,22 @@ def test_what_is_no_folder_is_said_at_once(saved, tmp_path):
     assert "which is a file" in refused(saved / UNET)
     assert "no such folder" in refused(tmp_path / "nowhere")
     assert "no such folder" in refused("../nowhere")
+    assert "no such folder" in refused("some/folder/nowhere")
     assert time.monotonic() - began < 5
+
+
+def test_without_a_network_a_name_that_is_no_folder_is_one_line_soon(tmp_path, monkeypatch, capfd):
+    """The hub's client alone tries for a minute and writes a line each time."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in [each for each in os.environ if each.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    began = time.monotonic()
+    assert "no pipeline could be loaded from 'nobody/nothing'" in refused("nobody/nothing")
+    with pytest.raises(adp.InputError, match="nobody/nothing"):
+        adp.load_classifier("nobody/nothing")
+    assert time.monotonic() - began < 10
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_command_lines_models_are_checked(copied):

@@ -8,10 +8,13 @@ lists. Only safetensors are read.
 
 import importlib
 import json
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,9 +36,9 @@ def load_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
         InputError: nothing can be loaded from there, or weights are missing, not expected or of another size.
     """
     with refusing(kind.__name__, name), quiet():
-        _check_files(kind.__name__, name)
+        path = _found(kind.__name__, name)
         model, info = kind.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
         _check_keys(name, model, info)
         return model
@@ -53,8 +56,9 @@ def load_pretrained_pipeline(name: str | Path, dtype: torch.dtype = torch.float3
     from diffusers import DiffusionPipeline  # takes seconds to import
 
     with refusing("pipeline", name), quiet():
-        _check_files("pipeline", name)
-        path = name if Path(name).is_dir() else DiffusionPipeline.download(str(name), use_safetensors=True)
+        path = _found("pipeline", name)
+        if not Path(path).is_dir():
+            path = DiffusionPipeline.download(str(path), use_safetensors=True)
         index = Path(path) / "model_index.json"
         if not index.is_file():
             raise InputError(f"{index} is missing; give the folder of a whole pipeline")
@@ -75,20 +79,27 @@ def load_pretrained_pipeline(name: str | Path, dtype: torch.dtype = torch.float3
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars, tables and remarks of diffusers' and transformers' loaders."""
+    """Without the progress bars, tables and remarks of diffusers' and transformers' loaders.
+
+    A hub's bars of downloads stay.
+    """
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     before = [
         (each, each.get_verbosity(), each.is_progress_bar_enabled())
         for each in (diffusers_logging, transformers_logging)
     ]
+    hub_level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
     for each, _, _ in before:
         each.set_verbosity_error()
         each.disable_progress_bar()
     try:
         yield
     finally:
+        hub_logging.set_verbosity(hub_level)
         for each, level, shown in before:
             each.set_verbosity(level)
             if shown:
@@ -114,17 +125,33 @@ def refusing(what: str, name: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _check_files(what: str, name: str | Path) -> None:
-    """Raise for what cannot be a model's folder, and for a file in it that is cut or is not what it is called."""
+def _found(what: str, name: str | Path) -> str | Path:
+    """A folder, its files looked at, or a name on a hub that can be reached."""
     path = Path(name)
     if path.is_file():
         raise InputError(
             f"no {what} could be loaded from {name}, which is a file: give the folder it was saved in"
         )
     if not path.is_dir():
-        if path.is_absolute() or path.parts[:1] == ("..",) or str(name).startswith("."):
+        if path.is_absolute() or len(path.parts) > 2 or str(name).startswith("."):
             raise InputError(f"no {what} could be loaded from {name}: there is no such folder")
-        return  # the name of a model on a hub
+        if not _offline():
+            return name
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(str(name), local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no {what} could be loaded from {str(name)!r}: there is no such folder, no copy of a hub's model of "
+                "that name, and no hub can be reached"
+            ) from error
+    _check_files(path)
+    return path
+
+
+def _check_files(path: Path) -> None:
+    """Raise for a file that is cut or is not what it is called."""
     for file in sorted(path.iterdir()):
         if file.suffix == ".json":
             _read_json(file)
@@ -146,6 +173,19 @@ def _check_files(what: str, name: str | Path) -> None:
         )
 
 
+def _offline() -> bool:
+    """Whether no hub can be reached, which its client would find out by a minute of trying again."""
+    from huggingface_hub import constants
+
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
+
+
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -154,25 +194,20 @@ def _read_json(file: Path) -> Any:
 
 
 def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
-    """Raise for what the loader lists, but for buffers that only older releases saved and for tied weights.
+    """Raise for what the loader lists, but for buffers that only older releases saved.
 
     `info` has lists in some releases and sets in others; what is of another size is a triple in most and only
     its key in some.
     """
-    state, buffers = model.state_dict(), dict(model.named_buffers())
-    given = {_storage(tensor) for key, tensor in state.items() if key not in info["missing_keys"]} - {None}
-    missing = [key for key in info["missing_keys"] if key not in state or _storage(state[key]) not in given]
-    unexpected = [key for key in info["unexpected_keys"] if key in state or key not in buffers]
-    sizes = [each if isinstance(each, str) else _sizes(*each) for each in info["mismatched_keys"]]
-    said = [
-        f"{what} {_some(keys)}"
-        for what, keys in (
-            ("missing:", missing),
-            ("not expected:", unexpected),
-            ("of another size:", sizes),
-        )
-        if keys
-    ]
+    buffers = dict(model.named_buffers())
+    listed = {
+        "missing": info["missing_keys"],
+        "not expected": [key for key in info["unexpected_keys"] if key not in buffers],
+        "of another size": [
+            each if isinstance(each, str) else _sizes(*each) for each in info["mismatched_keys"]
+        ],
+    }
+    said = [f"{what}: {_some(keys)}" for what, keys in listed.items() if keys]
     if said or info["error_msgs"]:
         said += [" ".join(str(each).split())[:200] for each in info["error_msgs"]]
         raise InputError(
@@ -184,11 +219,6 @@ def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
 
 def _sizes(key: str, found: Iterable[int], wanted: Iterable[int]) -> str:
     return f"{key} {tuple(found)} where {tuple(wanted)} is expected"
-
-
-def _storage(tensor: torch.Tensor) -> int | None:
-    """What tells tied weights from others; weights that were never given anything lie nowhere."""
-    return None if tensor.is_meta else tensor.untyped_storage().data_ptr()
 
 
 def _some(keys: Iterable[str], most: int = 5) -> str:
