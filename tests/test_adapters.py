@@ -52,7 +52,16 @@ def image(ours):
 
 
 def run(ours, folder, metric=None, **more):
-    return tune(ours, metric or Chroma(), ["a cat"], ["a pear"], output=folder, settings=SETTINGS, quiet=True, **more)
+    return tune(
+        ours,
+        metric or Chroma(),
+        ["a cat"],
+        ["a pear"],
+        output=folder,
+        settings=SETTINGS,
+        quiet=True,
+        **more,
+    )
 
 
 @pytest.mark.parametrize("state", ["active", "fused", "disabled"])
@@ -72,7 +81,9 @@ def test_earlier_adapters_stay_in_training_in_the_reference_and_afterwards(tmp_p
     assert len(leaves) > 0
     now = described(network)
     assert all(now[0][name][1] == dtype for name, (_, dtype) in before[0].items() if name in now[0])
-    gradient = torch.autograd.grad(ours(ours.noise(1, 3), ours.encode("a pear")).sum(), list(leaves.values()))
+    gradient = torch.autograd.grad(
+        ours(ours.noise(1, 3), ours.encode("a pear")).sum(), list(leaves.values())
+    )
     assert any(bool(each.any()) for each in gradient)
     state_of = NetworkState.of(network)
     assert "adjointdpm_2" in state_of.adapters
@@ -103,7 +114,9 @@ def test_a_tune_adds_its_adapter_beside_the_others_or_nothing_if_it_fails(tmp_pa
     assert {n: after[0][n] for n in before[0] if n in after[0]} == {
         n: each for n, each in before[0].items() if n in after[0]
     }
-    assert torch.equal(found.ways["untuned"].images, sampled_with(with_adapters("first", "adjointdpm"), ours))
+    assert torch.equal(
+        found.ways["untuned"].images, sampled_with(with_adapters("first", "adjointdpm"), ours)
+    )
     # The file holds the new adapter alone: with the earlier two it gives the same image.
     fresh = with_adapters("first", "adjointdpm")
     with warnings.catch_warnings():
@@ -138,7 +151,9 @@ def test_fused_adapters_stay_fused_and_the_new_one_joins_them(tmp_path):
 
 @pytest.mark.parametrize("weights", [Lora(), Subset(("*.to_k.weight", "conv_in.*"))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_network_without_adapters_has_its_own_names_and_values_again_after_an_error(tmp_path, weights, dtype):
+def test_a_network_without_adapters_has_its_own_names_and_values_again_after_an_error(
+    tmp_path, weights, dtype
+):
     pipe = of("sd").make().to(dtype)
     network, ours = pipe.unet, sampler(pipe)
     before = described(network), {n: p.clone() for n, p in network.state_dict().items()}
@@ -151,9 +166,10 @@ def test_a_network_without_adapters_has_its_own_names_and_values_again_after_an_
             raise KeyboardInterrupt
         return images.square().mean((1, 2, 3))
 
-    with pytest.raises(BaseException, match="interrupted|^$"):
+    with pytest.raises(BaseException, match=r"interrupted|^$"):
         run(ours, tmp_path, metric, weights=weights)
     assert described(network) == before[0]
-    assert not hasattr(network, "peft_config") and not network._hf_peft_config_loaded
+    assert not hasattr(network, "peft_config")
+    assert not network._hf_peft_config_loaded
     assert all(torch.equal(p, before[1][n]) for n, p in network.state_dict().items())
     assert set(network.state_dict()) == set(before[1])

@@ -118,3 +118,75 @@ def test_rows_of_the_embedding_table_through_a_string_prompt(name):
 def test_words_that_are_no_token():
     with pytest.raises(adp.InputError, match="aardvark is no token"):
         adp.TokenRows(of("sd").make(), ["cat", "aardvark"])
+
+
+ADAPTERS = {
+    "ranks": {"r": 2, "lora_alpha": 7, "rank_pattern": {"to_v": 3}, "alpha_pattern": {"to_q": 5}},
+    "dora": {"r": 2, "use_dora": True},
+    "rslora": {"r": 4, "lora_alpha": 3, "use_rslora": True},
+    "bias": {"r": 2, "lora_bias": True, "target_modules": ["to_out.0", "conv1"]},
+    "convolutions": {"r": 2, "lora_alpha": 1, "target_modules": ["conv1", "conv_in", "to_q"]},
+}
+
+
+@pytest.mark.parametrize("kind", list(ADAPTERS))
+@pytest.mark.parametrize("compiled", ["", "network", "blocks"])
+def test_every_kind_of_lora_of_compiled_networks_gives_the_same_image_in_a_stock_pipeline(
+    tmp_path, kind, compiled
+):
+    family = of("sd")
+    pipe, noise, given = family.make(), family.noise(), family.arguments(family.cond())
+    torch.manual_seed(3)
+    config = {"target_modules": ["to_q", "to_v"], "init_lora_weights": False} | ADAPTERS[kind]
+    pipe.unet.add_adapter(peft.LoraConfig(**config))
+    expected = picture(pipe, noise, **given)
+    if compiled == "network":
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    if compiled == "blocks":
+        pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, backend="eager")
+        for i, block in enumerate(pipe.unet.down_blocks):
+            pipe.unet.down_blocks[i] = torch.compile(block, backend="eager")
+    adp.save_lora(tmp_path, pipe)
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
+    fresh = family.make()
+    fresh.load_lora_weights(tmp_path)
+    assert torch.equal(picture(fresh, noise, **given), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": "lora_only"}, "biases"),
+        ({"init_lora_weights": "pissa"}, "network's own weights"),
+        ({"modules_to_save": ["conv_out"]}, "modules_to_save"),
+    ],
+)
+def test_a_lora_that_would_load_as_something_else_is_refused(tmp_path, change, message):
+    pipe = of("sd").make()
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], **change))
+    with pytest.raises(adp.InputError, match=message):
+        adp.save_lora(tmp_path, pipe)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_and_scales_that_a_file_cannot_hold(tmp_path):
+    pipe = of("sd").make()
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    pipe.unet.set_adapters("default", 0.5)
+    with pytest.raises(adp.InputError, match=r"0\.5 times its scale"):
+        adp.save_lora(tmp_path, pipe)
+    pipe.unet.set_adapters("default", 1.0)
+    adp.save_lora(tmp_path, pipe)
+    before = (tmp_path / "pytorch_lora_weights.safetensors").read_bytes()
+    weight = next(p for n, p in pipe.unet.named_parameters() if "lora_B" in n)
+    weight.data[0, 0] = float("nan")
+    with pytest.raises(adp.InputError, match="NaN or infinity"):
+        adp.save_lora(tmp_path, pipe)
+    assert (tmp_path / "pytorch_lora_weights.safetensors").read_bytes() == before
+    with pytest.raises(adp.InputError, match="NaN or infinity"):
+        adp.save_textual_inversion(tmp_path / "x", "<a>", torch.full((2, 3), float("inf")))
+    with pytest.raises(adp.InputError, match="emb_params"):
+        adp.save_textual_inversion(tmp_path / "x", "emb_params", torch.zeros(2, 3))
+    for noise in (torch.zeros(3), torch.zeros(1, 2, dtype=torch.long), torch.zeros(0, 2)):
+        with pytest.raises(adp.InputError, match="floating point"):
+            adp.save_noise(tmp_path / "x", noise, scheduler="DDIM", steps=2)

@@ -62,7 +62,7 @@ def test_gradient_policy_lives_with_the_adjoints(path):
         "tasks/trajectory.py", "tasks/inversion.py",
         "tasks/loop.py", "tasks/batch.py", "tasks/state.py", "tasks/checkpoint.py", "tasks/attack.py",
         "tasks/controls.py", "tasks/scores.py", "tasks/witness.py", "tasks/harden.py", "tasks/task.py",
-        "tasks/finetune.py",
+        "tasks/finetune.py", "tasks/precision.py",
     }  # fmt: skip
     found = re.findall(r"\bno_grad\(|\.detach\(|\bcheckpoint\(|\.data\b", path.read_text())
     assert not found or str(path.relative_to(PACKAGE)) in allowed

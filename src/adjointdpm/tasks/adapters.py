@@ -5,6 +5,7 @@ those that were fused stay fused, and `NetworkState.restore` leaves the modules 
 first adapter are plain layers again, with their plain names.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ class NetworkState:
                 else []
             )
             if not own and layer in self.layers:
-                layer._active_adapter = active
+                layer._active_adapter, layer.merged_adapters = active, list(fused)
             elif fused:
                 layer.merged_adapters, layer._active_adapter = [], own
             elif disabled:
@@ -84,7 +85,9 @@ class NetworkState:
         for layer, (_, fused, _) in self.layers.items():
             if fused and layer._active_adapter == [adapter]:
                 layer.merged_adapters = list(fused)
-                layer.merge(adapter_names=[adapter])
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Already following adapters were merged")
+                    layer.merge(adapter_names=[adapter])
         for _, layer in tuner_layers(self.network):
             layer.set_requires_grad([adapter], False)
 

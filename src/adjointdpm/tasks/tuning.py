@@ -106,7 +106,9 @@ class Lora(Weights):
         for layer in before.layers:  # else peft would take fused adapters out of the weights
             layer.merged_adapters = []
         with torch.random.fork_rng([]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # that they are several is meant
+            warnings.filterwarnings(
+                "ignore", "Already found a `peft_config`"
+            )  # that they are several is meant
             torch.manual_seed(key(seed, "lora"))
             try:
                 network.add_adapter(config, adapter_name=adapter)
