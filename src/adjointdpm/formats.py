@@ -172,8 +172,11 @@ def _adapter_of(part: str, module: Any, adapter: str) -> tuple[dict[str, Tensor]
             f"the adapter {adapter!r} of the {part} would load as something else: {wrong[0]}; only plain LoRA and DoRA "
             "weights are saved"
         )
-    for name, layer in module.named_modules():
-        if isinstance(layer, BaseTunerLayer) and adapter in getattr(layer, "scaling", {}):
+    layers: list[tuple[str, Any]] = [
+        (name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)
+    ]
+    for name, layer in layers:
+        if adapter in getattr(layer, "scaling", {}):
             r, alpha = layer.r[adapter], layer.lora_alpha[adapter]
             usual = alpha / math.sqrt(r) if about.get("use_rslora") else alpha / r
             if not math.isclose(layer.scaling[adapter], usual, rel_tol=1e-6, abs_tol=1e-12):

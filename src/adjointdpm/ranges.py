@@ -28,8 +28,9 @@ def in_range(
         InputError: it is not a number, is NaN or infinite, or lies outside the range.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
-        above = low < value if open_low else low <= value
-        if -math.inf < value < math.inf and above and value <= high:
+        number: Any = value  # a whole number of any size compares exactly, as a float it would overflow
+        above = low < number if open_low else low <= number
+        if -math.inf < number < math.inf and above and number <= high:
             return
     parts = [f"{'above' if open_low else 'at least'} {low}"] if math.isfinite(low) else []
     parts += [f"at most {high}"] if math.isfinite(high) else []

@@ -83,7 +83,7 @@ class Repeated:
 def _last_operations(out: Any, tensors: tuple[Any, ...]) -> tuple[str, ...]:
     """The names of the operations next to the end of a result's graph, which begins at some tensors."""
     before = {each.grad_fn for each in tensors if isinstance(each, Tensor)} | {None}
-    queue = [each.grad_fn for each in tree_leaves(out) if isinstance(each, Tensor)]
+    queue: list[Any] = [each.grad_fn for each in tree_leaves(out) if isinstance(each, Tensor)]
     found: list[str] = []
     for node in queue:
         if node not in before and not hasattr(node, "variable"):  # a leaf's
