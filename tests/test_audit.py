@@ -413,7 +413,7 @@ def test_images_of_one_channel(tmp_path):
     assert file.shape == (1, 2, 1)
     assert torch.equal(file * 255, found.after.images[0].float())
     with pytest.raises(adp.InputError, match="the classifier fails on images as"):
-        adp.tasks.audit(sampler, nn.Linear(6, 2), ["a"], [0], output=tmp_path)
+        adp.tasks.audit(sampler, nn.Linear(6, 2), ["a"], [0], output=tmp_path / "other")
     images, draws = torch.rand(2, 1, 8, 8), torch.zeros(2, 62)
     draws[:, 6] = 1.0
     torch.testing.assert_close(variants(images, draws), (1.2 * (images - 0.5) + 0.5).clamp(0, 1))
@@ -445,6 +445,7 @@ def test_a_sampler_of_ones_own(tmp_path):
     given = {"output": tmp_path, "settings": settings(tries=30), "quiet": True}
     found = adp.tasks.audit(Own(), classifier(), LABELS, LABELS, **given)
     assert found.success.hits > 0
+    given["output"] = tmp_path / "refused"
     with pytest.raises(adp.InputError, match="a Own does not count its denoiser calls"):
         adp.tasks.audit(Own(count=False), classifier(), LABELS, LABELS, **given)
     with pytest.raises(adp.InputError, match="no gradient with respect to the noise"):

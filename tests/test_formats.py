@@ -124,7 +124,6 @@ ADAPTERS = {
     "ranks": {"r": 2, "lora_alpha": 7, "rank_pattern": {"to_v": 3}, "alpha_pattern": {"to_q": 5}},
     "dora": {"r": 2, "use_dora": True},
     "rslora": {"r": 4, "lora_alpha": 3, "use_rslora": True},
-    "bias": {"r": 2, "lora_bias": True, "target_modules": ["to_out.0", "conv1"]},
     "convolutions": {"r": 2, "lora_alpha": 1, "target_modules": ["conv1", "conv_in", "to_q"]},
 }
 
@@ -157,6 +156,7 @@ def test_every_kind_of_lora_of_compiled_networks_gives_the_same_image_in_a_stock
     ("change", "message"),
     [
         ({"bias": "lora_only"}, "biases"),
+        ({"lora_bias": True, "target_modules": ["to_out.0"]}, "biases of its own"),
         ({"init_lora_weights": "pissa"}, "network's own weights"),
         ({"modules_to_save": ["conv_out"]}, "modules_to_save"),
     ],

@@ -158,6 +158,9 @@ def _adapter_of(part: str, module: Any, adapter: str) -> tuple[dict[str, Tensor]
         f"it is of the kind {kind}": kind != "LORA",
         f"its biases are the network's own (bias={about.get('bias')!r})": about.get("bias")
         not in (None, "none"),
+        "it has biases of its own (lora_bias=True), which peft leaves out on loading": bool(
+            about.get("lora_bias")
+        ),
         "it replaces whole modules (modules_to_save)": bool(about.get("modules_to_save")),
         "it changes parameters by name (target_parameters)": bool(about.get("target_parameters")),
         "it changes rows of an embedding (trainable_token_indices)": bool(
@@ -225,7 +228,6 @@ def _compare(file: Path, written: Mapping[str, Tensor], given: Mapping[str, Any]
                 "alpha_pattern",
                 "use_dora",
                 "use_rslora",
-                "lora_bias",
             )
             same = same and all(about.get(f"{part}.{key}") == settings.get(key) for key in keys)
     if not same:
@@ -236,7 +238,7 @@ def _compare(file: Path, written: Mapping[str, Tensor], given: Mapping[str, Any]
 
 
 def save_noise(
-    path: str | Path, noise: Tensor, *, scheduler: str, steps: int, seed: int | None = None
+    path: str | Path, noise: Tensor, *, scheduler: str, steps: int | None, seed: int | None = None
 ) -> None:
     """Initial noise, with what it takes to sample from it again.
 
@@ -244,7 +246,7 @@ def save_noise(
         path: of the file.
         noise: (batch, *shape).
         scheduler: the name of the scheduler or solver.
-        steps: number of steps.
+        steps: number of steps; None where the sampler has no such number.
         seed: where it was drawn from; None if it was optimised.
     Raises:
         InputError: noise of another shape, that is not of floating point, or not finite; no steps.
@@ -253,9 +255,10 @@ def save_noise(
         raise InputError(
             f"noise is (batch, *shape) of floating point, but is {tuple(noise.shape)} of {noise.dtype}"
         )
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise InputError(f"noise is sampled from in at least 1 step, but steps is {steps}")
-    about = {"scheduler": scheduler, "steps": str(steps), "seed": "" if seed is None else str(seed)}
+    about = {"scheduler": scheduler, "steps": "" if steps is None else str(steps)}
+    about["seed"] = "" if seed is None else str(seed)
     write_file(path, save({"noise": as_written("the noise", noise)}, {"format": "pt", **about}))
 
 

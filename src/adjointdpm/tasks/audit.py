@@ -324,7 +324,7 @@ class _Audit:
 def _write(folder: Path, sampler: Sampler, settings: AuditSettings, result: AuditResult) -> None:
     """The noise and result.json."""
     solver = type(getattr(sampler, "solver", sampler)).__name__
-    steps = int(getattr(sampler, "steps", 0))
+    steps = getattr(sampler, "steps", None)
     save_noise(folder / "noise.safetensors", result.after.noise, scheduler=solver, steps=steps)
     save_noise(
         folder / "start.safetensors", result.start, scheduler=solver, steps=steps, seed=settings.seed
