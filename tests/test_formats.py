@@ -163,7 +163,7 @@ def test_every_kind_of_lora_of_compiled_networks_gives_the_same_image_in_a_stock
 )
 def test_a_lora_that_would_load_as_something_else_is_refused(tmp_path, change, message):
     pipe = of("sd").make()
-    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], **change))
+    pipe.unet.add_adapter(peft.LoraConfig(**({"r": 2, "target_modules": ["to_q"]} | change)))
     with pytest.raises(adp.InputError, match=message):
         adp.save_lora(tmp_path, pipe)
     assert not list(tmp_path.iterdir())
