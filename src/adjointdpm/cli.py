@@ -148,7 +148,7 @@ def demo(output_dir: OutputDir = Path("outputs/demo"), overwrite: Overwrite = Fa
 def main() -> None:
     """Run the command line."""
     end_once()
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     stdin = sys.stdin

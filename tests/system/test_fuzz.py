@@ -48,6 +48,7 @@ class Place:
             self.worker = subprocess.Popen(
                 [sys.executable, script],
                 cwd=self.folder,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
