@@ -152,3 +152,17 @@ def test_a_metric_without_a_gradient_is_refused_before_the_work(tmp_path):
     for metric in (lambda images: images.detach().mean((1, 2, 3)), lambda images: images.mean()):
         with pytest.raises(adp.InputError, match="metric"):
             tune(sampler(), metric, PROMPTS, HELD_OUT, output=tmp_path, quiet=True)
+
+
+def test_weights_that_cannot_be_attached_are_refused_before_the_first_sampling(tmp_path):
+    ours = sampler()
+    network = network_of(ours)
+    before = [(name, weight.requires_grad) for name, weight in network.named_parameters()]
+    calls = []
+    handle = network.register_forward_hook(lambda *_: calls.append(1))
+    for weights in (Subset(("no_such_weight",)), Lora(2, modules=("no_such_layer",))):
+        with pytest.raises(adp.InputError, match="no_such"):
+            tune(ours, Chroma(), PROMPTS, HELD_OUT, output=tmp_path, weights=weights)
+    handle.remove()
+    assert not calls
+    assert [(name, weight.requires_grad) for name, weight in network.named_parameters()] == before

@@ -80,6 +80,13 @@ def root(
         print(ctx.get_help())
 
 
+def _in_one_process(command: str) -> None:
+    """Refuse a launcher's several processes, which would do the same work and write the same files."""
+    world = os.environ.get("WORLD_SIZE", "")
+    if world not in ("", "1"):
+        raise InputError(f"{command} runs in one process, but was started in {world}; start it without torchrun")
+
+
 @app.command()
 def sample(
     prompt: Annotated[
@@ -98,6 +105,7 @@ def sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Make images with the bundled model."""
+    _in_one_process("sample")
     folder = free_folder(output_dir, "[0-9][0-9]*-[0-9][0-9]*.png", overwrite=overwrite)
     sampler = load("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
     check_memory(sampler, batch, TOGETHER)
@@ -126,6 +134,7 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure every gradient's error and cost on the bundled model: a table, JSON and an image."""
+    _in_one_process("compare")
     folder = free_folder(output_dir, "compare.json", overwrite=overwrite)
     sampler = load("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
     check_memory(sampler, 1, 1)
@@ -141,6 +150,7 @@ def compare(
 @app.command()
 def demo(output_dir: OutputDir = Path("outputs/demo"), overwrite: Overwrite = False) -> None:
     """Run the main job on the bundled model and write a page about it."""
+    _in_one_process("demo")
     folder = free_folder(output_dir, "result.json", overwrite=overwrite)
     print(f"page: {run_demo(folder).resolve()}")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -122,6 +123,10 @@ def tune(
     grey = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
     for each in (metric, *measures.values()):
         check_metric(beside(each, grey), sampler, 1, like)
+    before = NetworkState.of(unwrapped(network))
+    # Weights that cannot be attached or saved are an error before the work.
+    with _training(weights, network, settings.seed, before) as leaves, TemporaryDirectory() as trial:
+        weights.save(Path(trial), pipe, leaves)
     about = {"weights": repr(weights), "prompts": list(prompts), **asdict(settings), **(config or {})}
     about.pop("checkpointing_steps")
     noise = noise_of(
@@ -155,7 +160,6 @@ def tune(
         )
         return optimise(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop).losses
 
-    before = NetworkState.of(unwrapped(network))
     if picture is not None and isinstance(sampler, FlowSampler):
         with _training(weights, network, settings.seed, before) as leaves:
             task = Denoise(sampler, picture.to(like), picture_prompt, leaves, batch, settings.seed)
