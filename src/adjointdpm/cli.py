@@ -84,7 +84,9 @@ def _in_one_process(command: str) -> None:
     """Refuse a launcher's several processes, which would do the same work and write the same files."""
     world = os.environ.get("WORLD_SIZE", "")
     if world not in ("", "1"):
-        raise InputError(f"{command} runs in one process, but was started in {world}; start it without torchrun")
+        raise InputError(
+            f"{command} runs in one process, but was started in {world}; start it without torchrun"
+        )
 
 
 @app.command()

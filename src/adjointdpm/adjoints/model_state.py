@@ -46,10 +46,14 @@ class ModelState:
     ) -> None:
         self._modules, self._restored = dict(modules), restored
         self._arguments = {name: (weakref.ref(t), _version(t)) for name, t in tensors.items()}
-        self._parts = {name: (weakref.ref(m), self._settings(m)) for name, m in self._each_module()}
-        tensors = {} if self._sharded else dict(self._each_tensor())
-        self._tensors = {name: (weakref.ref(t), *self._place(t)) for name, t in tensors.items()}
-        self._sampled = _sampled(tensors)
+        parts = self._each_module()
+        self._parts = {name: (weakref.ref(m), self._settings(m)) for name, m in parts.items()}
+        # Where models are moved between devices, addresses change; FSDP gathers and drops its weights at will.
+        self._moves = any(hasattr(module, "_hf_hook") for module in modules.values())
+        self._sharded = any(hasattr(m, "unshard") and hasattr(m, "reshard") for m in parts.values())
+        own = {} if self._sharded else _tensors(parts)
+        self._tensors = {name: (weakref.ref(t), *self._place(t)) for name, t in own.items()}
+        self._sampled = _sampled(own)
 
     def follow(self, out: Tensor) -> None:
         """Compare as soon as a backward pass reaches this tensor, before it goes on."""
@@ -78,7 +82,7 @@ class ModelState:
             tensor = reference()
             if tensor is not None and _version(tensor) != version:
                 yield f"the argument {name} was changed in place"
-        parts = dict(self._each_module())
+        parts = self._each_module()
         for name, (reference, settings) in self._parts.items():
             module = parts.get(name)
             if module is None or reference() is not module:
@@ -91,7 +95,7 @@ class ModelState:
         for name in sorted(parts.keys() - self._parts.keys()):
             yield f"the module {name} was added"
         if not self._sharded:
-            yield from self._changed_tensors(dict(self._each_tensor()))
+            yield from self._changed_tensors(_tensors(parts))
 
     def _changed_tensors(self, tensors: dict[str, Tensor]) -> Iterator[str]:
         sampled = _sampled(tensors)
@@ -106,42 +110,42 @@ class ModelState:
             if name in self._sampled and not _same(self._sampled[name], sampled.get(name)):
                 yield f"the values of the tensor {name} changed"
 
-    def _each_module(self) -> Iterator[tuple[str, nn.Module]]:
-        for name, module in self._modules.items():
-            for inner, part in module.named_modules():
-                if self._restored.isdisjoint(inner.split(".")):
-                    yield f"{name}.{inner}" if inner else name, part
-
-    def _each_tensor(self) -> Iterator[tuple[str, Tensor]]:
-        for name, module in self._each_module():
-            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    yield f"{name}.{key}", tensor
+    def _each_module(self) -> dict[str, nn.Module]:
+        return {
+            f"{name}.{inner}" if inner else name: part
+            for name, module in self._modules.items()
+            for inner, part in module.named_modules()
+            if self._restored.isdisjoint(inner.split("."))
+        }
 
     def _settings(self, module: nn.Module) -> dict[str, Any]:
         return {key: value for key, value in _settings(module).items() if key not in self._restored}
 
-    @property
-    def _sharded(self) -> bool:
-        """Whether FSDP gathers and drops these weights at will, so that their tensors come and go."""
-        return any(
-            hasattr(module, "unshard") and hasattr(module, "reshard") for _, module in self._each_module()
-        )
-
     def _place(self, tensor: Tensor) -> tuple[int, int | None, bool]:
-        """Version, address and `requires_grad`; no address where models are moved between devices."""
-        moves = any(hasattr(module, "_hf_hook") for module in self._modules.values())
-        return _version(tensor), None if moves else _address(tensor), tensor.requires_grad
+        """Version, address and `requires_grad`."""
+        return _version(tensor), None if self._moves else _address(tensor), tensor.requires_grad
 
 
 _PLACE = ("was changed in place", "got other data", "got another requires_grad")
 
 
+def _tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights and buffers of modules, by name."""
+    return {
+        f"{name}.{key}": tensor
+        for name, module in parts.items()
+        for own in (module._parameters, module._buffers)
+        for key, tensor in own.items()
+        if tensor is not None
+    }
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
     """What decides a module's function besides tensors and submodules."""
-    own: dict[str, Any] = {key: tuple(getattr(module, key)) for key in _HOOKS if getattr(module, key, None)}
+    state = vars(module)
+    own: dict[str, Any] = {key: tuple(state[key]) for key in _HOOKS if state.get(key)}
     own["train mode"] = module.training
-    for key, value in vars(module).items():
+    for key, value in state.items():
         if key in ("processor", "forward"):
             own[key] = (type(value).__qualname__, id(value))
         elif key not in _NOT_SETTINGS and (value := _simple(value)) is not _OTHER:
