@@ -1,5 +1,7 @@
 """Small real models: a conditional UNet, and a whole Stable Diffusion pipeline, built on the spot."""
 
+import signal
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -12,6 +14,8 @@ from adjointdpm.schedules import Schedule
 from tests.tiny_parts import clip, ddim, kl, unet2d
 
 torch.set_num_threads(1)
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def scaled_linear(first: float = 0.00085, last: float = 0.012, steps: int = 1000) -> Tensor:

@@ -4,6 +4,7 @@
 types of flags are typer's business.
 """
 
+import ctypes
 import os
 import resource
 import signal
@@ -21,6 +22,9 @@ def command(arguments, errors, prepare=lambda: None):
     pid = os.fork()
     if pid == 0:
         code = 99
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        )  # PR_SET_PDEATHSIG: it does not outlive a test that failed
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
