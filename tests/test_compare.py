@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.comparison import Comparison, Row
+from adjointdpm.comparison import Check, Comparison, Row
 from adjointdpm.finite import finite_difference
 from tests.test_bad_input import picture_sampler
+from tests.tiny_families import FAMILIES
 
 PAPER = adp.Continuous(solver=adp.Euler(), transposed=False)
 
@@ -112,17 +113,75 @@ def made(adjoint, error, cosine, held, seconds):
 
 
 @pytest.mark.parametrize(
-    ("free", "chosen"), [(None, "Fast()"), (250, "Exact()"), (10_000, "Fast()"), (100, "smaller parts")]
+    ("free", "chosen", "beside"),
+    [
+        (None, "Use Exact()", "Fast()"),
+        (250, "Use Exact()", ""),
+        (10_000, "Use Exact()", "Fast()"),
+        (100, "smaller parts", ""),
+    ],
 )
-def test_the_recommendation(free, chosen):
+def test_the_recommendation_is_exact_and_names_what_is_cheaper(free, chosen, beside):
     rows = (
         made("Exact()", 0.0, 1.0, 100, 2.0),
         made("Fast()", 0.1, 0.995, 1000, 1.0),
         made("Wrong()", 0.5, 0.9, 10, 0.1),
     )
-    assert chosen in Comparison(rows, free_bytes=free).recommendation
+    says = Comparison(rows, free_bytes=free).recommendation
+    assert says.startswith(chosen) or chosen in says.partition(":")[0]
+    assert ("Fast() has a cosine of 0.995 or better in 0.50 of the time; on another" in says) == bool(
+        beside
+    )
+    assert "Wrong()" not in says
 
 
 def test_an_exact_gradient_is_recommended_where_it_costs_no_more():
     rows = (made("Exact()", 0.0, 1.0, 100, 1.05), made("Fast()", 0.1, 0.995, 100, 1.0))
-    assert Comparison(rows).recommendation.startswith("Use Exact(): it is exact")
+    assert Comparison(rows).recommendation == (
+        "Use Exact(): its error is 0e+00 and nothing exact is faster, in 0.0 MB."
+    )
+
+
+@pytest.mark.parametrize(
+    ("check", "says"),
+    [
+        (Check("noise", 1.0, 1.001, 0.01), "Use Exact()"),
+        (
+            Check("noise", 1.0, 1.2, 0.01),
+            "Finite differences contradict the gradient that counts as exact here",
+        ),
+        (Check("noise", 1.0, 1.2, 0.01, 0.3), "Use Exact()"),
+        (
+            Check("noise", 1.0, 1.2, 9.0, 0.0, "rounding"),
+            "Finite differences could not confirm the exact",
+        ),
+    ],
+)
+def test_a_check_that_does_not_confirm_is_said_first(check, says):
+    found = Comparison((made("Exact()", 0.0, 1.0, 100, 1.0),), checks=(check,))
+    assert found.recommendation.startswith(says)
+    assert json.loads(found.to_json())["checks"][0]["verdict"] == check.verdict
+    assert ("since rounding" in str(found)) == bool(check.reason)
+
+
+def test_a_frozen_model_without_prompts_is_compared():
+    family = next(each for each in FAMILIES if each.name == "ddim")
+    sampler = family.sampler(family.make(), steps=3)
+    sampler.requires_grad_(False)
+    found = adp.compare(sampler, lambda images: images.square().mean((1, 2, 3)), repeats=1)
+    assert {each.variable for each in found.rows} == {"noise"}
+    assert "Checkpointed" in row(found, "Truncated", "noise").refusal
+    assert row(found, "Checkpointed", "noise").relative_error < 1e-4
+    assert [check.verdict for check in found.checks] == ["agrees"]
+
+
+def test_all_of_the_conditioning_is_compared_by_default():
+    found = compared([adp.Checkpointed()])
+    assert {each.variable for each in found.rows} == {
+        "noise", "prompt_embeds", "negative_prompt_embeds", "guidance_scale", "weights"
+    }  # fmt: skip
+
+
+def test_a_bad_metric_is_reported_as_itself():
+    with pytest.raises(adp.InputError, match="one value a picture"):
+        adp.compare(picture_sampler(), lambda images: images.mean(), variables=["noise"], repeats=1)

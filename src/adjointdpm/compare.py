@@ -1,6 +1,5 @@
 """How wrong is a gradient, and what did it cost? Every adjoint against the exact gradient, in one run."""
 
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ._types import Cond, InputError
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from .adjoints.planner import free_memory
 from .adjoints.trace import cotangents
 from .comparison import Check, Comparison, Profile, Row
 from .finite import finite_difference
@@ -57,10 +57,11 @@ def compare(
         adjoints: those to compare; by default those that the sampler can have, see `default_adjoints`.
         noise: (batch, *shape); by default one sample of seed 0.
         cond: the conditioning; by default the empty prompt's.
-        variables: among "noise", the names in `cond`, and "weights"; by default noise and prompt, and
-            the weights if any is trainable.
+        variables: among "noise", the names in `cond`, and "weights"; by default the noise, all of the
+            conditioning that can have a gradient, and the weights if any is trainable.
         repeats: timed rounds, at least 1.
-        check: make the finite difference, 18 samplings without a gradient a variable.
+        check: make the finite differences, about 25 samplings without a gradient a variable, in float64 where
+            the networks and the metric run in it (`finite_difference`).
     Raises:
         InputError: repeats < 1, no adjoints, or an input or metric that `gradients` would refuse.
     """
@@ -70,7 +71,9 @@ def compare(
     cond = sampler.encode("") if cond is None else cond
     if variables is None:
         trained = any(p.requires_grad for p in sampler.parameters())
-        prompt = [name for name in cond.differentiable if name == "prompt_embeds"]
+        guided = any(name.startswith("negative_") for name in cond)
+        # A scale alone has no influence; where there is guidance it is a variable like any other.
+        prompt = [name for name in cond.differentiable if cond[name].ndim or guided]
         variables = ["noise", *prompt, *(["weights"] if trained else [])]
     adjoints = default_adjoints(sampler) if adjoints is None else adjoints
     if not adjoints:
@@ -93,7 +96,7 @@ def compare(
         tuple(row for each in contenders for row in _rows(each, exact, variables)),
         tuple(_profile(each, exact) for each in contenders if each.trace),
         tuple(checks),
-        _free(noise),
+        free_memory(noise.device),
     )
 
 
@@ -122,12 +125,14 @@ def _take(
     wanted = [name for name in variables if name not in each.refusals]
     if noise.is_cuda:
         torch.cuda.reset_peak_memory_stats(noise.device)
+    if not wanted:
+        return  # its rows say why
     try:
         each.gradients = gradients(each.sampler, metric, noise, cond, wanted).variables
     except InputError as error:
-        if "noise" not in wanted or not first:
+        if "noise" not in wanted or not first or not isinstance(each.adjoint, Truncated):
             raise
-        # Only a gradient of the noise is ever refused; the rest is asked for again.
+        # Only a truncated gradient refuses the noise; the rest is asked for again.
         each.refusals["noise"] = str(error)
         wanted.remove("noise")
         if wanted:
@@ -139,6 +144,8 @@ def _take(
 def _rows(each: _Contender, exact: _Contender, variables: Sequence[str]) -> list[Row]:
     stats = each.sampler.stats
     cost = (stats.bytes_saved, stats.nfe_forward, stats.nfe_backward, statistics.median(each.seconds))
+    if not each.gradients:  # all was refused
+        cost = (None, 0, 0, 0.0)
     return [
         Row(
             _label(each.adjoint),
@@ -181,13 +188,3 @@ def _accuracy(found: Tensor | None, exact: Tensor) -> tuple[float | None, float 
 def _wait(tensor: Tensor) -> None:
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
-
-
-def _free(tensor: Tensor) -> int | None:
-    """Free memory of the device, where it can be told."""
-    if tensor.is_cuda:
-        return torch.cuda.mem_get_info(tensor.device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system says
-        return None

@@ -59,17 +59,21 @@ class Profile:
 
 @dataclass(frozen=True)
 class Check:
-    """The exact gradient against a finite difference of the sampler, along one direction.
+    """The exact gradient against finite differences of the sampler, along one direction.
 
     predicted    g* . d
-    measured     (L(v + h d) - L(v - h d)) / 2h, extrapolated to the fourth order
-    uncertainty  how much two steps h disagree: the difference's own error, mostly rounding
+    measured     the slope that difference quotients of several steps agree on
+    uncertainty  a bound of the error of `measured`: scatter and rounding
+    rounding     a bound of the error of `predicted`, where g* is in float32
+    reason       why nothing could be decided; empty where something was
     """
 
     variable: str
     predicted: float
     measured: float
     uncertainty: float
+    rounding: float = 0.0
+    reason: str = ""
 
     @property
     def relative_error(self) -> float:
@@ -77,9 +81,17 @@ class Check:
         return abs(self.predicted - self.measured) / max(abs(self.measured), 1e-300)
 
     @property
+    def verdict(self) -> str:
+        """Whether they differ by no more than both errors: "agrees", "does not agree", or "could not be decided"."""
+        if self.reason:
+            return "could not be decided"
+        near = abs(self.predicted - self.measured) <= self.uncertainty + self.rounding
+        return "agrees" if near else "does not agree"
+
+    @property
     def agrees(self) -> bool:
-        """Whether they differ by less than three times the uncertainty, or by less than 0.1 %."""
-        return abs(self.predicted - self.measured) <= max(3 * self.uncertainty, 1e-3 * abs(self.measured))
+        """Whether the finite differences confirm the gradient."""
+        return self.verdict == "agrees"
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,9 @@ class Comparison:
 
     def to_json(self) -> str:
         """Everything, as JSON."""
-        checks = [asdict(check) | {"agrees": check.agrees} for check in self.checks]
+        checks = [
+            asdict(check) | {"agrees": check.agrees, "verdict": check.verdict} for check in self.checks
+        ]
         profiles = [asdict(profile) for profile in self.profiles]
         found = {"rows": self.as_dicts(), "checks": checks, "profiles": profiles}
         return json.dumps(found | {"recommendation": self.recommendation}, indent=1) + "\n"
@@ -111,29 +125,51 @@ class Comparison:
 
     @property
     def recommendation(self) -> str:
-        """Which adjoint to use here, in one sentence with its reason.
+        """Which adjoint to use here, and how far that was confirmed.
 
-        Of those that have every variable, a cosine of 0.99 or more in each, and a place in half of the free
-        memory, the fastest; an exact one if it takes at most a tenth longer.
+        Of the exact ones that have every variable and a place in half of the free memory, the fastest. A cheaper one
+        whose cosine is 0.99 or more in each variable is named beside it and not recommended: on another noise it may
+        be far off, and nothing in a run tells.
         """
+        return f"{self._confirmed}{self._chosen}"
+
+    @property
+    def _confirmed(self) -> str:
+        """A sentence where finite differences contradict the exact gradient, or do not confirm it."""
+        against, open_ = (
+            ", ".join(check.variable for check in self.checks if check.verdict == verdict)
+            for verdict in ("does not agree", "could not be decided")
+        )
+        if against:
+            return (
+                f"Finite differences contradict the gradient that counts as exact here ({against}): find out why "
+                "before you use any. "
+            )
+        return f"Finite differences could not confirm the exact gradient of {open_}. " if open_ else ""
+
+    @property
+    def _chosen(self) -> str:
         found = [each for each in map(self._judged, _names(self.rows)) if each is not None]
         fits = [each for each in found if self.free_bytes is None or 2 * each.held <= self.free_bytes]
-        if not fits:
-            return (
-                "Use Checkpointed() in smaller parts (split_guidance=True, a smaller batch): no method with a "
-                f"cosine of {ACCURATE} in every variable fits in half of the free memory."
-            )
-        fastest = min(fits, key=lambda each: each.seconds)
         exact = [each for each in fits if each.error < 1e-3]
-        best = min(exact, key=lambda each: each.seconds, default=fastest)
-        chosen = best if best.seconds <= 1.1 * fastest.seconds else fastest
-        if chosen.error < 1e-3:
-            why = f"it is exact here (error {chosen.error:.0e}) and nothing accurate is over a tenth faster"
-        else:
-            why = f"its cosine is {chosen.cosine:.3f} or better in every variable"
-            if exact:
-                why += f", at {chosen.seconds / best.seconds:.2f} of the time of {best.adjoint}, the fastest exact one"
-        return f"Use {chosen.adjoint}: {why}, in {chosen.held / 1e6:.1f} MB."
+        if not exact:
+            return (
+                "Use Checkpointed() in smaller parts (split_guidance=True, a smaller batch): no exact method fits in "
+                "half of the free memory."
+            )
+        best = min(exact, key=lambda each: each.seconds)
+        says = (
+            f"Use {best.adjoint}: its error is {best.error:.0e} and nothing exact is faster, in "
+            f"{best.held / 1e6:.1f} MB."
+        )
+        fastest = min(fits, key=lambda each: each.seconds)
+        if fastest.seconds <= 0.9 * best.seconds:
+            says += (
+                f" On this noise {fastest.adjoint} has a cosine of {fastest.cosine:.3f} or better in "
+                f"{fastest.seconds / best.seconds:.2f} of the time; on another it may be far off, so compare it on "
+                "several."
+            )
+        return says
 
     def _judged(self, adjoint: str) -> "_Judged | None":
         rows = [row for row in self.rows if row.adjoint == adjoint]
@@ -189,10 +225,10 @@ class Comparison:
             for line in lines
         ]
         for check in self.checks:
-            verdict = "agrees" if check.agrees else "DOES NOT AGREE"
+            measured = f"{check.measured:.5g} +- {check.uncertainty:.1g}, "
             table.append(
-                f"finite difference, {check.variable}: {check.measured:.5g} +- {check.uncertainty:.1g}, exact "
-                f"gradient {check.predicted:.5g}: {verdict}"
+                f"finite differences, {check.variable}: {'' if check.reason else measured}exact gradient "
+                f"{check.predicted:.5g}: {_VERDICTS[check.verdict]}{f', since {check.reason}' if check.reason else ''}"
             )
         return "\n".join([*table, self.recommendation])
 
@@ -208,6 +244,11 @@ class _Judged:
     seconds: float
 
 
+_VERDICTS = {
+    "agrees": "agrees",
+    "does not agree": "DOES NOT AGREE",
+    "could not be decided": "could not be decided",
+}
 _HEAD = ("adjoint", "variable", "error", "cosine", "norm", "MB saved", "calls f/b", "seconds")
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ._types import AdjointDPMError, InputError
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from .adjoints.planner import free_memory
 from .pipeline_sampler import PipelineSampler
 from .pretrained import load_pretrained_pipeline
 from .ranges import in_range
@@ -132,23 +133,12 @@ def check_memory(sampler: Sampler, images: int, batch: int) -> None:
     one, image = noise[0].numel(), math.prod(sampler.image_shape)
     steps = getattr(sampler, "steps", 1)
     needed = 4 * (images * (2 * one + 4 * image) + min(batch, images) * steps * one)
-    free = _free_memory(noise.device)
+    free = free_memory(noise.device)
     if free is not None and needed > free:
         raise InputError(
             f"{images} images of {' x '.join(map(str, sampler.image_shape))} in {steps} steps need at least "
             f"{needed / 2**30:.3g} GiB of memory, but {free / 2**30:.3g} GiB are free; make fewer at a time"
         )
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Bytes that can be had on a device; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:  # what is cached counts as free here, but not in the system's own figure of free pages
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def _choice(what: str, given: str, known: Any) -> None:

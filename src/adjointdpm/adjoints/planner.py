@@ -14,6 +14,7 @@ import copy
 import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..ivp import IVP
 from .meter import TooLargeError
 from .recompute import Blocks
 
-__all__ = ["Budget", "by_blocks", "bytes_of", "parsed", "split"]
+__all__ = ["Budget", "by_blocks", "bytes_of", "free_memory", "parsed", "split"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ def _linear(denoiser: object) -> bool:
 def bytes_of(size: int | str, device: torch.device) -> int:
     """Bytes of a size such as 1000, "500MB", "8GiB", or "auto": 0.8 of what is free on the device."""
     if size == "auto":
-        return int(0.8 * _free(device))
+        free = free_memory(device)
+        if free is None:
+            raise InputError('this system does not tell its free memory; give a budget such as "8GiB"')
+        return int(0.8 * free)
     return parsed(size)
 
 
@@ -123,15 +127,19 @@ def parsed(size: int | str) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def _free(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on a device; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    try:  # what is cached counts as free here, but not in the system's own figure of free pages
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError) as error:
-        raise InputError(
-            'this system does not tell its free memory; give a budget such as "8GiB"'
-        ) from error
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _shown(size: int) -> str:
