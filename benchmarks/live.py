@@ -20,8 +20,14 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        # A view of a tensor from outside makes no storage.
+        given = {
+            each.untyped_storage()._cdata
+            for each in tree_iter((args, kwargs))
+            if isinstance(each, torch.Tensor)
+        }
         for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
                 self._follow(tensor.untyped_storage())
         return out
 

@@ -101,6 +101,8 @@ class ModelState:
         sampled = _sampled(tensors)
         for name, (reference, *place) in self._tensors.items():
             tensor = tensors.get(name)
+            if _sharded(tensor) or _sharded(reference()):
+                continue
             if tensor is None or reference() is not tensor:
                 yield f"the tensor {name} was {'removed' if tensor is None else 'replaced'}"
                 continue
@@ -193,6 +195,11 @@ def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             picked = [tensors[name][tuple(n // 2 for n in tensors[name].shape)] for name in names]
             found |= dict(zip(names, torch.stack(picked).cpu().unbind(), strict=True))
     return found
+
+
+def _sharded(tensor: Tensor | None) -> bool:
+    """Whether it is a shard (DTensor), in whose place the whole weight stands while FSDP has gathered it."""
+    return hasattr(tensor, "full_tensor")
 
 
 def _same(then: Tensor, now: Tensor | None) -> bool:

@@ -66,6 +66,8 @@ class Products:
         self._rounding = rounding([ivp.initial, *self._shared])
         self._made: dict[float, list[tuple[Checksum, Checksum]]] = {}  # of state and velocity, at each time
         self._size = 0  # of the first evaluation's graph
+        # FSDP puts operations of its own into graphs, which differ between the passes.
+        self._gathered = any(hasattr(module, "unshard") for module in ivp.flow.denoiser.modules())
         self.compared = False  # whether a velocity of the backward pass was one of the forward pass
 
     def made(self, time: Time, z: Tensor, slope: Tensor) -> None:
@@ -87,7 +89,7 @@ class Products:
         self.compared = True
         apart = found.distance(velocity)
         size = Graph(slope, [z]).size
-        first = away <= self._rounding and time.t == self._ivp.grid[0].t
+        first = away <= self._rounding and time.t == self._ivp.grid[0].t and not self._gathered
         if slope.requires_grad and first and size != self._size:
             raise RecomputationError(
                 f"the velocity at t = {float(time.t):g} has a graph of {size} nodes when it is evaluated again in "

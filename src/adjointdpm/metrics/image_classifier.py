@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._types import InputError
 from ..pretrained import load_pretrained, quiet
+from ..writing import whole_files, write_file
 from .image_processor import one_line, processing_of, read_processor
 from .preprocess import Preprocess
 
@@ -119,19 +120,25 @@ class Classifier(Labelled):
         return self.preprocess(images)
 
     def save(self, folder: Path) -> None:
-        """Write a folder of transformers, which `load_classifier` reads."""
-        self.model.save_pretrained(folder)
-        if self.processor is not None:
-            self.processor.save_pretrained(folder)
-            return
-        # What __init__ was given, in the words of the plainest image processor.
+        """Write a folder of transformers, which `load_classifier` reads, whole or not at all."""
+        with whole_files(folder) as beside:
+            self.model.save_pretrained(beside)
+            if self.processor is not None:
+                self.processor.save_pretrained(beside)
+            else:
+                write_file(
+                    beside / "preprocessor_config.json", json.dumps(self._plain(), indent=1).encode()
+                )
+
+    def _plain(self) -> dict[str, Any]:
+        """What __init__ was given, in the words of the plainest image processor."""
         plain = self.preprocess
         if not isinstance(plain, Preprocess):
             raise InputError(
                 f"a classifier's preprocessing must be a Preprocess to be saved, but is a {type(plain).__name__}"
             )
         side, resample = plain.size, 3 if plain.mode == "bicubic" else 2
-        about = {
+        return {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": side is not None,
             "size": {"height": side or 1, "width": side or 1},
@@ -142,7 +149,6 @@ class Classifier(Labelled):
             "image_mean": list(plain.mean),
             "image_std": list(plain.std),
         }
-        (folder / "preprocessor_config.json").write_text(json.dumps(about, indent=1))
 
 
 class PlainClassifier(Labelled):
@@ -165,9 +171,9 @@ class PlainClassifier(Labelled):
         """Write the weights, for `safetensors.torch.load_model(network, folder / "model.safetensors")`."""
         from safetensors.torch import save_model
 
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.network, str(folder / "model.safetensors"))
-        (folder / "labels.json").write_text(json.dumps(self.labels, indent=1))
+        with whole_files(folder) as beside:
+            save_model(self.network, str(beside / "model.safetensors"))
+            write_file(beside / "labels.json", json.dumps(self.labels, indent=1).encode())
 
 
 def as_classifier(network: nn.Module, like: Tensor, role: str) -> Labelled:

@@ -199,7 +199,7 @@ def harden(
         )
         hard.requires_grad_(False)
     if Processes.here().first:
-        hard.save(output_folder(folder / "classifier"))
+        hard.save(folder / "classifier")
         (attacks + more).export(folder / "train")
 
     def right(of: Mapping[str, str]) -> tuple[Rate, Rate]:
