@@ -28,7 +28,7 @@ from PIL import Image
 from tests.tiny_families import of
 
 MINUTES = float(os.environ.get("ADJOINTDPM_FUZZ_MINUTES", "0"))
-LIMIT = 180  # seconds a command line, on a machine that does other work, too
+LIMIT = 60  # seconds that a command line may take
 
 Line = list[str]
 Ending = tuple[object, str, list[str]]
@@ -287,9 +287,9 @@ EDGES = [
     command("audit", "--radius", "3", "--shell"), command("audit", "--norm", "linf", "--shell"),
     command("audit", "--transfer", "nowhere"), command("audit", "--keep_features", "model"),
     command("guide", "--solver", "pipeline"), command("guide", "--look_ahead", "9"),
-    command("audit", "--train_batch_size", "1000000"), command("guide", "--num_validation_images", "1000000"),
-    command("tune", "--num_validation_images", "1000000"), command("invert", "--num_validation_images", "1000000"),
-    command("audit", "--num_starts", "1000000", "--tries", "1"),
+    command("audit", "--train_batch_size", "1000001"), command("guide", "--num_validation_images", "1000001"),
+    command("tune", "--num_validation_images", "1000001"), command("invert", "--num_validation_images", "1000001"),
+    command("audit", "--num_starts", "1000001", "--tries", "1"),
     *(command(name, "--prompt", text) for name in TASKS for text in (
         "prompts.txt", "missing.txt", "empty.txt", "binary.txt", "pipe", "", "  ", "<effect> " * 200,
         "\x1b]0;title\x07 cat",
@@ -497,7 +497,8 @@ def test_the_commands_work_before_anything_is_changed(place: Place) -> None:
     """Otherwise each of the cases below would end in the same error for one reason."""
     for name in TASKS:
         code, out, lines = place.run(command(name))
-        assert (code, lines) == (0, []), (name, code, lines, out)
+        assert not fault((code, out, lines)), (name, code, lines, out)
+        assert code == 0
         assert "page: " in out
 
 
