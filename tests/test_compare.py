@@ -185,3 +185,14 @@ def test_all_of_the_conditioning_is_compared_by_default():
 def test_a_bad_metric_is_reported_as_itself():
     with pytest.raises(adp.InputError, match="one value a picture"):
         adp.compare(picture_sampler(), lambda images: images.mean(), variables=["noise"], repeats=1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_single_number_is_checked_whatever_the_sign_of_its_gradient(sign):
+    sampler = picture_sampler(solver=adp.Euler())
+    noise, cond = sampler.noise(), sampler.encode("a")
+    signed = lambda images: sign * metric(images)  # noqa: E731
+    exact = adp.gradients(sampler, signed, noise, cond, ["guidance_scale"]).variables["guidance_scale"]
+    found = finite_difference(sampler, signed, noise, cond, "guidance_scale", exact)
+    assert found.verdict == "agrees"
+    assert abs(found.predicted) == pytest.approx(abs(float(exact)))

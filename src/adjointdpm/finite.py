@@ -127,6 +127,8 @@ def finite_difference(
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(gradient.shape, generator=generator, dtype=torch.float64).to(gradient.device)
     g = gradient.double()
+    if float((g * random).sum()) < 0:
+        random = -random  # of a single number the two parts would cancel
     way = g / g.norm().clamp(min=1e-300) + random / random.norm()
     way = way / way.norm()
     predicted, slack, native = float((g * way).sum()), 0.0, _Point(sampler, metric, noise, cond, variable)
