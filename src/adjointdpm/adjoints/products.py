@@ -88,9 +88,9 @@ class Products:
             return
         self.compared = True
         apart = found.distance(velocity)
-        size = Graph(slope, [z]).size
         first = away <= self._rounding and time.t == self._ivp.grid[0].t and not self._gathered
-        if slope.requires_grad and first and size != self._size:
+        # The walk over a graph takes time, and there is only one that it can be compared with.
+        if slope.requires_grad and first and (size := Graph(slope, [z]).size) != self._size:
             raise RecomputationError(
                 f"the velocity at t = {float(time.t):g} has a graph of {size} nodes when it is evaluated again in "
                 f"the backward pass, and had {self._size}: the denoiser answers from something that it has kept; use "
