@@ -194,7 +194,7 @@ def test_an_argument_that_is_not_used():
 
 def test_writing_into_what_the_denoiser_was_given():
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    call = Replay("unet", layer, (x,), {}, [], [], Stats())
+    call = Replay("unet", layer, (x,), {}, [], None, [], Stats())
     assert torch.equal(call(*call.tensors), layer(x))
     x.add_(1.0)
     with pytest.raises(adp.AdjointDPMError, match="written into"):

@@ -290,21 +290,21 @@ def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str,
         )
     wanted = {name: [get_gradient_edge(tensor).node] for name, tensor in given.items()} | calls
     missing = {name: set(nodes) for name, nodes in wanted.items()}
-    queue: list[Any] = [get_gradient_edge(tensor).node for tensor in outputs]
-    seen: set[Any] = set()
+    seen: set[Any] = {get_gradient_edge(tensor).node for tensor in outputs} | {None}
+    queue: list[Any] = list(seen - {None})
     left = {node for nodes in missing.values() for node in nodes}
     while queue and left:
         node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
         left.discard(node)
         if underivable(node):
             raise InputError(
                 "the pipeline computes with an operator that has no derivative, as int8 and other quantized layers do, "
                 "so a gradient through it would be lost without a sign; load its parts without quantization"
             )
-        queue.extend(parent for parent, _ in node.next_functions)
+        for parent, _ in node.next_functions:
+            if parent not in seen:
+                seen.add(parent)
+                queue.append(parent)
     lost = [name for name, nodes in wanted.items() if left.issuperset(nodes)]
     if lost:
         raise InputError(

@@ -62,8 +62,7 @@ class PipelineRun:
         self._fresh = True  # whether the next denoiser call begins another step
         self._step: list[Replay] = []  # the present step's calls
         self.modules: dict[str, nn.Module] = {}  # those that ran, by name
-        self._inside: dict[int, list[nn.Module]] = {}
-        self._attentions: dict[int, list[Any]] = {}
+        self._inside: dict[int, tuple[list[nn.Module], list[Any], torch.dtype | None]] = {}
         self._run: Run = direct
         self._policy: Run = direct
 
@@ -81,17 +80,15 @@ class PipelineRun:
                 self._begin(name, module, args, kwargs)
             self.modules[name] = module
             if id(module) not in self._inside:
-                self._inside[id(module)], self._attentions[id(module)] = (
-                    list(module.modules()),
-                    attentions_of(module),
-                )
+                self._inside[id(module)] = list(module.modules()), attentions_of(module), dtype_of(module)
+            inside, attentions, dtype = self._inside[id(module)]
             refuse_hooks(
                 name,
-                self._inside[id(module)],
+                inside,
                 repeated=self._policy is recomputed,
                 kept=self._policy is direct and self.wanted,
             )
-            call = Replay(name, module, args, kwargs, self._attentions[id(module)], self._step, self.stats)
+            call = Replay(name, module, args, kwargs, attentions, dtype, self._step, self.stats)
             self._refuse_idle(call.tensors)
             out = self._run(call, *call.tensors)
             self._check_finite(name, out, call.tensors)

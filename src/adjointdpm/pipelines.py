@@ -127,12 +127,13 @@ class PipelineCall:
                 warn_of_weights(self._pipe, modules)
         asked = bool(given) or any(weight.requires_grad for weight in weights)
         shared = [*weights, *(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))]
-        with self._watch() as watch:
-            sampling = PipelineRun(self._adjoint, self.stats, shared, watch, wanted, asked)
-            other = twin(self._pipe, sampling)
-            if self._quiet:
-                other.set_progress_bar_config(disable=True)
-            sampling.pipe = weakref.ref(other)
+        watch = self._watch()
+        sampling = PipelineRun(self._adjoint, self.stats, shared, watch, wanted, asked)
+        other = twin(self._pipe, sampling)
+        if self._quiet:
+            other.set_progress_bar_config(disable=True)
+        sampling.pipe = weakref.ref(other)
+        with watch:
             try:
                 out = other(*numbered(dict(enumerate(args))).values(), **numbered(kwargs))
             except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:

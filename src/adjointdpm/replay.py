@@ -31,6 +31,7 @@ class Replay:
     Args:
         name: what the pipeline calls the module.
         attentions: those inside the module, from `attentions_of`; walking a model for them takes time.
+        dtype: the module's own, from `dtype_of`, for the same reason.
         sources: calls of the same step; tensors that one of them has made are made by it again.
         stats: where such a call more is counted.
     `tensors` are what to call it with: replay(*replay.tensors).
@@ -43,6 +44,7 @@ class Replay:
         args: Any,
         kwargs: Any,
         attentions: list[Any],
+        dtype: torch.dtype | None,
         sources: "list[Replay]",
         stats: Stats,
     ) -> None:
@@ -58,7 +60,7 @@ class Replay:
         self._rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._versions = [tensor._version for tensor in self.tensors]
         self._name, self._module = name, module
-        self._attentions = attentions
+        self._attentions, self._dtype = attentions, dtype
         self._processors = [each.processor for each in attentions]
         self._outputs: list[tuple[Any, int]] = []  # weakly, with their versions
         self._stats = stats
@@ -87,7 +89,7 @@ class Replay:
         for i, tensor in self._from_sources().items():
             leaves[i] = tensor
         state = next((each.dtype for each in leaves if _carries(each)), None)
-        own = dtype_of(self._module)
+        own = self._dtype
         cast = None not in (state, own) and state != own and not _autocast(leaves)
         if cast:
             leaves = [each.to(own) if _carries(each) else each for each in leaves]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._types import Run, Stats, direct
 from ..ivp import IVP
-from .meter import SavedBytes, TooLargeError
+from .meter import SavedBytes, TooLargeError, addresses
 from .model_state import ModelState
 from .recompute import Blocks
 
@@ -57,7 +57,7 @@ class Adjoint(ABC):
         )
         if not wanted:
             return decode(latents, direct)
-        with SavedBytes(weights, limit) as outside:
+        with SavedBytes(addresses(weights), limit) as outside:
             image = decode(latents, blocks if self.recomputes else direct)
         stats.measured &= outside.bytes is not None
         needed = (outside.bytes or 0) + blocks.largest

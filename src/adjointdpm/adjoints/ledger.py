@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .._types import Run, Stats, direct
-from .meter import SavedBytes, address
+from .meter import SavedBytes, address, addresses
 from .recompute import kept, without_graph
 from .repetition import Repeated, rounding
 
@@ -41,8 +41,8 @@ class Ledger:
     ) -> None:
         self.stats, self._blocks, self._limit = stats, blocks, limit
         self.call = 0
-        self._shared, self._rounding = shared, rounding(shared)
-        self._counted = {address(tensor) for tensor in shared}
+        self._shared, self._rounding = frozenset(addresses(shared)), rounding(shared)
+        self._counted = set(self._shared)
         self._sizes: list[int] = []  # of the graphs of the measured call's evaluations
         self._measured: int | None = None  # the first call that has graphs
         self._evaluation = 0  # of the present call

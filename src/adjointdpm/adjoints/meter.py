@@ -2,6 +2,8 @@
 
 import math
 import weakref
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -10,7 +12,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .._types import AdjointDPMError, InputError
 
-__all__ = ["SavedBytes", "Taken", "TooLargeError", "address"]
+__all__ = ["Address", "SavedBytes", "Taken", "TooLargeError", "address", "addresses"]
+
+Address = tuple[torch.device, int]
 
 # Reads the hooks that are already in force (torch >= 2.8). Without it ours would replace those of
 # torch.utils.checkpoint or of the user's save_on_cpu instead of counting in front of them.
@@ -32,16 +36,15 @@ class SavedBytes(saved_tensors_hooks):
     figure is then what the graph *would* hold.
 
     Args:
-        shared: tensors (weights, conditioning) whose storages are there anyway and are not counted.
+        shared: where the bytes lie that are there anyway (weights, conditioning) and are not counted: `addresses`.
         limit: the most there may be.
     Raises:
         TooLargeError: as soon as there is more.
     `bytes` is None on a torch that cannot compose hooks.
     """
 
-    def __init__(self, shared: list[Tensor], limit: float = math.inf) -> None:
-        self._limit = limit
-        self._shared = {address(tensor) for tensor in shared}
+    def __init__(self, shared: AbstractSet[Address], limit: float = math.inf) -> None:
+        self._limit, self._shared = limit, shared
         self._alive: dict[Any, Any] = {}
         self.bytes: int | None = None
         if _hooks_in_force is None:
@@ -125,7 +128,12 @@ class Taken(saved_tensors_hooks):
             )
 
 
-def address(tensor: Tensor) -> tuple[torch.device, int]:
+def addresses(tensors: Iterable[Tensor]) -> set[Address]:
+    """Where the bytes of some tensors lie."""
+    return {address(tensor) for tensor in tensors}
+
+
+def address(tensor: Tensor) -> Address:
     """Where a tensor's bytes lie: the same for all its views."""
     # A sharded weight (DTensor) has no storage but its local part's; gathered copies count as saved.
     tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore

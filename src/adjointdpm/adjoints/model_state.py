@@ -89,6 +89,8 @@ class ModelState:
                 yield f"the module {name} was {'removed' if module is None else 'replaced'}"
                 continue
             now = self._settings(module)
+            if now == settings:
+                continue
             for key in sorted(settings.keys() | now.keys()):
                 if settings.get(key) != now.get(key):
                     yield f"{name} changed: {_change(key, settings.get(key), now.get(key))}"
@@ -113,15 +115,18 @@ class ModelState:
                 yield f"the values of the tensor {name} changed"
 
     def _each_module(self) -> dict[str, nn.Module]:
-        return {
-            f"{name}.{inner}" if inner else name: part
-            for name, module in self._modules.items()
-            for inner, part in module.named_modules()
-            if self._restored.isdisjoint(inner.split("."))
-        }
+        found = dict(self._modules)
+        queue, seen = list(found.items()), set(found.values())
+        for name, module in queue:  # not named_modules(), which passes each name up through a generator a level
+            for inner, part in module._modules.items():
+                if part is not None and part not in seen and inner not in self._restored:
+                    found[f"{name}.{inner}"] = part
+                    queue.append((f"{name}.{inner}", part))
+                    seen.add(part)
+        return found
 
     def _settings(self, module: nn.Module) -> dict[str, Any]:
-        return {key: value for key, value in _settings(module).items() if key not in self._restored}
+        return _settings(module, _NOT_SETTINGS | self._restored)
 
     def _place(self, tensor: Tensor) -> tuple[int, int | None, bool]:
         """Version, address and `requires_grad`."""
@@ -142,15 +147,16 @@ def _tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     }
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """What decides a module's function besides tensors and submodules."""
+def _settings(module: nn.Module, other: frozenset[str]) -> dict[str, Any]:
+    """What decides a module's function besides tensors, submodules and some other attributes."""
     state = vars(module)
     own: dict[str, Any] = {key: tuple(state[key]) for key in _HOOKS if state.get(key)}
     own["train mode"] = module.training
-    for key, value in state.items():
+    for key in state.keys() - other:
+        value = state[key]
         if key in ("processor", "forward"):
             own[key] = (type(value).__qualname__, id(value))
-        elif key not in _NOT_SETTINGS and (value := _simple(value)) is not _OTHER:
+        elif (value := _simple(value)) is not _OTHER:
             own[key] = value
     return own
 
@@ -179,7 +185,7 @@ def _change(key: str, then: Any, now: Any) -> str:
     return f"{key} is {now!r}, and was {then!r}"
 
 
-def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, complex]:
     """One value of each tensor: what is written past the version counters (`.data`) shows there.
 
     One stack a device and dtype, so that a model of hundreds of weights costs a few milliseconds.
@@ -189,11 +195,13 @@ def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Subclasses (quantized, sharded) have no plain elements, placeholders none at all.
         if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
             groups.setdefault((tensor.device, tensor.dtype), []).append(name)
-    found: dict[str, Tensor] = {}
+    found: dict[str, complex] = {}
     with torch.no_grad():
-        for names in groups.values():
+        for (_, dtype), names in groups.items():
             picked = [tensors[name][tuple(n // 2 for n in tensors[name].shape)] for name in names]
-            found |= dict(zip(names, torch.stack(picked).cpu().unbind(), strict=True))
+            values = torch.stack(picked)
+            values = values.float() if dtype.is_floating_point and dtype.itemsize == 1 else values
+            found |= dict(zip(names, values.tolist(), strict=True))
     return found
 
 
@@ -202,8 +210,8 @@ def _sharded(tensor: Tensor | None) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def _same(then: Tensor, now: Tensor | None) -> bool:
-    return now is not None and (bool(then == now) or bool(then.isnan() and now.isnan()))
+def _same(then: complex, now: complex | None) -> bool:
+    return then == now or (now is not None and then != then and now != now)  # NaN is what it was
 
 
 def _version(tensor: Tensor) -> int:

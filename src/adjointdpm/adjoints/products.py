@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._types import Derivative, InputError, RecomputationError, State, Stats, Time
 from ..ivp import IVP
-from .meter import SavedBytes, Taken
+from .meter import SavedBytes, Taken, addresses
 from .recompute import Graph, autocast_now
 from .repetition import Checksum, rounding
 from .trace import Trace
@@ -138,7 +138,7 @@ class Products:
 
     def _checked(self, time: Time, z: Tensor, taken: Taken) -> Tensor:
         f, inputs = self._opened(z, [self._ivp.cond[name] for name in self._names])
-        with torch.enable_grad(), taken, SavedBytes(self._shared) as saved:
+        with torch.enable_grad(), taken, SavedBytes(addresses(self._shared)) as saved:
             (slope,) = f(time, (inputs[0],))
         self._stats.measured &= saved.bytes is not None
         self._stats.recomputed = saved.bytes or 0

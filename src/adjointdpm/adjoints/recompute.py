@@ -24,7 +24,7 @@ from torch.utils.checkpoint import (
 )
 
 from .._types import InputError, RecomputationError, Run
-from .meter import SavedBytes, Taken
+from .meter import SavedBytes, Taken, addresses
 
 __all__ = ["Blocks", "Graph", "Recomputation", "autocast_now", "kept", "recomputed", "without_graph"]
 
@@ -63,7 +63,7 @@ class Blocks:
     """
 
     def __init__(self, shared: list[Tensor], limit: float = math.inf) -> None:
-        self._shared, self._limit, self.largest = shared, limit, 0
+        self._shared, self._limit, self.largest = addresses(shared), limit, 0
 
     def __call__(self, fn: Callable[..., Any], *tensors: Any) -> Any:
         def metered(*tensors: Any) -> Any:
