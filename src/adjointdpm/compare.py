@@ -107,7 +107,10 @@ def default_adjoints(sampler: Sampler) -> list[Adjoint]:
         return everyone
     return [
         *everyone,
-        *(Continuous(steps=max(1, sampler.length // part)) for part in (2, 3)),
+        *(
+            Continuous(steps=m)
+            for m in sorted({max(1, sampler.length // part) for part in (2, 3)}, reverse=True)
+        ),
         Continuous(solver=Euler(), transposed=False),
         Continuous(solver=Euler(), trajectory="resolved"),
     ]

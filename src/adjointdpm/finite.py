@@ -14,16 +14,20 @@ It is made in float64, by a copy of the sampler and of the metric's networks, wh
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softmax
+from torch.overrides import TorchFunctionMode
 
 from ._types import AdjointDPMError, Cond, NonFiniteError
 from .adjoints.planner import free_memory
 from .comparison import Check
 from .gradients import Metric, gradients, trainable
+from .influence import compiled
 from .sampler import Sampler
 
 __all__ = ["Slope", "finite_difference", "slope"]
@@ -183,7 +187,7 @@ class _Point:
             try:
                 noise = moved[0] if self.variable == "noise" else self.noise
                 named = {self.variable: moved[0]} if self.variable in self.cond else {}
-                return float(self.metric(self.sampler(noise, self.cond.replace(**named))).double().sum())
+                return self._value(noise, self.cond.replace(**named))
             finally:
                 if self.variable == "weights":
                     for leaf, value in zip(self.leaves, before, strict=True):
@@ -215,7 +219,28 @@ class _Point:
     def here(self) -> float:
         """The metric's sum where it is."""
         with torch.no_grad():
-            return float(self.metric(self.sampler(self.noise, self.cond)).double().sum())
+            return self._value(self.noise, self.cond)
+
+    def _value(self, noise: Tensor, cond: Cond) -> float:
+        wide = noise.dtype == torch.float64 and not compiled(self.sampler)
+        with _Wide() if wide else nullcontext():
+            return float(self.metric(self.sampler(noise, cond)).double().sum())
+
+
+class _Wide(TorchFunctionMode):
+    """Keeps float64 where a network rounds to float32 on purpose, as before a softmax."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            if func in (Tensor.to, Tensor.type, softmax):
+                args = tuple(torch.float64 if each is torch.float32 else each for each in args)
+                kwargs = {k: torch.float64 if each is torch.float32 else each for k, each in kwargs.items()}
+        return func(*args, **kwargs)
 
 
 def _modules(thing: Any, seen: set[int]) -> list[nn.Module]:

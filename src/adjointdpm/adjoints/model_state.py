@@ -24,6 +24,7 @@ from .._types import RecomputationError
 __all__ = ["ModelState"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_Value = bool | int | float | complex
 _SIMPLE = (bool, float, str, type(None))  # not int: a counter that nothing depends on is no change
 # How a graph is made, not what it is of; and what modules of torch keep for themselves.
 _NOT_SETTINGS = frozenset({"gradient_checkpointing", "training", *vars(nn.Module())})
@@ -117,7 +118,10 @@ class ModelState:
     def _each_module(self) -> dict[str, nn.Module]:
         found = dict(self._modules)
         queue, seen = list(found.items()), set(found.values())
-        for name, module in queue:  # not named_modules(), which passes each name up through a generator a level
+        for (
+            name,
+            module,
+        ) in queue:  # not named_modules(), which passes each name up through a generator a level
             for inner, part in module._modules.items():
                 if part is not None and part not in seen and inner not in self._restored:
                     found[f"{name}.{inner}"] = part
@@ -185,7 +189,7 @@ def _change(key: str, then: Any, now: Any) -> str:
     return f"{key} is {now!r}, and was {then!r}"
 
 
-def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, complex]:
+def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, _Value]:
     """One value of each tensor: what is written past the version counters (`.data`) shows there.
 
     One stack a device and dtype, so that a model of hundreds of weights costs a few milliseconds.
@@ -195,7 +199,7 @@ def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, complex]:
         # Subclasses (quantized, sharded) have no plain elements, placeholders none at all.
         if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
             groups.setdefault((tensor.device, tensor.dtype), []).append(name)
-    found: dict[str, complex] = {}
+    found: dict[str, _Value] = {}
     with torch.no_grad():
         for (_, dtype), names in groups.items():
             picked = [tensors[name][tuple(n // 2 for n in tensors[name].shape)] for name in names]
@@ -210,7 +214,7 @@ def _sharded(tensor: Tensor | None) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def _same(then: complex, now: complex | None) -> bool:
+def _same(then: _Value, now: _Value | None) -> bool:
     return then == now or (now is not None and then != then and now != now)  # NaN is what it was
 
 
