@@ -20,8 +20,8 @@ from record import write_record
 
 import adjointdpm as adp
 from adjointdpm.metrics import HiddenStates
+from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, pixels
-from adjointdpm.tasks.seeds import key
 
 
 def arguments() -> argparse.Namespace:

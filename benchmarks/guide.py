@@ -20,7 +20,8 @@ from adjointdpm.metrics import (
     LogProbability,
     Style,
 )
-from adjointdpm.tasks import GuideSettings, LookAhead, guide
+from adjointdpm.tasks import GuideSettings, LookAhead
+from adjointdpm.tasks.guide import guide
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from record import write_record
 
 import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS
-from adjointdpm.tasks import EffectGoal, InvertSettings, PromptGoal, PromptRows, TokenVectors, invert
+from adjointdpm.tasks import EffectGoal, InvertSettings, PromptGoal, PromptRows, TokenVectors
+from adjointdpm.tasks.invert import invert
 
 
 def main() -> None:

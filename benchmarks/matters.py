@@ -24,12 +24,13 @@ from torch import Tensor
 
 import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS, BackgroundColour, EffectDistance, HiddenStates, beside
+from adjointdpm.optimization.loop import optimise
+from adjointdpm.optimization.seeds import key
+from adjointdpm.optimization.task import Loop
 from adjointdpm.tasks import AuditSettings, Ball
-from adjointdpm.tasks.guide import Guide
-from adjointdpm.tasks.loop import optimise
-from adjointdpm.tasks.scores import Mean, Rate, sampled
-from adjointdpm.tasks.seeds import key, noise_of
-from adjointdpm.tasks.task import Loop
+from adjointdpm.tasks.evaluation import Mean, Rate
+from adjointdpm.tasks.guide.guide import Guide
+from adjointdpm.tasks.sampling import noise_of, sampled
 
 
 def gradients(sampler: adp.FlowSampler) -> dict[str, adp.FlowSampler]:

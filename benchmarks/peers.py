@@ -14,7 +14,7 @@ from torchdiffeq import odeint_adjoint
 from torchsde import BrownianInterval, sdeint, sdeint_adjoint
 
 import adjointdpm as adp
-from adjointdpm.grids import TimeGrid
+from adjointdpm.flow.grids import TimeGrid
 
 Latents = Callable[[Tensor, Tensor], Tensor]
 

@@ -15,9 +15,11 @@ from record import write_record
 
 import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS, Content, HiddenStates, Style
-from adjointdpm.tasks import Lora, TuneSettings, tune
-from adjointdpm.tasks.scores import Rate, said, saved
-from adjointdpm.tasks.tuned import Tuned
+from adjointdpm.tasks import Lora, TuneSettings
+from adjointdpm.tasks.evaluation import Rate, said
+from adjointdpm.tasks.sampling import saved
+from adjointdpm.tasks.tune import tune
+from adjointdpm.tasks.tune.result import Tuned
 
 # A far style pulls harder. Found by a first run at 5 for all, on the figures that are reported.
 CONTENT = {"night": 10.0}

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Prediction
-from adjointdpm.guards import tensors_of
+from adjointdpm.flow.denoisers import Prediction
+from adjointdpm.pipelines.checks import tensors_of
 from tests.conftest import unet_sampler
 from tests.test_exactness import inputs, loss_of
 from tests.test_solvers import SOLVERS
@@ -59,7 +59,10 @@ def solvers() -> Iterator[tuple[str, str]]:
                 noise.requires_grad_(name != "truncated")
                 leaves = [t for t in (noise, *cond.values(), *sampler.parameters()) if t.requires_grad]
                 loss = loss_of(sampler, noise, cond)
-                yield f"{solver!r} {prediction.name} {name}", bits([loss, *torch.autograd.grad(loss, leaves)])
+                yield (
+                    f"{solver!r} {prediction.name} {name}",
+                    bits([loss, *torch.autograd.grad(loss, leaves)]),
+                )
 
 
 def families() -> Iterator[tuple[str, str]]:
@@ -102,7 +105,9 @@ def main() -> int:
         options.save.write_text(json.dumps(found, indent=0))
     if options.compare:
         before = json.loads(options.compare.read_text())
-        differ = sorted(name for name in before.keys() | found.keys() if before.get(name) != found.get(name))
+        differ = sorted(
+            name for name in before.keys() | found.keys() if before.get(name) != found.get(name)
+        )
         print(f"{len(before)} before, {len(found)} now, {len(differ)} differ")
         print("\n".join(differ))
         return bool(differ)

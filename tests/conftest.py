@@ -8,9 +8,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Denoiser, GaussianMixture, Prediction
-from adjointdpm.fields import Field, UNetDenoiser
-from adjointdpm.schedules import Schedule
+from adjointdpm.flow.denoisers import Denoiser, GaussianMixture, Prediction
+from adjointdpm.flow.model import Field
+from adjointdpm.flow.schedules import Schedule
+from adjointdpm.pipelines.pipeline_model import UNetDenoiser
 from tests.tiny_parts import clip, ddim, kl, unet2d
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from adjointdpm.cli import main
+from adjointdpm.cli.main import main
 
 
 def command(arguments, errors, prepare=lambda: None):

@@ -13,7 +13,7 @@ import diffusers
 import torch
 
 import adjointdpm as adp
-from adjointdpm.guards import tensors_of
+from adjointdpm.pipelines.checks import tensors_of
 from tests.tiny_pipelines import draw, embeds, first, sd, text_unet, vp, weights
 
 __all__ = ["NAMES", "Row", "row", "table"]

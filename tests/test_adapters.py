@@ -8,9 +8,10 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.metrics import Chroma
-from adjointdpm.tasks.adapters import NetworkState
-from adjointdpm.tasks.tune import TuneSettings, tune
-from adjointdpm.tasks.tuning import Lora, Subset, network_of
+from adjointdpm.tasks.sampling import network_of
+from adjointdpm.tasks.tune.adapters import NetworkState
+from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
+from adjointdpm.tasks.tune.tune import TuneSettings, tune
 from tests.tiny_families import of
 
 SETTINGS = TuneSettings(steps=2, learning_rate=0.01, noises=1, validation_steps=1)
@@ -129,7 +130,8 @@ def test_a_tune_adds_its_adapter_beside_the_others_or_nothing_if_it_fails(tmp_pa
 
 
 def sampled_with(pipe, ours):
-    from adjointdpm.tasks.seeds import key, noise_of
+    from adjointdpm.optimization.seeds import key
+    from adjointdpm.tasks.sampling import noise_of
 
     again = sampler(pipe)
     with torch.no_grad():

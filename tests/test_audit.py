@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 import adjointdpm as adp
+from adjointdpm.files.images import read_picture
 from adjointdpm.metrics import HiddenStates
-from adjointdpm.pictures import read_picture
+from adjointdpm.metrics.image_classifier import Classifier
 from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, Loop, NoiseClassifier, optimise
-from adjointdpm.tasks.attack import Attack, Objective, pixels
-from adjointdpm.tasks.finetune import FineTune
-from adjointdpm.tasks.scores import Rate
-from adjointdpm.tasks.settings import labels_of
-from adjointdpm.tasks.variants import drawn, variants
-from adjointdpm.zoo import Classifier, load_classifier
+from adjointdpm.tasks.audit.attack import Attack, Objective, pixels
+from adjointdpm.tasks.evaluation import Rate, labels_of
+from adjointdpm.tasks.harden.augmentation import drawn, variants
+from adjointdpm.tasks.harden.finetune import FineTune
+from adjointdpm.zoo import load_classifier
 from tests.conftest import scaled_linear, standard_mixture
 from tests.test_bad_input import picture_sampler
 from tests.tiny_tasks import mixture_sampler
@@ -240,7 +240,7 @@ def test_controls_have_the_same_number_of_denoiser_calls(tmp_path):
     assert float(found.controls["SPSA"].distances.max()) <= 0.6 + 1e-9
     calls = []
     sampler.field.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    for control, more in ((adp.tasks.controls.random_search, ()), (adp.tasks.controls.spsa, (0.25,))):
+    for control, more in ((adp.tasks.audit.baselines.random_search, ()), (adp.tasks.audit.baselines.spsa, (0.25,))):
         calls.clear()
         objective = Objective(classifier(), torch.tensor([0]), False, 0.2, None, 0.0, torch.zeros(1))
         control(sampler, sampler.encode("x"), found.start, Ball(0.6), objective, draws, 0, 10, *more)
@@ -383,7 +383,7 @@ class Bare(nn.Module):
 
 
 def test_labels_of_one_folder_name_stay_apart(tmp_path):
-    from adjointdpm.tasks.labelled import Labelled
+    from adjointdpm.tasks.harden.dataset import Labelled
 
     names = ["a/b", "a_b", "", "x" * 300, "../y"]
     Labelled(torch.zeros(5, 3, 1, 1, dtype=torch.uint8), names, ["clean"] * 5).export(tmp_path / "train")

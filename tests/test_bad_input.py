@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Prediction
-from adjointdpm.fields import UNetDenoiser
-from adjointdpm.gradients import gradients
-from adjointdpm.pictures import output_folder
+from adjointdpm.analysis.gradients import gradients
+from adjointdpm.files.images import output_folder
+from adjointdpm.flow.denoisers import Prediction
+from adjointdpm.pipelines.pipeline_model import UNetDenoiser
 from adjointdpm.zoo import verified
 from tests.conftest import BareField, scaled_linear, tiny_unet, unet_sampler
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm import writing
-from adjointdpm.tasks import checkpoint
-from adjointdpm.tasks.checkpoint import load_checkpoint, previous, save_checkpoint
-from adjointdpm.tasks.state import check
+from adjointdpm.files import atomic_write as writing
+from adjointdpm.files import checkpoint
+from adjointdpm.files.checkpoint import load_checkpoint, previous, save_checkpoint
+from adjointdpm.optimization.state import check
 from tests.tiny_tasks import digest, run
 
 

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 import adjointdpm as adp
-from adjointdpm.demo import Scale, demo
+from adjointdpm.cli.demo import Scale, demo
+from adjointdpm.files.html_report import Page, Pictures
+from adjointdpm.files.images import as_8_bit, png, read_picture, sheet
 from adjointdpm.metrics import Chroma, Margin, PixelDistance
-from adjointdpm.pictures import as_8_bit, png, read_picture, sheet
-from adjointdpm.report import Page, Pictures
 
 
 def adjointdpm(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "adjointdpm.cli", *arguments], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "adjointdpm", *arguments], capture_output=True, text=True, timeout=300
     )
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.comparison import Check, Comparison, Row
-from adjointdpm.finite import finite_difference
+from adjointdpm.analysis.comparison_report import Comparison, Row
+from adjointdpm.analysis.finite_difference import Check, finite_difference
 from tests.test_bad_input import picture_sampler
 from tests.tiny_families import FAMILIES
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import GaussianMixture, Prediction
-from adjointdpm.grids import TimeGrid
+from adjointdpm.flow.denoisers import GaussianMixture, Prediction
+from adjointdpm.flow.grids import TimeGrid
 from tests.conftest import Mixture, standard_mixture, unet_sampler
 from tests.test_solvers import SOLVERS as ALL_SOLVERS
 from tests.test_solvers import karras_like, slope

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.guards import tensors_of
+from adjointdpm.pipelines.checks import tensors_of
 from benchmarks.live import LiveBytes, held_by
 from tests.tiny_pipelines import CASES, first, weights
 

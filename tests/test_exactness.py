@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Prediction
+from adjointdpm.flow.denoisers import Prediction
 from tests.conftest import Mixture, scaled_linear, standard_mixture, unet_sampler
 from tests.test_solvers import SOLVERS
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.arguments import own_call
+from adjointdpm.pipelines.call_signature import own_call
 from tests.tiny_families import FAMILIES
 
 EACH = pytest.mark.parametrize("family", FAMILIES, ids=str)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.comparison import Check
-from adjointdpm.finite import LADDER, finite_difference, slope
+from adjointdpm.analysis.finite_difference import LADDER, Check, finite_difference, slope
 from adjointdpm.metrics import Chroma, Margin
 
 SIZE = 30**0.5

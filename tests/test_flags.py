@@ -12,11 +12,11 @@ import yaml
 from safetensors.torch import load_file
 
 import adjointdpm as adp
-from adjointdpm.configs import read_config
-from adjointdpm.flags import lines_of_files
-from adjointdpm.models import adjoint_of, check_memory, device_of, sampler_of
-from adjointdpm.ranges import in_range
-from adjointdpm.tasks.processes import Processes
+from adjointdpm._types import in_range
+from adjointdpm.cli.config_file import read_config
+from adjointdpm.cli.options import lines_of_files
+from adjointdpm.cli.parse_sampler import adjoint_of, check_memory, device_of, sampler_of
+from adjointdpm.optimization.distributed import Processes
 from adjointdpm.zoo import load_classifier
 from tests.test_cli import adjointdpm
 

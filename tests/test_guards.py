@@ -9,8 +9,8 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm._types import Stats
-from adjointdpm.guards import UnusedRowsWarning, WeightsWarning
-from adjointdpm.replay import Replay
+from adjointdpm.pipelines.checks import UnusedRowsWarning, WeightsWarning
+from adjointdpm.pipelines.denoiser_call import Replay
 from tests.tiny_families import of
 from tests.tiny_pipelines import CASES, draw, embeds, first, sd, sd_vae, text_unet
 

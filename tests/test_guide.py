@@ -7,10 +7,10 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.metrics import PixelDistance
-from adjointdpm.tasks import trajectory
-from adjointdpm.tasks.guide import GuideSettings, guide
-from adjointdpm.tasks.seeds import noise_of
-from adjointdpm.tasks.trajectory import LookAhead, guided
+from adjointdpm.tasks.guide import look_ahead as trajectory
+from adjointdpm.tasks.guide.guide import GuideSettings, guide
+from adjointdpm.tasks.guide.look_ahead import LookAhead, guided
+from adjointdpm.tasks.sampling import noise_of
 from tests.tiny_tasks import mixture_sampler
 
 GOAL = PixelDistance(torch.full((3, 1, 1), 0.75, dtype=torch.float64))
@@ -81,7 +81,7 @@ def test_three_ways_at_equal_calls(tmp_path):
     settings = GuideSettings(steps=8, ahead=LookAhead(steps=2), noises=3)
     found = guide(sampler, GOAL, ["x"], output=tmp_path, settings=settings, quiet=True)
     noise, _ = adp.load_noise(found.artefact)
-    first = noise_of(sampler, [adp.tasks.seeds.key(0, "guide", i) for i in range(3)])
+    first = noise_of(sampler, [adp.optimization.seeds.key(0, "guide", i) for i in range(3)])
     assert torch.allclose(noise.norm(dim=1), first.norm(dim=1))
     assert not torch.allclose(noise, first, rtol=1e-2)
     plain = float(found.ways["no guidance"].values.mean())

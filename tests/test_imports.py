@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.gradients import check_metric
 from adjointdpm.metrics import user_function
-from adjointdpm.stdin import closed_stdin
+from adjointdpm.metrics.check import check_metric
+from adjointdpm.metrics.standard_input import closed_stdin
 from tests.tiny_tasks import mixture_sampler
 
 MODULES = {
@@ -75,16 +75,16 @@ def test_a_module_that_does_not_import(here, name, message):
 )
 def test_a_metric_that_does_not_return(here, name, message):
     with pytest.raises(adp.InputError, match=message):
-        check_metric(user_function(f"mine_calls:{name}"), mixture_sampler(), 1, torch.zeros(1))
+        check_metric(user_function(f"mine_calls:{name}"), mixture_sampler().image_shape, 1, torch.zeros(1))
 
 
 def test_what_reads_below_python_finds_the_end_of_the_input(here):
-    check_metric(user_function("mine_calls:reads"), mixture_sampler(), 1, torch.zeros(1))
+    check_metric(user_function("mine_calls:reads"), mixture_sampler().image_shape, 1, torch.zeros(1))
 
 
 def test_the_input_is_given_back():
     code = (
-        "import sys, os; from adjointdpm.stdin import closed_stdin\n"
+        "import sys, os; from adjointdpm.metrics.standard_input import closed_stdin\n"
         "with closed_stdin(): assert sys.stdin.read() == '' and os.read(0, 1) == b''\n"
         "print(input())"
     )

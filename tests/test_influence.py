@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Denoiser, Prediction
+from adjointdpm.flow.denoisers import Denoiser, Prediction
 from tests.conftest import Mixture, scaled_linear, unet_sampler
 from tests.test_exactness import inputs
 from tests.tiny_families import of

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.files.checkpoint import load_checkpoint
 from adjointdpm.metrics import effect
-from adjointdpm.tasks.checkpoint import load_checkpoint
-from adjointdpm.tasks.inversion import EffectGoal, PromptGoal, PromptRows, TokenVectors, worded
-from adjointdpm.tasks.invert import InvertSettings, invert
+from adjointdpm.tasks.invert.invert import InvertSettings, invert
+from adjointdpm.tasks.invert.learned_token import EffectGoal, PromptGoal, PromptRows, TokenVectors, worded
 from tests.tiny_families import FAMILIES
 
 PROMPTS, HELD_OUT = ["a <new> cat", "a <new> dog"], ["a <new> pear"]

@@ -14,6 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import adjointdpm as adp
+from adjointdpm.files.checkpoint import load_checkpoint
+from adjointdpm.optimization import loop
+from adjointdpm.optimization.seeds import epoch_batch, key
 from adjointdpm.tasks import (
     AuditSettings,
     InterruptedRunError,
@@ -21,12 +24,9 @@ from adjointdpm.tasks import (
     Losses,
     StoppedRunError,
     Task,
-    loop,
     optimise,
 )
-from adjointdpm.tasks.checkpoint import load_checkpoint
-from adjointdpm.tasks.labelled import clean_pictures
-from adjointdpm.tasks.seeds import epoch_batch, key
+from adjointdpm.tasks.harden.dataset import clean_pictures
 from tests import two_tasks
 from tests.tiny_tasks import Points, Shift, adam, digest, mixture_sampler, run
 

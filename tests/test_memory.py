@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Prediction
-from adjointdpm.fields import UNetDenoiser
+from adjointdpm.flow.denoisers import Prediction
+from adjointdpm.pipelines.pipeline_model import UNetDenoiser
 from benchmarks.live import LiveBytes
 from tests.conftest import BareField, scaled_linear, tiny_unet
 

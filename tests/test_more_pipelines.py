@@ -12,7 +12,7 @@ import diffusers
 import torch
 
 import adjointdpm as adp
-from adjointdpm.guards import tensors_of
+from adjointdpm.pipelines.checks import tensors_of
 from tests.tiny_pipelines import CASES, draw, first, masks, sd_vae, text_unet, vp, weights
 
 FLOW = ("SD3Transformer", "FluxTransformer", "SanaTransformer", "LTXVideoTransformer", "WanTransformer")

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import adjointdpm as adp
-from adjointdpm.pictures import image_file, png, read_picture, sheet
-from adjointdpm.specs import picture_file
+from adjointdpm.cli.parse_metric import picture_file
+from adjointdpm.files.images import image_file, png, read_picture, sheet
 
 RAMP = np.tile(np.arange(64) / 63, (48, 1))
 DEEP = (RAMP * 65535).round().astype("uint16")

@@ -7,7 +7,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
 import adjointdpm as adp
-from adjointdpm.arguments import own_call
+from adjointdpm.pipelines.call_signature import own_call
 from tests.tiny_families import WORDS, of
 
 WAYS = pytest.mark.parametrize("way", ["differentiable", "PipelineSampler"])

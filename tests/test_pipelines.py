@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Prediction
-from adjointdpm.fields import PipelineField
+from adjointdpm.flow.denoisers import Prediction
+from adjointdpm.pipelines.pipeline_model import PipelineField
 from tests.conftest import tiny_pipeline
 
 VP = {

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 import adjointdpm as adp
+from adjointdpm.cli.parse_sampler import sampler_of
+from adjointdpm.files.pretrained import load_pretrained, load_pretrained_pipeline
 from adjointdpm.metrics import load_clip
-from adjointdpm.models import sampler_of
-from adjointdpm.pretrained import load_pretrained, load_pretrained_pipeline
 from tests.tiny_families import FAMILIES, of
 
 ENCODER, UNET = "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"

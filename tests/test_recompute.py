@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import adjointdpm as adp
 from adjointdpm.adjoints import recompute
-from adjointdpm.denoisers import Denoiser, Prediction
+from adjointdpm.flow.denoisers import Denoiser, Prediction
 from tests.conftest import BareField, scaled_linear, unet_sampler
 from tests.test_exactness import inputs, loss_of
 

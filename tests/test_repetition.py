@@ -7,7 +7,7 @@ from torch import nn
 import adjointdpm as adp
 from adjointdpm._types import direct
 from adjointdpm.adjoints.repetition import Checksum, Repeated, rounding
-from adjointdpm.denoisers import Denoiser, Prediction
+from adjointdpm.flow.denoisers import Denoiser, Prediction
 from tests.conftest import BareField, scaled_linear, tiny_pipeline, unet_sampler
 from tests.test_exactness import inputs, loss_of
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import GaussianMixture
+from adjointdpm.flow.denoisers import GaussianMixture
 from tests.conftest import Mixture, unet_sampler
 from tests.test_continuous import gradient, mixture
 from tests.test_exactness import inputs, loss_of

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import adjointdpm as adp
-from adjointdpm.tasks import GuideSettings, run_folder
-from adjointdpm.tasks.run_folder import hold_folder
+from adjointdpm.optimization import run_folder
+from adjointdpm.optimization.run_folder import hold_folder
+from adjointdpm.tasks import GuideSettings
 from tests.tiny_tasks import digest, mixture_sampler, run
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Denoiser, Prediction
-from adjointdpm.fields import Field
+from adjointdpm.flow.denoisers import Denoiser, Prediction
+from adjointdpm.flow.model import Field
 from tests.conftest import scaled_linear
 
 ADJOINTS = [adp.Checkpointed(), adp.Checkpointed(budget="1GiB"), adp.Continuous(), adp.Reversible()]

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.tasks import InterruptedRunError, StoppedRunError, signals
-from adjointdpm.tasks.signals import Interrupted, held, stop_once
+from adjointdpm.optimization import signals
+from adjointdpm.optimization.signals import Interrupted, held, stop_once
+from adjointdpm.tasks import InterruptedRunError, StoppedRunError
 from tests.tiny_tasks import Points, digest, run
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import GaussianMixture, Prediction
-from adjointdpm.grids import TimeGrid
+from adjointdpm.flow.denoisers import GaussianMixture, Prediction
+from adjointdpm.flow.grids import TimeGrid
 from tests.conftest import Mixture, scaled_linear, standard_mixture
 
 SOLVERS = [

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.cli.parse_metric import Networks, _parts, metric_of
+from adjointdpm.files.images import as_8_bit, png
 from adjointdpm.metrics import BackgroundColour, Chroma, PixelDistance, beside, effect
-from adjointdpm.pictures import as_8_bit, png
-from adjointdpm.specs import Networks, _parts, metric_of
 
 
 @pytest.fixture(scope="module")

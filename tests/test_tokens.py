@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import adjointdpm as adp
-from adjointdpm.tasks.inversion import PromptRows, TokenVectors
+from adjointdpm.tasks.invert.learned_token import PromptRows, TokenVectors
 from tests.tiny_families import of
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -6,9 +6,11 @@ from safetensors.torch import load_file
 
 import adjointdpm as adp
 from adjointdpm.metrics import Chroma
-from adjointdpm.tasks.precision import scaled
-from adjointdpm.tasks.tune import TuneSettings, tune
-from adjointdpm.tasks.tuning import Lora, Stylise, Subset, network_of
+from adjointdpm.tasks.sampling import network_of
+from adjointdpm.tasks.tune.precision import scaled
+from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
+from adjointdpm.tasks.tune.tune import TuneSettings, tune
+from adjointdpm.tasks.tune.tune_to_metric import Stylise
 from tests.tiny_families import of
 
 WEIGHTS = [Lora(rank=2), Subset(("*.to_k.weight", "conv_in.*"))]

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.adjoints.nodes import even_nodes
-from adjointdpm.denoisers import Prediction
-from adjointdpm.grids import TimeGrid
+from adjointdpm.flow.denoisers import Prediction
+from adjointdpm.flow.grids import TimeGrid, even_nodes
 from tests.conftest import unet_sampler
 from tests.test_continuous import SCHEDULES, gradient, mixture
 from tests.test_exactness import inputs, loss_of

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.denoisers import Prediction
+from adjointdpm.flow.denoisers import Prediction
 from adjointdpm.metrics import Chroma, Content, Style
-from adjointdpm.tasks.denoising import Denoise
-from adjointdpm.tasks.tune import TuneSettings, tune
-from adjointdpm.tasks.tuning import Lora, Stylise, Subset, network_of, untuned
+from adjointdpm.tasks.sampling import network_of
+from adjointdpm.tasks.tune.denoising_loss import Denoise
+from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
+from adjointdpm.tasks.tune.tune import TuneSettings, tune
+from adjointdpm.tasks.tune.tune_to_metric import Stylise, untuned
 from tests.tiny_families import FAMILIES
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adjointdpm.cli import app
+from adjointdpm.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 TOOLS = {"pyright", "ruff", "tensorboard", "torchdiffeq", "torchsde"}  # not in the core of the suite

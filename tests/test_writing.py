@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import adjointdpm as adp
-from adjointdpm.comparison import Comparison
-from adjointdpm.pictures import output_folder
-from adjointdpm.report import Page
-from adjointdpm.writing import SavingError, whole_files, write_file
+from adjointdpm.analysis.comparison_report import Comparison
+from adjointdpm.files.atomic_write import SavingError, whole_files, write_file
+from adjointdpm.files.html_report import Page
+from adjointdpm.files.images import output_folder
 from tests.conftest import tiny_pipeline
 
 PACKAGE = Path(adp.__file__).parent

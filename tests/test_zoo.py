@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 import adjointdpm as adp
 from adjointdpm import zoo
-from adjointdpm.pretrained import load_pretrained
+from adjointdpm.files.pretrained import load_pretrained
 
 PROMPT = "a red apple on a blue background"
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 import adjointdpm as adp
-from adjointdpm.schedules import VPDiscrete
+from adjointdpm.flow.schedules import VPDiscrete
+from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import Loop, Losses, Task, optimise
-from adjointdpm.tasks.seeds import key, noise_of
+from adjointdpm.tasks.sampling import noise_of
 from tests.conftest import Mixture, scaled_linear, standard_mixture
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import adjointdpm as adp
 from adjointdpm.tasks import AuditSettings
-from adjointdpm.tasks.labelled import clean_pictures
+from adjointdpm.tasks.harden.dataset import clean_pictures
 from tests.tiny_tasks import Points, Shift, mixture_sampler, run
 
 WORLD = 2

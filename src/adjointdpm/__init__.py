@@ -1,27 +1,21 @@
 """Gradients through diffusion samplers: exact by default, at the memory of one denoiser call."""
 
-from ._types import (
-    AdjointDPMError,
-    Cond,
-    DriftError,
-    InputError,
-    NonFiniteError,
-    RecomputationError,
-    Stats,
-)
+from ._types import AdjointDPMError, Cond, DriftError, InputError, NonFiniteError, RecomputationError, Stats
 from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Reversible, Truncated
-from .brownian import Brownian
-from .compare import compare
-from .comparison import Comparison
-from .denoisers import Prediction
-from .formats import load_noise, save_lora, save_noise, save_textual_inversion
-from .gradients import Gradients, Metric, gradients
-from .grids import karras, log_snr, uniform
-from .guards import UnusedRowsWarning, WeightsWarning
-from .pipeline_sampler import PipelineSampler
-from .pipelines import differentiable
-from .sampler import FlowSampler, Sampler
-from .schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
+from .analysis.comparison import compare
+from .analysis.comparison_report import Comparison
+from .analysis.gradients import Gradients, gradients
+from .files.diffusers_files import load_noise, save_lora, save_noise, save_textual_inversion
+from .flow.denoisers import Prediction
+from .flow.grids import karras, log_snr, uniform
+from .flow.schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
+from .metrics.base import Metric
+from .pipelines.checks import UnusedRowsWarning, WeightsWarning
+from .pipelines.differentiable import differentiable
+from .pipelines.token_embeddings import TokenRows
+from .samplers.base import Sampler
+from .samplers.flow_sampler import FlowSampler
+from .samplers.pipeline_sampler import PipelineSampler
 from .solvers import (
     RK4,
     AdamsBashforth,
@@ -35,7 +29,7 @@ from .solvers import (
     SDEDPMSolverPP,
     Solver,
 )
-from .tokens import TokenRows
+from .solvers.step_noise import Brownian
 from .zoo import load, load_classifier
 
 from . import tasks  # isort: skip

@@ -6,8 +6,10 @@ Run      how one denoiser call is executed: kept, recomputed or without a graph 
 State    what a solver advances: a tuple of tensors, so that the same solvers do the augmented ODE
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from jaxtyping import Float64
@@ -28,6 +30,7 @@ __all__ = [
     "Stats",
     "Time",
     "direct",
+    "in_range",
 ]
 
 Scalar = Float64[Tensor, ""]
@@ -194,3 +197,31 @@ class Stats:
         if not self.measured:
             return None
         return self.states + max(self.kept + self.decoder, self.recomputed)
+
+
+def in_range(
+    name: str,
+    value: Any,
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
+    *,
+    open_low: bool = False,
+) -> None:
+    """Check that a number is finite and low <= value <= high.
+
+    Args:
+        name: of the setting or flag, for the message.
+        value: what was given.
+        low, high: the range.
+        open_low: whether `low` itself is outside.
+    Raises:
+        InputError: it is not a number, is NaN or infinite, or lies outside the range.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number: Any = value  # a whole number of any size compares exactly, as a float it would overflow
+        above = low < number if open_low else low <= number
+        if -math.inf < number < math.inf and above and number <= high:
+            return
+    parts = [f"{'above' if open_low else 'at least'} {low}"] if math.isfinite(low) else []
+    parts += [f"at most {high}"] if math.isfinite(high) else []
+    raise InputError(f"{name} must be {' and '.join(parts) or 'a finite number'}, but is {str(value)[:40]}")

@@ -13,7 +13,7 @@ from typing import Any
 
 def answer(arguments: list[str]) -> list[Any]:
     """What a command line ends in."""
-    from adjointdpm.cli import main
+    from adjointdpm.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     sys.argv, code = ["adjointdpm", *arguments], None

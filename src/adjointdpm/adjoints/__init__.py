@@ -3,7 +3,7 @@
 from .base import Adjoint
 from .continuous import Continuous
 from .discrete import Backprop, Checkpointed, Truncated
-from .meter import TooLargeError
 from .reversible import Reversible
+from .saved_bytes import TooLargeError
 
 __all__ = ["Adjoint", "Backprop", "Checkpointed", "Continuous", "Reversible", "TooLargeError", "Truncated"]

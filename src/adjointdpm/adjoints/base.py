@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Run, Stats, direct
-from ..ivp import IVP
-from .meter import SavedBytes, TooLargeError, addresses
+from ..solvers.integrate import IVP
 from .model_state import ModelState
 from .recompute import Blocks
+from .saved_bytes import SavedBytes, TooLargeError, addresses
 
 __all__ = ["Adjoint", "differentiable_inputs", "wants_gradient"]
 

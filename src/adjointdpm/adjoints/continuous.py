@@ -27,14 +27,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .._types import InputError, State, Stats, Time
-from ..grids import TimeGrid
-from ..ivp import IVP, integrate
+from ..flow.grids import TimeGrid, coarser, even_nodes
 from ..solvers import Solver
+from ..solvers.integrate import IVP, integrate
 from .base import Adjoint, wants_gradient
 from .discrete import Backprop
-from .nodes import coarser, even_nodes
-from .products import Leaves, Products
-from .trajectory import Evaluations, Trajectory
+from .interpolation import Evaluations, Trajectory
+from .vjp import Leaves, Products
 
 __all__ = ["Continuous"]
 

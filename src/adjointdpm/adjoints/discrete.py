@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from .._types import InputError, Run, State, Stats, Time, direct
-from ..grids import TimeGrid
-from ..ivp import IVP, integrate
+from ..flow.grids import TimeGrid
 from ..solvers import Euler
+from ..solvers.integrate import IVP, integrate
 from .base import Adjoint, wants_gradient
-from .ledger import Ledger
-from .meter import TooLargeError
-from .planner import Budget, by_blocks, bytes_of, parsed, split
+from .budget import Budget, by_blocks, bytes_of, parsed, split
+from .call_accounting import Ledger
+from .cotangents import Trace
 from .recompute import Recomputation, kept, recomputed, without_graph
-from .trace import Trace
+from .saved_bytes import TooLargeError
 
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
 

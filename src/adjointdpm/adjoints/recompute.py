@@ -24,7 +24,7 @@ from torch.utils.checkpoint import (
 )
 
 from .._types import InputError, RecomputationError, Run
-from .meter import SavedBytes, Taken, addresses
+from .saved_bytes import SavedBytes, Taken, addresses
 
 __all__ = ["Blocks", "Graph", "Recomputation", "autocast_now", "kept", "recomputed", "without_graph"]
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .._types import Derivative, DriftError, InputError, State, Stats, Time
-from ..ivp import IVP, advanced
 from ..solvers import Coupled
+from ..solvers.integrate import IVP, advanced
 from .base import Adjoint, wants_gradient
 from .discrete import Backprop
-from .products import Leaves, Products
+from .vjp import Leaves, Products
 
 __all__ = ["Reversible"]
 

@@ -5,13 +5,13 @@ brings its own preprocessing. Lower is better in all of them.
 """
 
 from .base import Paired, Sum, Weighable, beside
-from .classifiers import Logit, LogProbability, Margin
+from .classifier_losses import Logit, LogProbability, Margin
 from .clip import ClipDistance, load_clip
 from .effects import EFFECTS, EffectDistance, effect
-from .features import Content, ContentDistance, HiddenStates, Layers, Style, gram
-from .imports import user_function
+from .import_by_name import user_function
 from .pixels import BackgroundColour, Chroma, PixelDistance, Pixels
 from .preprocess import CLIP, IMAGENET, Preprocess
+from .style_content import Content, ContentDistance, HiddenStates, Layers, Style, gram
 
 __all__ = [
     "CLIP",

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .._types import InputError
 
-__all__ = ["AnyImages", "Images", "Paired", "Plain", "Sum", "Values", "Weighable", "beside"]
+__all__ = ["AnyImages", "Images", "Metric", "Paired", "Plain", "Sum", "Values", "Weighable", "beside"]
 
 Images = Float[Tensor, "batch 3 height width"]
+Metric = Callable[[Images], Float[Tensor, "batch"]]
 AnyImages = Float[Tensor, "batch channels height width"]
 Values = Float[Tensor, "batch"]
 Plain = Callable[[Tensor], Tensor]

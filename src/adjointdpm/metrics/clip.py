@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._types import InputError
-from ..pretrained import load_pretrained, quiet, refusing
+from ..files.pretrained import load_pretrained, quiet, refusing
 from .base import Images, Values, Weighable
 from .image_processor import has_processor, one_line, probe_image, processing_of, read_processor
 from .preprocess import CLIP, Preprocess

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from .._types import InputError
 from .base import Images, Paired
-from .imports import attribute
+from .import_by_name import attribute
 from .pixels import PixelDistance, border
 
 __all__ = ["EFFECTS", "EffectDistance", "effect"]

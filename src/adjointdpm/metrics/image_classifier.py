@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import InputError
-from ..pretrained import load_pretrained, quiet
-from ..writing import whole_files, write_file
+from ..files.atomic_write import whole_files, write_file
+from ..files.pretrained import load_pretrained, quiet
 from .image_processor import one_line, processing_of, read_processor
 from .preprocess import Preprocess
 

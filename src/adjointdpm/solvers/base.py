@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from .._types import Derivative, Scalar, State
-from ..grids import TimeGrid
+from ..flow.grids import TimeGrid
 
 __all__ = ["History", "Solver", "combine", "ends_clean"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._types import Derivative, InputError, State
-from ..grids import TimeGrid
+from ..flow.grids import TimeGrid
 from .base import History, Solver, combine
 from .runge_kutta import RK4
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .._types import Derivative, InputError, State
-from ..grids import TimeGrid
+from ..flow.grids import TimeGrid
 from .base import History, Solver, ends_clean
 from .runge_kutta import Euler, RungeKutta
 

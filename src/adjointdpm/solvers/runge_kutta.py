@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .._types import Derivative, State
-from ..grids import TimeGrid
+from ..flow.grids import TimeGrid
 from .base import History, Solver, combine, ends_clean
 
 __all__ = ["RK4", "Euler", "Heun", "Midpoint", "RungeKutta"]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .._types import Derivative, InputError, Scalar, State, Time
-from ..brownian import Brownian
-from ..grids import TimeGrid
+from ..flow.grids import TimeGrid
 from .base import History, Solver, combine, ends_clean
+from .step_noise import Brownian
 
 __all__ = ["Ancestral", "EulerMaruyama", "SDEDPMSolverPP"]
 

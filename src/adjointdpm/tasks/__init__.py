@@ -1,20 +1,12 @@
 """The tasks of the paper, each one call that ends in files and a page."""
 
-from .attack import NoiseClassifier, pixels
-from .audit import audit
-from .balls import Ball
-from .guide import GuideResult, GuideSettings, guide
+from ..optimization.loop import InterruptedRunError, Outcome, StoppedRunError, optimise
+from ..optimization.task import Loop, Losses, Task
+from .audit import AuditResult, AuditSettings, Ball, NoiseClassifier, audit, pixels
+from .guide import GuideResult, GuideSettings, LookAhead, guide, guided
 from .harden import HardenResult, HardenSettings, harden
-from .inversion import EffectGoal, PromptGoal, PromptRows, TokenVectors
-from .invert import InvertResult, InvertSettings, invert
-from .loop import InterruptedRunError, Outcome, StoppedRunError, optimise
-from .result import AuditResult
-from .settings import AuditSettings
-from .task import Loop, Losses, Task
-from .trajectory import LookAhead, guided
-from .tune import TuneSettings, tune
-from .tuned import TuneResult
-from .tuning import Lora, Subset
+from .invert import EffectGoal, InvertResult, InvertSettings, PromptGoal, PromptRows, TokenVectors, invert
+from .tune import Lora, Subset, TuneResult, TuneSettings, tune
 
 __all__ = [
     "AuditResult",

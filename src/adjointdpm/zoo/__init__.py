@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from .._types import InputError
-from ..fields import PipelineField
+from ..files.pretrained import load_pretrained_pipeline
 from ..metrics.image_classifier import Classifier, PlainClassifier, read_classifier
-from ..pretrained import load_pretrained_pipeline
-from ..sampler import FlowSampler
+from ..pipelines.pipeline_model import PipelineField
+from ..samplers.flow_sampler import FlowSampler
 
 __all__ = ["Classifier", "PlainClassifier", "bundled", "folder", "load", "load_classifier"]
 

@@ -1,0 +1,101 @@
+"""The accounts of one sampling: how each denoiser call is run, what it cost, what its graph holds.
+
+A *call* is one step's worth of denoising, and may be several *evaluations* of a network: two where
+guidance is split, two where a ControlNet goes first. One policy holds for a whole call. The ledger
+knows nothing of solvers or pipelines, so both run their denoisers through it.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .._types import Run, Stats, direct
+from .recompute import kept, without_graph
+from .repetition import Repeated, rounding
+from .saved_bytes import SavedBytes, address, addresses
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """Counts the calls of one sampling and adds up what the backward pass will hold.
+
+    The graphs of the first call that has any are measured in passing; those of the others are of the same sizes.
+
+    Args:
+        stats: where the sums go.
+        shared: tensors (weights, conditioning) that are there anyway and are not counted.
+        blocks: how a network's blocks are run within an evaluation, if not at once.
+        limit: the most that one graph may hold.
+    Raises:
+        TooLargeError: in an evaluation, as soon as its graph is larger.
+    """
+
+    def __init__(
+        self, stats: Stats, shared: list[Tensor], blocks: Run = direct, limit: float = math.inf
+    ) -> None:
+        self.stats, self._blocks, self._limit = stats, blocks, limit
+        self.call = 0
+        self._shared, self._rounding = frozenset(addresses(shared)), rounding(shared)
+        self._counted = set(self._shared)
+        self._sizes: list[int] = []  # of the graphs of the measured call's evaluations
+        self._measured: int | None = None  # the first call that has graphs
+        self._evaluation = 0  # of the present call
+
+    @property
+    def graph(self) -> int | None:
+        """Bytes of one call's graphs; None before there is one, or where torch cannot tell."""
+        return sum(self._sizes) if self._sizes and self.stats.measured else None
+
+    def enter(self, policy: Run) -> Run:
+        """The next call's policy, with the accounts kept."""
+        self.call += 1
+        self._evaluation = 0
+        return partial(self._run, policy)
+
+    def _run(self, policy: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
+        i, self._evaluation = self._evaluation, self._evaluation + 1
+        once = policy in (direct, kept, without_graph)
+        if not once:
+            name = f"denoiser call {self.call - 1}" + (f", evaluation {i}" if i else "")
+            fn = Repeated(fn, name, self._rounding)
+        out = policy(partial(self._evaluate, fn, i), *tensors)
+        graph = self._sizes[min(i, len(self._sizes) - 1)] if self._sizes else 0
+        differentiable = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
+        if differentiable:
+            differentiable[0].register_hook(self._differentiated)
+            if policy in (direct, kept):
+                self.stats.kept += graph
+            else:
+                self.stats.states += sum(map(self._held, tensors))
+                self.stats.recomputed = max(self.stats.recomputed, graph)
+        return out
+
+    def _held(self, tensor: Tensor) -> int:
+        """Bytes of an input that a recomputation holds until then, counted once."""
+        at = address(tensor)
+        if tensor.ndim == 0 or at in self._counted:
+            return 0
+        self._counted.add(at)
+        return tensor.untyped_storage().nbytes()
+
+    def _evaluate(self, fn: Callable[..., Any], i: int, *tensors: Tensor) -> Any:
+        self.stats.nfe_forward += 1
+        elsewhere = self._measured not in (None, self.call) or i < len(self._sizes)
+        if elsewhere or not torch.is_grad_enabled():
+            return fn(*tensors)
+        self._measured = self.call
+        with SavedBytes(self._shared, self._limit) as saved:
+            out = fn(*tensors)
+        self.stats.measured &= saved.bytes is not None
+        # Where blocks are recomputed, their inputs are held, and of one at a time the graph.
+        self._sizes.append((saved.bytes or 0) + getattr(self._blocks, "largest", 0))
+        return out
+
+    def _differentiated(self, cotangent: Tensor) -> None:
+        self.stats.nfe_backward += 1

@@ -1,0 +1,80 @@
+"""Where along a trajectory a gradient grows, vanishes or breaks: dL/dz at each node, as it passes.
+
+A backward pass that overflows leaves NaN in every gradient and says nothing of where. Here the cotangent
+of each state is looked at when it arrives; the first that is not finite is named with its step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .._types import NonFiniteError, Stats, Time
+from ..flow.grids import TimeGrid
+
+__all__ = ["Trace", "cotangents"]
+
+_KEPT: ContextVar[list[tuple[float, Tensor]] | None] = ContextVar("_KEPT", default=None)
+
+
+@contextmanager
+def cotangents() -> Iterator[list[tuple[float, Tensor]]]:
+    """Keep (t, dL/dz at t) of every sampling made inside, in the order of the backward pass: N states."""
+    kept: list[tuple[float, Tensor]] = []
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)
+
+
+class Trace:
+    """Records |dL/dz| at the nodes of one sampling into `stats.trace`.
+
+    Args:
+        stats: where (t, norm) goes.
+        grid: the forward grid, to name steps by.
+    Raises:
+        NonFiniteError: in the backward pass, at the first cotangent that is NaN or infinite.
+    """
+
+    def __init__(self, stats: Stats, grid: TimeGrid) -> None:
+        self._stats, self._times, self._steps = stats, grid.times, len(grid)
+        self._kept = _KEPT.get()  # now, since a backward pass may run in another thread
+
+    def follow(self, time: Time, z: Tensor) -> None:
+        """Record the cotangent of a state when autograd has it."""
+        if z.requires_grad:
+            z.register_hook(partial(self.record, time))
+
+    def record(self, time: Time, cotangent: Tensor) -> None:
+        """Record dL/dz at an instant."""
+        t, cotangent = float(time.t), cotangent.detach()
+        if self._stats.trace and self._stats.trace[-1][0] == t:
+            return  # a sampling that was begun anew, with guidance split, has hooked its start twice
+        norm = float(torch.linalg.vector_norm(cotangent, dtype=_wide(cotangent)))
+        self._stats.trace.append((t, norm))
+        if self._kept is not None:
+            self._kept.append((t, cotangent.clone()))
+        self.check(time, cotangent, "of the state")
+
+    def check(self, time: Time, cotangent: Tensor, what: str) -> None:
+        """Raise if a cotangent is not finite."""
+        if bool(torch.isfinite(cotangent).all()):
+            return
+        step = int((self._times.detach() >= time.t.detach()).sum()) - 1
+        is_nan = bool(torch.isnan(cotangent).any())
+        later = [norm for _, norm in self._stats.trace if norm < float("inf")]
+        last = f"; the last finite one, a step later, had norm {later[-1]:g}" if later else ""
+        raise NonFiniteError(
+            f"the gradient {what} became {'NaN' if is_nan else 'infinite'} in the backward pass at step "
+            f"{max(step, 0)} of {self._steps} (t = {float(time.t):g}){last}. Look at the network's dtype "
+            "(float16 overflows above 65504: use bfloat16), the size of the loss, or the guidance scale"
+        )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

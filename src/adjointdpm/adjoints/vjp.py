@@ -1,0 +1,187 @@
+"""Vector-Jacobian products of the velocity, one denoiser call at a time, outside of autograd's graph.
+
+    products(time, z, mu) = f,  mu^T df/dz,  mu^T df/dc,  mu^T df/dtheta
+
+What `Continuous` and `Reversible` share: one graph is made, used and freed at each instant.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import Derivative, InputError, RecomputationError, State, Stats, Time
+from ..solvers.integrate import IVP
+from .cotangents import Trace
+from .recompute import Graph, autocast_now
+from .repetition import Checksum, rounding
+from .saved_bytes import SavedBytes, Taken, addresses
+
+__all__ = ["Leaves", "Products"]
+
+_NEAR = 1e-3  # relative distance of states up to which their velocities are compared
+_SLACK = 100.0  # how much further apart the velocities may then be than the states
+
+
+class Leaves:
+    """The tensors that a custom Function must take as inputs: conditioning first, then weights.
+
+    Raises:
+        InputError: the time grid wants a gradient, or weights are sharded.
+    """
+
+    def __init__(self, ivp: IVP, adjoint: str) -> None:
+        self.weights: list[Tensor] = [p for p in ivp.flow.denoiser.parameters() if p.requires_grad]
+        if ivp.grid.times.requires_grad:
+            raise InputError(f"{adjoint} has no gradient for the time grid; use Checkpointed()")
+        if any(hasattr(weight, "full_tensor") for weight in self.weights):
+            raise InputError(
+                f"{adjoint} cannot return gradients to sharded (DTensor) weights; use Checkpointed(), "
+                "or freeze the weights"
+            )
+        self.names = [name for name, tensor in ivp.cond.items() if tensor.requires_grad]
+        self.tensors = [*(ivp.cond[name] for name in self.names), *self.weights]
+
+
+class Products:
+    """The IVP's velocity and its vector-Jacobian products with z, conditioning and weights.
+
+    Args:
+        ivp: the problem.
+        stats: the accounts.
+        leaves: what is differentiated besides z.
+        rescale: bring each cotangent to a norm near 1 by a power of two before it enters the network,
+            and the products back: exact but for under- and overflow, which it prevents in float16.
+    """
+
+    def __init__(self, ivp: IVP, stats: Stats, leaves: Leaves, rescale: bool = False) -> None:
+        self._ivp, self._stats, self._rescale = ivp, stats, rescale
+        self._names, self._weights = leaves.names, leaves.weights
+        self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
+        self.trace = Trace(stats, ivp.grid)
+        self._autocast = autocast_now(ivp.initial.device.type)
+        self._rounding = rounding([ivp.initial, *self._shared])
+        self._made: dict[float, list[tuple[Checksum, Checksum]]] = {}  # of state and velocity, at each time
+        self._size = 0  # of the first evaluation's graph
+        # FSDP puts operations of its own into graphs, which differ between the passes.
+        self._gathered = any(hasattr(module, "unshard") for module in ivp.flow.denoiser.modules())
+        self.compared = False  # whether a velocity of the backward pass was one of the forward pass
+
+    def made(self, time: Time, z: Tensor, slope: Tensor) -> None:
+        """Remember an evaluation of the forward pass, by its checksum."""
+        self._made.setdefault(float(time.t), []).append((Checksum(z), Checksum(slope)))
+
+    def _compare(self, time: Time, z: Tensor, slope: Tensor) -> None:
+        """Raise if the forward pass found another velocity at this state.
+
+        Where states are rebuilt, or solved for again, they are near the forward pass's and not the same, so that
+        velocities may differ by a multiple of their distance, and by what the network's dtype makes of a state's
+        last bits; far from them nothing can be said.
+        """
+        state, velocity = Checksum(z), Checksum(slope)
+        near = ((then.distance(state), found) for then, found in self._made.get(float(time.t), []))
+        away, found = min(near, key=lambda each: each[0], default=(math.inf, velocity))
+        if away > _NEAR:
+            return
+        self.compared = True
+        apart = found.distance(velocity)
+        first = away <= self._rounding and time.t == self._ivp.grid[0].t and not self._gathered
+        # The walk over a graph takes time, and there is only one that it can be compared with.
+        if slope.requires_grad and first and (size := Graph(slope, [z]).size) != self._size:
+            raise RecomputationError(
+                f"the velocity at t = {float(time.t):g} has a graph of {size} nodes when it is evaluated again in "
+                f"the backward pass, and had {self._size}: the denoiser answers from something that it has kept; use "
+                "Backprop()"
+            )
+        if not apart <= _SLACK * away + self._rounding:
+            raise RecomputationError(
+                f"the velocity at t = {float(time.t):g} differs by {apart:.1e} of its norm when it is evaluated "
+                "again in the backward pass: the denoiser is not the same function when it is called again (dropout, "
+                "a random generator, a counter or a cache of its own, or weights that were changed meanwhile); call "
+                "eval(), use Checkpointed(), which repeats torch's random numbers, or Backprop()"
+            )
+
+    def probe(self, initial: Tensor) -> None:
+        """Where no velocity could be compared: evaluate the first one again, for that alone."""
+        if not self.compared:
+            with self._autocast(), torch.no_grad():
+                time = self._ivp.grid[0]
+                self._compare(time, initial, self._ivp.velocity(time, initial, self.run))
+
+    def run(self, fn: Any, *tensors: Tensor) -> Tensor:
+        """One counted call of the denoiser."""
+        self._stats.nfe_forward += 1
+        return fn(*tensors)
+
+    def _opened(self, z: Tensor, conds: list[Tensor]) -> tuple[Derivative, list[Tensor]]:
+        """The velocity with fresh leaves, and those: the state first, then the conditioning."""
+        inputs = [tensor.detach().requires_grad_() for tensor in (z, *conds)]
+        cond = self._ivp.cond.replace(**dict(zip(self._names, inputs[1:], strict=True)))
+        ivp = replace(self._ivp, cond=cond)
+
+        def f(time: Time, state: State) -> State:
+            slope = ivp.velocity(time, state[0], self.run)
+            self._compare(time, state[0], slope)
+            return (slope,)
+
+        return f, inputs
+
+    def check(self, time: Time, z: Tensor) -> Tensor:
+        """The velocity, once it is sure that every tensor it depends on is one we differentiate."""
+        taken = Taken()
+        value = self._checked(time, z, taken)
+        taken.refuse()
+        return value
+
+    def _checked(self, time: Time, z: Tensor, taken: Taken) -> Tensor:
+        f, inputs = self._opened(z, [self._ivp.cond[name] for name in self._names])
+        with torch.enable_grad(), taken, SavedBytes(addresses(self._shared)) as saved:
+            (slope,) = f(time, (inputs[0],))
+        self._stats.measured &= saved.bytes is not None
+        self._stats.recomputed = saved.bytes or 0
+        graph = Graph(slope, inputs)
+        self._size = graph.size
+        if unknown := graph.others(self._weights):
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in unknown[:3])
+            raise InputError(
+                f"the denoiser depends on {len(unknown)} differentiable tensors (shape {shapes}) "
+                "that are neither in the conditioning nor among its parameters, so their gradient would "
+                "be lost: register them as nn.Parameter or pass them in the Cond, or use Checkpointed()"
+            )
+        return slope.detach()
+
+    def __call__(self, time: Time, z: Tensor, mu: Tensor, leaves: list[Tensor]) -> State:
+        """(f, mu^T df/dz, mu^T df/dc, mu^T df/dtheta) at one instant."""
+        return self.through(lambda f, z: f(time, (z,))[0], time, z, mu, leaves)
+
+    def through(
+        self,
+        g: Callable[[Derivative, Tensor], Tensor],
+        time: Time,
+        z: Tensor,
+        mu: Tensor,
+        leaves: list[Tensor],
+    ) -> State:
+        """(g, mu^T dg/dz, mu^T dg/dc, mu^T dg/dtheta) of any map g(f, z), such as a solver's increment."""
+        before = self._stats.nfe_forward
+        # A backward pass runs outside of the user's autocast, which must be entered again.
+        with self._autocast():
+            f, inputs = self._opened(z, leaves[: len(self._names)])
+            with torch.enable_grad():
+                out = g(f, inputs[0])
+            self._stats.nfe_backward += self._stats.nfe_forward - before
+            targets = [*inputs, *leaves[len(self._names) :]]
+            power = _power(mu) if self._rescale else 1.0
+            products = torch.autograd.grad(out, targets, mu / power, materialize_grads=True)
+        products = [power * product for product in products] if self._rescale else products
+        self.trace.check(time, products[0], "through the denoiser")
+        return out.detach(), *products
+
+
+def _power(mu: Tensor) -> float:
+    """The power of two nearest to the root mean square of a cotangent; 1 for none."""
+    size = float(mu.double().square().mean().sqrt())
+    return 2.0 ** round(torch.tensor(size).log2().item()) if 0 < size < float("inf") else 1.0

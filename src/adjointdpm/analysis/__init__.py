@@ -1,0 +1,1 @@
+"""Gradients of metrics, and how accurate they are."""

@@ -1,0 +1,195 @@
+"""How wrong is a gradient, and what did it cost? Every adjoint against the exact gradient, in one run."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .._types import Cond, InputError
+from ..adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from ..adjoints.budget import free_memory
+from ..adjoints.cotangents import cotangents
+from ..metrics.base import Metric
+from ..samplers.base import Sampler
+from ..samplers.flow_sampler import FlowSampler
+from ..solvers import Euler
+from .comparison_report import Comparison, Profile, Row
+from .finite_difference import Check, finite_difference
+from .gradients import gradients
+
+__all__ = ["Comparison", "Row", "compare"]
+
+
+@dataclass
+class _Contender:
+    """One adjoint and what was seen of it."""
+
+    adjoint: Adjoint
+    sampler: Sampler
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    trace: list[tuple[float, Tensor]] = field(default_factory=list)
+    peak: int | None = None
+
+
+def compare(
+    sampler: Sampler,
+    metric: Metric,
+    adjoints: Sequence[Adjoint] | None = None,
+    *,
+    noise: Tensor | None = None,
+    cond: Cond | None = None,
+    variables: Sequence[str] | None = None,
+    repeats: int = 3,
+    check: bool = True,
+) -> Comparison:
+    """Each adjoint's gradient against the exact one of the same sampler, with its cost and a recommendation.
+
+    The exact gradient is `Checkpointed()`'s, which equals plain autograd, and is itself checked against a
+    finite difference of the sampler. Adjoints are timed in turn, `repeats` times round after one round of
+    warm-up, in which the gradients along the trajectory are kept; a time is the median.
+
+    Args:
+        sampler: the sampler; its own adjoint does not matter.
+        metric: one value a picture.
+        adjoints: those to compare; by default those that the sampler can have, see `default_adjoints`.
+        noise: (batch, *shape); by default one sample of seed 0.
+        cond: the conditioning; by default the empty prompt's.
+        variables: among "noise", the names in `cond`, and "weights"; by default the noise, all of the
+            conditioning that can have a gradient, and the weights if any is trainable.
+        repeats: timed rounds, at least 1.
+        check: make the finite differences, about 25 samplings without a gradient a variable, in float64 where
+            the networks and the metric run in it (`finite_difference`).
+    Raises:
+        InputError: repeats < 1, no adjoints, or an input or metric that `gradients` would refuse.
+    """
+    if repeats < 1:
+        raise InputError(f"repeats must be at least 1, but is {repeats}")
+    noise = sampler.noise() if noise is None else noise
+    cond = sampler.encode("") if cond is None else cond
+    if variables is None:
+        trained = any(p.requires_grad for p in sampler.parameters())
+        guided = any(name.startswith("negative_") for name in cond)
+        # A scale alone has no influence; where there is guidance it is a variable like any other.
+        prompt = [name for name in cond.differentiable if cond[name].ndim or guided]
+        variables = ["noise", *prompt, *(["weights"] if trained else [])]
+    adjoints = default_adjoints(sampler) if adjoints is None else adjoints
+    if not adjoints:
+        raise InputError("compare needs at least one adjoint, but the list is empty")
+    contenders = [_Contender(each, sampler.replace(adjoint=each)) for each in adjoints]
+    exact = _Contender(Checkpointed(), sampler.replace(adjoint=Checkpointed()))
+    for each in (exact, *contenders):
+        with cotangents() as each.trace:
+            _take(each, metric, noise, cond, variables, first=True)
+    for _ in range(repeats):
+        for each in contenders:
+            start = time.perf_counter()
+            _take(each, metric, noise, cond, variables)
+            _wait(noise)
+            each.seconds.append(time.perf_counter() - start)
+    checks: list[Check] = []
+    for name in variables if check else ():
+        checks.append(finite_difference(exact.sampler, metric, noise, cond, name, exact.gradients[name]))
+    return Comparison(
+        tuple(row for each in contenders for row in _rows(each, exact, variables)),
+        tuple(_profile(each, exact) for each in contenders if each.trace),
+        tuple(checks),
+        free_memory(noise.device),
+    )
+
+
+def default_adjoints(sampler: Sampler) -> list[Adjoint]:
+    """The exact ones and DRaFT-1; for a `FlowSampler` also fewer backward steps and the paper's release's."""
+    everyone: list[Adjoint] = [Backprop(), Checkpointed(), Truncated(last=1)]
+    if not isinstance(sampler, FlowSampler):
+        return everyone
+    return [
+        *everyone,
+        *(
+            Continuous(steps=m)
+            for m in sorted({max(1, sampler.length // part) for part in (2, 3)}, reverse=True)
+        ),
+        Continuous(solver=Euler(), transposed=False),
+        Continuous(solver=Euler(), trajectory="resolved"),
+    ]
+
+
+def _take(
+    each: _Contender,
+    metric: Metric,
+    noise: Tensor,
+    cond: Cond,
+    variables: Sequence[str],
+    first: bool = False,
+) -> None:
+    """One gradient of all variables that are not refused."""
+    wanted = [name for name in variables if name not in each.refusals]
+    if noise.is_cuda:
+        torch.cuda.reset_peak_memory_stats(noise.device)
+    if not wanted:
+        return  # its rows say why
+    try:
+        each.gradients = gradients(each.sampler, metric, noise, cond, wanted).variables
+    except InputError as error:
+        if "noise" not in wanted or not first or not isinstance(each.adjoint, Truncated):
+            raise
+        # Only a truncated gradient refuses the noise; the rest is asked for again.
+        each.refusals["noise"] = str(error)
+        wanted.remove("noise")
+        if wanted:
+            each.gradients = gradients(each.sampler, metric, noise, cond, wanted).variables
+    if noise.is_cuda:
+        each.peak = torch.cuda.max_memory_allocated(noise.device)
+
+
+def _rows(each: _Contender, exact: _Contender, variables: Sequence[str]) -> list[Row]:
+    stats = each.sampler.stats
+    cost = (stats.bytes_saved, stats.nfe_forward, stats.nfe_backward, statistics.median(each.seconds))
+    if not each.gradients:  # all was refused
+        cost = (None, 0, 0, 0.0)
+    return [
+        Row(
+            _label(each.adjoint),
+            name,
+            *_accuracy(each.gradients.get(name), exact.gradients[name]),
+            *cost,
+            refusal=each.refusals.get(name, ""),
+            peak_bytes=each.peak,
+        )
+        for name in variables
+    ]
+
+
+def _profile(each: _Contender, exact: _Contender) -> Profile:
+    known = dict(exact.trace)
+    errors = [_accuracy(g, known[t])[0] if t in known else None for t, g in each.trace]
+    norms = [float(g.double().norm()) for _, g in each.trace]
+    times = [t for t, _ in each.trace]
+    return Profile(_label(each.adjoint), tuple(times), tuple(norms), tuple(errors))
+
+
+def _label(adjoint: Adjoint) -> str:
+    """The adjoint as one would write it, without what it has by default."""
+    usual = type(adjoint)()
+    told = [f"{name}={value!r}" for name, value in vars(adjoint).items() if value != getattr(usual, name)]
+    return f"{type(adjoint).__name__}({', '.join(told)})"
+
+
+def _accuracy(found: Tensor | None, exact: Tensor) -> tuple[float | None, float | None, float | None]:
+    if found is None:
+        return None, None, None
+    g, reference = found.double().flatten(), exact.double().flatten()
+    norms = g.norm(), reference.norm()
+    tiny = torch.finfo(torch.float64).tiny
+    error = (g - reference).norm() / norms[1].clamp(min=tiny)
+    cosine = g @ reference / (norms[0] * norms[1]).clamp(min=tiny)
+    return float(error), float(cosine), float(norms[0] / norms[1].clamp(min=tiny))
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,333 @@
+"""Metrics as text, for the command line: `0.5*style:picture.png`, several of them added up.
+
+pixels, content                  distance to the picture that the task compares with
+pixels:FILE, content:FILE        ... to a picture
+style:FILE                       Gram matrices of one picture
+effect:NAME                      an effect on the picture that the task compares with
+chroma, background:R,G,B         colourfulness; the border's colour, in [0, 1]
+label:NAME, margin:NAME          a classifier's -log probability, or margin, of a label: to reach, to leave
+clip-text:TEXT, clip-image:FILE  1 - cosine similarity
+MODULE:FUNCTION                  your own, of pictures (batch, 3, height, width) in [0, 1] to (batch,)
+
+`a + b` in one text is a sum where only one reading of it stands for metrics: names of files and CLIP's texts may hold
+a plus themselves. A file's name is one if the file is there, a label if the classifier has it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import InputError
+from ..files.images import image_file
+from ..metrics import (
+    BackgroundColour,
+    Chroma,
+    ClipDistance,
+    Content,
+    ContentDistance,
+    EffectDistance,
+    HiddenStates,
+    LogProbability,
+    Margin,
+    PixelDistance,
+    Pixels,
+    Style,
+    Sum,
+    effect,
+    load_clip,
+    user_function,
+)
+from ..metrics.base import Weighable
+from ..metrics.image_classifier import Classifier
+from ..samplers.base import Sampler
+from .parse_sampler import classifier_of, using
+
+__all__ = ["Networks", "guarded_effect", "metric_of", "picture_file"]
+
+_TERM = re.compile(r"^\s*(?:(?P<weight>[^:*]*)\*)?\s*(?P<kind>[\w.-]+)\s*(?::(?P<rest>.*))?$", re.DOTALL)
+_FUNCTION = re.compile(r"^[^\W\d][\w.]*:[^\W\d]\w*$")
+_KINDS = (
+    "pixels", "content", "style", "effect", "chroma", "background", "label", "margin", "clip-text", "clip-image",
+)  # fmt: skip
+
+
+def picture_file(path: str, size: tuple[int, ...] | None = None) -> Tensor:
+    """An image file as (3, height, width) in [0, 1], as `pictures.image_file` reads it.
+
+    Raises:
+        InputError: it is missing, no image, or not of the size that is needed.
+    """
+    picture = image_file(path)
+    if size is not None and tuple(picture.shape[1:]) != tuple(size):
+        h, w = picture.shape[1:]
+        raise InputError(
+            f"{path} is {w} x {h} pixels, but {size[1]} x {size[0]} are compared with; resize it"
+        )
+    return picture
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Which networks a metric's text may need, by name; loaded when it does.
+
+    Args:
+        sampler: for the size and place of pictures.
+        features: a classifier whose hidden states style and content are of; None for none.
+        layers: which of them.
+        classifier: for labels; None for none.
+        clip: a CLIP model's folder or name.
+    """
+
+    sampler: Sampler
+    features: str | None = "emoji/resnet"
+    layers: tuple[int, ...] = (0, 1, 2)
+    classifier: str | None = "emoji/resnet"
+    clip: str = "openai/clip-vit-base-patch32"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_loaded", {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pictures are."""
+        return self.sampler.noise(1).device
+
+    @property
+    def used(self) -> set[str]:
+        """The fields that some metric has needed so far."""
+        return set(self.__dict__["_loaded"])
+
+    def hidden(self) -> HiddenStates:
+        """The features, tried on a gray picture."""
+
+        def load() -> HiddenStates:
+            net = self._classifier_of("features", self.features)
+            found = HiddenStates(net.model, net.normalised, self.layers)
+            with using(f"the features of {self.features!r}, hidden states {self.layers}"), torch.no_grad():
+                found(torch.full((1, *self.sampler.image_shape), 0.5, device=self.device))
+            return found
+
+        found = self._once("features", load)
+        self._once("layer", lambda: self.layers)
+        return found
+
+    def labelled(self) -> Classifier:
+        """The classifier for labels."""
+        return self._once("classifier", lambda: self._classifier_of("classifier", self.classifier))
+
+    def clip_model(self) -> tuple[Any, Any, Any]:
+        """The CLIP model, its tokenizer and its preprocessing."""
+
+        def load() -> tuple[Any, Any, Any]:
+            with using(f"the CLIP model {self.clip!r}"):
+                model, tokenizer, preprocess = load_clip(self.clip)
+                return model.to(self.device), tokenizer, preprocess
+
+        return self._once("clip_model", load)
+
+    def picture(self, path: str, same: bool = False) -> Tensor:
+        """A picture where the networks are."""
+        return picture_file(path, self.sampler.image_shape[1:] if same else None).to(self.device)
+
+    def _classifier_of(self, what: str, name: str | None) -> Classifier:
+        if name is None:
+            raise InputError(
+                f"this metric needs a classifier of your own, since the bundled ones know the bundled model's "
+                f"pictures alone; give --{what}"
+            )
+        return classifier_of(name, self.device, self.sampler.image_shape)
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        loaded = self.__dict__["_loaded"]
+        if name not in loaded:
+            loaded[name] = make()
+        return loaded[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Own(Weighable):
+    """A function of one's own: what it raises, and what it does to the process, becomes an error that names it.
+
+    Args:
+        name: as it was given.
+        function: pictures (batch, 3, height, width) in [0, 1] to (batch,).
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with using(self.name):
+            return self.function(images)
+
+
+def guarded_effect(name: str) -> Callable[[Tensor], Tensor]:
+    """An effect by its name; one of kornia's that does not take an image alone becomes an error that names it."""
+    with using(f"the effect {name}"):
+        found = effect(name)
+    return Own(name, found) if name.startswith("kornia:") else found
+
+
+def metric_of(text: str | Sequence[str], networks: Networks) -> Any:
+    """The metric that one or more texts stand for, their sum; see the head of this module.
+
+    Of several texts each is one term, where it can be read as one.
+
+    Raises:
+        InputError: a part cannot be read or can be read in two ways, or what it names is not there.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    terms = [
+        (_weight(found["weight"]), _single(found["kind"], (found["rest"] or "").strip(), networks))
+        for each in texts
+        for found in _parts(each, networks, alone=len(texts) > 1)
+    ]
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(tuple(terms))
+
+
+def _parts(text: str, networks: Networks, alone: bool) -> list[re.Match[str]]:
+    """The terms of a text.
+
+    Raises:
+        InputError: there is no reading, or more than one.
+    """
+    pieces = text.split("+")
+    if len(pieces) > 12:
+        raise InputError(
+            f"the metric {text[:60]!r}... has too many +; give each term in a --metric of its own"
+        )
+    readings = list(_readings(pieces, networks))
+    whole = [each for each in readings if len(each) == 1]
+    if alone and whole:
+        return [_term(whole[0][0])]
+    if len(readings) > 1:
+        ways = " or ".join(" and ".join(repr(part.strip()) for part in each) for each in readings[:2])
+        raise InputError(
+            f"the metric {text!r} can be read as {ways}; give each term in a --metric of its own, which is then read "
+            "as a whole"
+        )
+    # Without a reading, what fails is the sum of all that looks like terms: its own error says most.
+    starts = "|".join(_KINDS)
+    plain = re.split(rf"\+(?=\s*(?:[0-9.]+(?:e-?[0-9]+)?\s*\*|(?:{starts})\b))", text)
+    return [_term(each) for each in (readings[0] if readings else plain)]
+
+
+def _readings(pieces: list[str], networks: Networks) -> Iterator[list[str]]:
+    """All ways to join pieces to terms that stand for something."""
+    if not pieces:
+        yield []
+    for n in range(1, len(pieces) + 1):
+        term = "+".join(pieces[:n])
+        if _stands(term, networks):
+            for rest in _readings(pieces[n:], networks):
+                yield [term, *rest]
+
+
+def _stands(text: str, networks: Networks) -> bool:
+    """Whether a text is one term, and what it names is there."""
+    found = _TERM.match(text.strip())
+    if found is None:
+        return False
+    kind, rest = found["kind"], (found["rest"] or "").strip()
+    try:
+        _weight(found["weight"])
+        if kind == "background":
+            return bool(_colour(rest))
+        if kind == "effect":
+            return bool(effect(rest))
+        if kind in ("label", "margin"):
+            return rest in networks.labelled().labels
+    except InputError:
+        return False
+    if kind not in _KINDS:
+        return _FUNCTION.match(f"{kind}:{rest}") is not None
+    if kind == "chroma" or (not rest and kind in ("pixels", "content")):
+        return not rest
+    return bool(rest) if kind == "clip-text" else _is_file(rest)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
+
+
+def _term(text: str) -> re.Match[str]:
+    found = _TERM.match(text.strip())
+    if found is None:
+        raise InputError(
+            f"the metric {text.strip()!r} cannot be read; write {', '.join(_KINDS)} or module:function"
+        )
+    return found
+
+
+def _weight(text: str | None) -> float:
+    try:
+        weight = float((text or "1").replace(" ", ""))
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight) or weight == 0:
+        raise InputError(f"the weight of a metric is a finite number other than 0, but is {text!r}")
+    return weight
+
+
+def _single(kind: str, rest: str, networks: Networks) -> Any:
+    if kind not in _KINDS:
+        if not rest:
+            raise InputError(
+                f"there is no metric {kind!r}; there are {', '.join(_KINDS)}, and module:function"
+            )
+        name = f"{kind}:{rest}"
+        with using(f"the metric {name}"):
+            return Own(name, user_function(name))
+    if not rest and kind not in ("pixels", "content", "chroma"):
+        raise InputError(f"the metric {kind} needs something after a colon; see adjointdpm tune --help")
+    if rest and kind == "chroma":
+        raise InputError(f"the metric chroma takes nothing after it, but {rest!r} was given")
+    makes: dict[str, Callable[[], Any]] = {
+        "pixels": lambda: PixelDistance(networks.picture(rest, same=True)) if rest else Pixels(),
+        "content": lambda: (
+            ContentDistance(networks.hidden(), networks.picture(rest, same=True)[None])
+            if rest
+            else Content(networks.hidden())
+        ),
+        "style": lambda: Style(networks.hidden(), networks.picture(rest)),
+        "effect": lambda: EffectDistance(guarded_effect(rest)),
+        "chroma": Chroma,
+        "background": lambda: BackgroundColour(_colour(rest)),
+        "label": lambda: _labelled(LogProbability, rest, networks),
+        "margin": lambda: _labelled(Margin, rest, networks),
+        "clip-text": lambda: _clip(rest, None, networks),
+        "clip-image": lambda: _clip("", networks.picture(rest), networks),
+    }
+    return makes[kind]()
+
+
+def _labelled(kind: Any, label: str, networks: Networks) -> Any:
+    classifier = networks.labelled()
+    return kind(classifier, classifier.index(label))
+
+
+def _clip(text: str, picture: Tensor | None, networks: Networks) -> ClipDistance:
+    model, tokenizer, preprocess = networks.clip_model()
+    with using(f"the CLIP model {networks.clip!r}"):
+        if picture is not None:
+            return ClipDistance.of_picture(model, picture, preprocess)
+        return ClipDistance.of_text(model, tokenizer, text, preprocess)
+
+
+def _colour(text: str) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(each) for each in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"a colour is three numbers in [0, 1], such as 0.2,0.4,0.9, but is {text!r}"
+        ) from error
+    return red, green, blue

@@ -1,0 +1,242 @@
+"""Models by name, as the command line takes them: bundled, a local folder, or a name on a model hub.
+
+solver    dpm++ (2M), euler (= ddim), midpoint, heun, rk4, ab1 ... ab4, or pipeline: its own scheduler
+adjoint   checkpointed[:keep], backprop, truncated:last, continuous[:steps]
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._types import AdjointDPMError, InputError, in_range
+from ..adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from ..adjoints.budget import free_memory
+from ..files.pretrained import load_pretrained_pipeline
+from ..metrics.image_classifier import Classifier
+from ..samplers.base import Sampler
+from ..samplers.flow_sampler import FlowSampler
+from ..samplers.pipeline_sampler import PipelineSampler
+from ..solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from ..zoo import bundled, folder, load, load_classifier
+
+__all__ = ["SOLVERS", "adjoint_of", "check_memory", "classifier_of", "device_of", "sampler_of", "using"]
+
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    "dpm++": lambda: DPMSolverPP(order=2),
+    "euler": Euler,
+    "ddim": Euler,
+    "midpoint": Midpoint,
+    "heun": Heun,
+    "rk4": RK4,
+    **{f"ab{n}": (lambda n=n: AdamsBashforth(order=n)) for n in (1, 2, 3, 4)},
+}
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@contextmanager
+def using(what: str) -> Iterator[None]:
+    """Whatever somebody else's files or code raise in this block becomes one line that names them.
+
+    Args:
+        what: the subject of the sentence, such as "the model 'folder'".
+    Raises:
+        InputError: in place of any error that is not of this library already.
+    """
+    try:
+        yield
+    except (AdjointDPMError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        says = " ".join(str(error).split())[:300] or "without a reason"
+        raise InputError(f"{what} cannot be used: {type(error).__name__}: {says}") from error
+
+
+def device_of(text: str) -> torch.device:
+    """A device by name; of several processes that torchrun started, each gets a GPU of its own.
+
+    Args:
+        text: auto (CUDA where there is a GPU, then MPS, then the CPU), or a device of torch, such as cpu or cuda:1.
+            In a process with a LOCAL_RANK, cuda without a number is cuda:LOCAL_RANK.
+    Raises:
+        InputError: there is no such device here, or nothing can be computed on it.
+    """
+    if text == "auto":
+        text = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    if text == "cuda":
+        text = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        device = torch.device(text)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as error:
+        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        here = ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+        says = str(error).strip().partition("\n")[0][:120]
+        raise InputError(
+            f"the device {text!r} cannot be used here ({says}); there are {', '.join(here)}, and auto chooses"
+        ) from error
+    return device
+
+
+def classifier_of(name: str, device: torch.device, image_shape: tuple[int, ...]) -> Classifier:
+    """A classifier by name, tried once on a gray image, so that a broken one fails before the work.
+
+    Raises:
+        InputError: it cannot be loaded, or cannot classify images of this shape.
+    """
+    _check_source("classifier", name)
+    with using(f"the classifier {name!r}"):
+        classifier = load_classifier(name, device=device)
+        with torch.no_grad():
+            logits = classifier(torch.full((1, *image_shape), 0.5, device=device))
+    if logits.ndim != 2 or logits.shape[1] < 2 or not bool(logits.isfinite().all()):
+        raise InputError(
+            f"the classifier {name!r} must put out finite logits (batch, classes) of two classes or more, but put out "
+            f"{tuple(logits.shape)}{'' if logits.isfinite().all() else ' with NaN or infinity'}"
+        )
+    return classifier
+
+
+def _check_source(what: str, name: str) -> None:
+    """Refuse what is neither a folder nor can be a name on a hub, before anybody opens or asks for it."""
+    path = Path(name)
+    if name.strip() and (bundled(name) or path.is_dir()):
+        return
+    if path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or ".." in name:
+        raise InputError(
+            f"the {what} {name!r} is neither a bundled one nor a folder that is there nor a name on a hub, such as "
+            "owner/model"
+        )
+
+
+def check_memory(sampler: Sampler, images: int, batch: int) -> None:
+    """Refuse what cannot fit into memory, whatever the network takes.
+
+    Counted are the noise, the latents and four images in float32 of everything that is made, and the stored states of
+    one batch: a lower bound, without any graph of the network.
+
+    Args:
+        sampler: makes the images.
+        images: how many are held at once, at the end.
+        batch: how many go through the sampler together.
+    Raises:
+        InputError: it is more than is free on the device (or on the machine).
+    """
+    noise = sampler.noise(1)
+    one, image = noise[0].numel(), math.prod(sampler.image_shape)
+    steps = getattr(sampler, "steps", 1)
+    needed = 4 * (images * (2 * one + 4 * image) + min(batch, images) * steps * one)
+    free = free_memory(noise.device)
+    if free is not None and needed > free:
+        raise InputError(
+            f"{images} images of {' x '.join(map(str, sampler.image_shape))} in {steps} steps need at least "
+            f"{needed / 2**30:.3g} GiB of memory, but {free / 2**30:.3g} GiB are free; make fewer at a time"
+        )
+
+
+def _choice(what: str, given: str, known: Any) -> None:
+    if given not in known:
+        raise InputError(f"{what} is one of {', '.join(known)}, but is {given!r}")
+
+
+def adjoint_of(text: str) -> Adjoint:
+    """An adjoint from its name and, after a colon, its number.
+
+    Raises:
+        InputError: another name, no number where one is needed, or one where none is.
+    """
+    name, _, number = text.partition(":")
+    makes: dict[str, Callable[[int | None], Adjoint]] = {
+        "checkpointed": lambda n: Checkpointed(keep=n or 0),
+        "backprop": lambda _: Backprop(),
+        "truncated": lambda n: Truncated(last=n or 0),
+        "continuous": lambda n: Continuous() if n is None else Continuous(steps=n),
+    }
+    _choice("adjoint", name, makes)
+    wrong = number and (not number.isdecimal() or name == "backprop")
+    if wrong or (name == "truncated" and not number):
+        raise InputError(
+            f"adjoint {text!r} cannot be read; write checkpointed, checkpointed:5, backprop, truncated:5, "
+            "continuous or continuous:25"
+        )
+    if number:
+        in_range(
+            f"the number of the adjoint {name}", int(number), 0 if name == "checkpointed" else 1, 10**6
+        )
+    return makes[name](int(number) if number else None)
+
+
+def sampler_of(
+    name: str,
+    *,
+    steps: int,
+    guidance_scale: float | None,
+    solver: str = "dpm++",
+    adjoint: str = "checkpointed",
+    mixed_precision: str = "no",
+    device: str = "cpu",
+) -> Sampler:
+    """A sampler over a bundled model, a folder or a hub's pipeline, its weights frozen.
+
+    It is tried once, on one prompt and in two steps without a graph, so that a model that cannot be used fails here.
+
+    Args:
+        name: such as "emoji", a folder of diffusers, or "stable-diffusion-v1-5/stable-diffusion-v1-5".
+        steps: see `FlowSampler`.
+        guidance_scale: of classifier-free guidance; None for the pipeline's own, and for 4 with the bundled model.
+        solver, adjoint: see the head of this module.
+        mixed_precision: no, fp16 or bf16: the network's dtype; states stay in float32.
+        device: where it runs; see `device_of`.
+    Raises:
+        InputError: an unknown name or word, a folder that holds no pipeline in safetensors, or a pipeline that takes
+            no prompts or cannot be run.
+    """
+    _choice("solver", solver, [*SOLVERS, "pipeline"])
+    _choice("mixed_precision", mixed_precision, DTYPES)
+    in_range("steps", steps, 1)
+    if guidance_scale is not None:
+        in_range("guidance_scale", guidance_scale)
+    made, dtype, place = adjoint_of(adjoint), DTYPES[mixed_precision], device_of(device)
+    _check_source("model", name)
+    with using(f"the model {name!r}"):
+        if bundled(name) and guidance_scale is None:
+            guidance_scale = 4.0
+        sampler = _untried(name, solver, dtype, place, steps, guidance_scale, made)
+        with torch.no_grad():
+            trial = sampler.replace(steps=min(steps, 2), adjoint=Checkpointed())
+            cond = trial.encode([""])
+            if not len(cond):
+                raise InputError(f"the model {name!r} takes no prompts, which this command needs")
+            trial(trial.noise(1), cond)
+    return sampler
+
+
+def _untried(
+    name: str,
+    solver: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    steps: int,
+    guidance_scale: float | None,
+    adjoint: Adjoint,
+) -> Sampler:
+    shared: dict[str, Any] = {"steps": steps, "adjoint": adjoint}
+    if guidance_scale is not None:
+        shared["guidance_scale"] = guidance_scale
+    if bundled(name) and solver != "pipeline":
+        return load(name, dtype=dtype, device=device, solver=SOLVERS[solver](), **shared)
+    pipe = load_pretrained_pipeline(folder(name) if bundled(name) else name, dtype).to(device)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
+    if solver == "pipeline":
+        return PipelineSampler(pipe, **shared)
+    return FlowSampler.from_pipeline(pipe, solver=SOLVERS[solver](), **shared)

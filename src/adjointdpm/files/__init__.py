@@ -1,0 +1,1 @@
+"""Files: images, pages, checkpoints, and what diffusers and transformers read and write."""

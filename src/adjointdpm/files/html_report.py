@@ -1,0 +1,131 @@
+"""One self-contained HTML page a run: pictures, curves and tables, no file beside it, no network."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jaxtyping import UInt8
+from torch import Tensor
+
+from .atomic_write import write_file
+from .images import png
+
+__all__ = ["Page", "Pictures"]
+
+# Autoescaping is on: whatever a user typed (a prompt, a label) is text here, never markup.
+_TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ page.title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+        color: #1b1f24; background: #fff }
+ h1 { font-size: 1.7rem } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid #d8dee4;
+        padding-top: 1rem }
+ .row { display: flex; flex-wrap: wrap; gap: .6rem; align-items: flex-start; margin: .5rem 0 }
+ figure { margin: 0; text-align: center; font-size: .8rem; color: #57606a }
+ .row figure { width: 8rem }
+ .name { width: 6.5rem; font-size: .9rem; align-self: center }
+ img.pixels { width: 8rem; height: 8rem; image-rendering: pixelated; border-radius: 6px }
+ img.plot { max-width: 100% }
+ table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0 }
+ th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #d8dee4 }
+ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
+ code { background: #f1f3f5; padding: .1rem .3rem; border-radius: 4px }
+</style></head><body><h1>{{ page.title }}</h1>
+{% for part in page.parts %}
+ {%- if part.kind == "heading" %}<h2>{{ part.text }}</h2>
+ {%- elif part.kind == "text" %}<p>{{ part.text }}</p>
+ {%- elif part.kind == "code" %}<p><code>{{ part.text }}</code></p>
+ {%- elif part.kind == "pictures" %}{% for row in part.rows %}
+ <div class="row"><span class="name">{{ row.name }}</span>
+  {% for source, caption in row.items %}<figure><img class="pixels" alt="{{ caption }}" src="{{ source }}">
+  <figcaption>{{ caption }}</figcaption></figure>{% endfor %}</div>{% endfor %}
+ {%- elif part.kind == "plot" %}<figure><img class="plot" alt="{{ part.text }}" src="{{ part.source }}">
+  </figure>
+ {%- elif part.kind == "table" %}<table><thead><tr>{% for h in part.head %}<th>{{ h }}</th>{% endfor %}</tr>
+ </thead><tbody>{% for row in part.rows %}<tr>{% for c in row %}<td>{{ c }}</td>{% endfor %}</tr>
+ {% endfor %}</tbody></table>{% endif %}
+{% endfor %}</body></html>
+""")
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """A named row of small pictures with a caption each."""
+
+    name: str
+    images: UInt8[Tensor, "batch c h w"]
+    captions: Sequence[str]
+
+    @property
+    def items(self) -> list[tuple[str, str]]:
+        """Source and caption of each picture."""
+        return [(_source(png(i)), c) for i, c in zip(self.images, self.captions, strict=True)]
+
+
+@dataclass
+class Page:
+    """A page under construction; each method adds a part, `write` makes the file."""
+
+    title: str
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    def heading(self, text: str) -> None:
+        """A heading."""
+        self.parts.append({"kind": "heading", "text": text})
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self.parts.append({"kind": "text", "text": text})
+
+    def code(self, text: str) -> None:
+        """A command or an expression."""
+        self.parts.append({"kind": "code", "text": text})
+
+    def pictures(self, *rows: Pictures) -> None:
+        """Rows of pictures."""
+        self.parts.append({"kind": "pictures", "rows": rows})
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of text."""
+        self.parts.append({"kind": "table", "head": head, "rows": rows})
+
+    def curve(self, values: Sequence[float], x: str, y: str) -> None:
+        """A curve of one value a step."""
+        self.lines([float(i) for i in range(len(values))], {"": values}, x, y)
+
+    def lines(self, at: Sequence[float], values: Mapping[str, Sequence[float]], x: str, y: str) -> None:
+        """Named curves over the same points."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 2.2), layout="constrained", dpi=110)
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for name, line in values.items():
+            axes.plot(at, line, label=name, marker="o" if len(at) < 12 else "")
+        if any(values):
+            axes.legend(frameon=False)
+        axes.set(xlabel=x, ylabel=y)
+        axes.spines[["top", "right"]].set_visible(False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        source = _source(buffer.getvalue())
+        self.parts.append({"kind": "plot", "source": source, "text": f"{y} against {x}"})
+
+    def write(self, path: Path) -> Path:
+        """Write the page; returns where.
+
+        Raises:
+            SavingError: the disk is full, or the folder cannot be written; an earlier page is intact.
+        """
+        write_file(path, _TEMPLATE.render(page=self).encode("utf-8", "backslashreplace"))
+        return path
+
+
+def _source(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()

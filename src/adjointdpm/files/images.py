@@ -1,0 +1,164 @@
+"""Images as files: clamped and rounded once when they are saved; read as a person sees them, or refused.
+
+    seen = a c + (1 - a) 1         c the color and a the opacity of a pixel, on white
+
+A file that is read may be anybody's. It is turned upright (by its EXIF orientation), 16-bit grey keeps its levels, and
+what is transparent lies on white, so that the hidden color of a transparent pixel does not matter.
+"""
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .._types import InputError
+
+__all__ = ["as_8_bit", "image_file", "output_folder", "png", "read_picture", "sheet"]
+
+# What needs no other program to be read, as EPS does.
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+_MOST_BYTES = 2**29
+_MOST_PIXELS = 2**26  # 8192 x 8192; as float32 RGB 0.8 GB
+
+
+def as_8_bit(images: Float[Tensor, "*batch c h w"]) -> UInt8[Tensor, "*batch c h w"]:
+    """What a PNG file of these images holds."""
+    return (images.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+
+
+def png(image: UInt8[Tensor, "c h w"]) -> bytes:
+    """A PNG file's content: grey for one channel, RGB for three."""
+    buffer = io.BytesIO()
+    content = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    Image.fromarray(content.contiguous().numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read_picture(content: bytes) -> Float[Tensor, "c h w"]:
+    """The image of a PNG that `png` made, in [0, 1]."""
+    image = Image.open(io.BytesIO(content))
+    return _tensor(image if image.mode == "L" else image.convert("RGB"))
+
+
+def image_file(path: str | Path) -> Float[Tensor, "3 h w"]:
+    """Anybody's image file in [0, 1], as a person sees it; see the head of this module.
+
+    Raises:
+        InputError: it is no file, too large, no image, cut off, animated, or of numbers without a known range.
+    """
+    try:
+        about = Path(path).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise InputError(f"cannot read the picture {path}: it is no file, but a folder, pipe or device")
+        if about.st_size > _MOST_BYTES:
+            raise InputError(
+                f"cannot read the picture {path}: it has {about.st_size / 2**20:.0f} MiB, and at most "
+                f"{_MOST_BYTES >> 20} are read; save it smaller"
+            )
+        with warnings.catch_warnings():
+            # Pillow warns of sizes that are refused below, and of damaged metadata.
+            warnings.simplefilter("ignore")
+            Image.init()
+            with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+                return _seen(image, path)
+    except (InputError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise InputError(
+            f"cannot read the picture {path}: it is no image of the formats {', '.join(_FORMATS)}"
+        ) from error
+    except Exception as error:  # Pillow raises what its decoders meet
+        about_it = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read the picture {path}: {about_it}") from error
+
+
+def _seen(image: Image.Image, path: str | Path) -> Tensor:
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        raise InputError(
+            f"cannot read the picture {path}: it is {width} x {height}, and at most {_MOST_PIXELS / 1e6:.0f} million "
+            "pixels are read; save it smaller"
+        )
+    frames = (
+        1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    )  # MPO: a photograph and its preview
+    if frames > 1:
+        raise InputError(
+            f"cannot read the picture {path}: it has {frames} frames; save the one that you want as a PNG"
+        )
+    kind, image = image.format, ImageOps.exif_transpose(image)
+    if image.mode in ("F", "I") or image.mode.startswith("I;"):
+        return _deep(image, kind, path).expand(3, -1, -1)
+    if image.has_transparency_data:
+        rgba = _tensor(image.convert("RGBA"))
+        return rgba[:3] * rgba[3:] + (1 - rgba[3:])
+    return _tensor(image.convert("RGB"))
+
+
+def _deep(image: Image.Image, kind: str | None, path: str | Path) -> Tensor:
+    """(1, height, width): grey levels of more than 8 bits."""
+    if "transparency" in image.info:
+        raise InputError(
+            f"cannot read the picture {path}: it is 16-bit grey and transparent; save it without transparency"
+        )
+    if image.mode == "F":
+        most = 1.0
+    elif image.mode == "I" and kind not in ("PNG", "PPM"):
+        raise InputError(
+            f"cannot read the picture {path}: 32-bit integers say nothing of what is white; save it with 8 or 16 bits"
+        )
+    else:
+        most = 65535.0
+    levels = torch.from_numpy(np.asarray(image).astype("float64"))[None] / most
+    if not bool(((levels >= 0) & (levels <= 1)).all()):
+        raise InputError(
+            f"cannot read the picture {path}: its numbers must lie between 0 and {most:g}, but do from "
+            f"{float(levels.min()) * most:g} to {float(levels.max()) * most:g}; save it with 8 or 16 bits"
+        )
+    return levels.float()
+
+
+def _tensor(image: Any) -> Tensor:
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255
+
+
+def sheet(
+    images: UInt8[Tensor, "batch c h w"], columns: int, gap: int = 2
+) -> UInt8[Tensor, "c height width"]:
+    """Images side by side, row by row, on white."""
+    _, c, h, w = images.shape
+    rows = -(-len(images) // columns)
+    page = torch.full((c, rows * (h + gap) - gap, columns * (w + gap) - gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (h + gap), i % columns * (w + gap)
+        page[:, top : top + h, left : left + w] = image
+    return page
+
+
+def output_folder(path: str | Path) -> Path:
+    """A folder for results, made if need be, and known to be writable before the work starts.
+
+    Raises:
+        InputError: it cannot be made or written to; the message says what the system said.
+    """
+    folder = Path(path)
+    probe = folder / f".writable-{os.getpid()}"  # several processes of one run may ask at once
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(4096))  # a full disk still takes a file of no bytes
+        finally:
+            probe.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        says = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write to the output folder {folder}: {says}") from error
+    return folder

@@ -1,0 +1,240 @@
+"""Models of diffusers and transformers from a folder or a hub, loaded whole or not at all.
+
+Where a file lacks a weight, the loaders of both libraries draw it at random; where it holds one that the class does
+not have, they leave it out; and both say so in a log only. Here each is an error that names the keys. What a class
+itself declares optional (tied weights, buffers that older releases saved) is what those loaders leave out of their
+lists. Only safetensors are read.
+"""
+
+import importlib
+import json
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from .._types import AdjointDPMError, InputError
+
+__all__ = ["load_pretrained", "load_pretrained_pipeline", "quiet", "refusing"]
+
+
+def load_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
+    """A model whose every weight comes from its file.
+
+    Args:
+        kind: a class of diffusers or transformers, or one of transformers' Auto classes.
+        name: a folder, or a model's name on a hub.
+        options: passed on to its `from_pretrained`.
+    Raises:
+        InputError: nothing can be loaded from there, or weights are missing, not expected or of another size.
+    """
+    with refusing(kind.__name__, name), quiet():
+        path = _found(kind.__name__, name)
+        model, info = kind.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        _check_keys(name, model, info)
+        return model
+
+
+def load_pretrained_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A pipeline of diffusers, the weights of each of its models from their file.
+
+    Args:
+        name: a folder, or a pipeline's name on a hub.
+        dtype: of its models.
+    Raises:
+        InputError: nothing can be loaded from there, or weights are missing, not expected or of another size.
+    """
+    from diffusers import DiffusionPipeline  # takes seconds to import
+
+    with refusing("pipeline", name), quiet():
+        path = _found("pipeline", name)
+        if not Path(path).is_dir():
+            path = DiffusionPipeline.download(str(path), use_safetensors=True)
+        index = Path(path) / "model_index.json"
+        if not index.is_file():
+            raise InputError(f"{index} is missing; give the folder of a whole pipeline")
+        parts = {
+            part: load_pretrained(kind, Path(path) / part)
+            for part, listed in _read_json(index).items()
+            if isinstance(listed, list) and (kind := _module_class(*listed)) is not None
+        }
+        pipe = DiffusionPipeline.from_pretrained(path, use_safetensors=True, **parts)
+        for part, module in pipe.components.items():
+            if isinstance(module, nn.Module) and module is not parts.get(part):
+                raise InputError(
+                    f"the keys of {part}, a {type(module).__name__}, cannot be compared with its file; load the "
+                    "pipeline in Python and pass it to PipelineSampler or FlowSampler.from_pipeline"
+                )
+        return pipe.to(dtype)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars, tables and remarks of diffusers' and transformers' loaders.
+
+    A hub's bars of downloads stay.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = [
+        (each, each.get_verbosity(), each.is_progress_bar_enabled())
+        for each in (diffusers_logging, transformers_logging)
+    ]
+    hub_level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    for each, _, _ in before:
+        each.set_verbosity_error()
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(hub_level)
+        for each, level, shown in before:
+            each.set_verbosity(level)
+            if shown:
+                each.enable_progress_bar()
+
+
+@contextmanager
+def refusing(what: str, name: str | Path) -> Iterator[None]:
+    """Whatever the loaders of other libraries raise about a file becomes one line.
+
+    Raises:
+        InputError: in place of any other exception.
+    """
+    try:
+        yield
+    except AdjointDPMError:
+        raise
+    except Exception as error:  # they raise whatever a broken file leads to
+        says = " ".join(str(error).split())[:200] or "no reason given"
+        raise InputError(
+            f"no {what} could be loaded from {str(name)!r}: {type(error).__name__}: {says}; give a folder or a "
+            "hub's name with safetensors"
+        ) from error
+
+
+def _found(what: str, name: str | Path) -> str | Path:
+    """A folder, its files looked at, or a name on a hub that can be reached."""
+    path = Path(name)
+    if path.is_file():
+        raise InputError(
+            f"no {what} could be loaded from {name}, which is a file: give the folder it was saved in"
+        )
+    if not path.is_dir():
+        if path.is_absolute() or len(path.parts) > 2 or str(name).startswith("."):
+            raise InputError(f"no {what} could be loaded from {name}: there is no such folder")
+        if not _offline():
+            return name
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(str(name), local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no {what} could be loaded from {str(name)!r}: there is no such folder, no copy of a hub's model of "
+                "that name, and no hub can be reached"
+            ) from error
+    _check_files(path)
+    return path
+
+
+def _check_files(path: Path) -> None:
+    """Raise for a file that is cut or is not what it is called."""
+    for file in sorted(path.iterdir()):
+        if file.suffix == ".json":
+            _read_json(file)
+        elif file.suffix == ".safetensors":
+            try:
+                with safe_open(str(file), "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"{file} is cut or damaged ({' '.join(str(error).split())}); get the file again"
+                ) from error
+    pickles = [
+        file.name for file in path.iterdir() if file.suffix in (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+    ]
+    if pickles and not list(path.glob("*.safetensors")):
+        raise InputError(
+            f"{path} holds its weights in pickled files only ({', '.join(sorted(pickles))}), which can run code when "
+            "they are read; save them as safetensors"
+        )
+
+
+def _offline() -> bool:
+    """Whether no hub can be reached, which its client would find out by a minute of trying again."""
+    from huggingface_hub import constants
+
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read as JSON: {error}; get the file again") from error
+
+
+def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
+    """Raise for what the loader lists, but for buffers that only older releases saved.
+
+    `info` has lists in some releases and sets in others; what is of another size is a triple in most and only
+    its key in some.
+    """
+    buffers = dict(model.named_buffers())
+    listed = {
+        "missing": info["missing_keys"],
+        "not expected": [key for key in info["unexpected_keys"] if key not in buffers],
+        "of another size": [
+            each if isinstance(each, str) else _sizes(*each) for each in info["mismatched_keys"]
+        ],
+    }
+    said = [f"{what}: {_some(keys)}" for what, keys in listed.items() if keys]
+    if said or info["error_msgs"]:
+        said += [" ".join(str(each).split())[:200] for each in info["error_msgs"]]
+        raise InputError(
+            f"the weights in {name} are not those of {type(model).__name__}; {'; '.join(said)}; they would be "
+            "drawn at random or left out: use the file that belongs to its config.json, and releases of diffusers "
+            "and transformers that can read it"
+        )
+
+
+def _sizes(key: str, found: Iterable[int], wanted: Iterable[int]) -> str:
+    return f"{key} {tuple(found)} where {tuple(wanted)} is expected"
+
+
+def _some(keys: Iterable[str], most: int = 5) -> str:
+    first = sorted(keys)
+    rest = f" and {len(first) - most} more" if len(first) > most else ""
+    return ", ".join(first[:most]) + rest
+
+
+def _module_class(library: str | None, name: str | None) -> Any:
+    """The class that an entry of model_index.json names, if it is a model with a loader that lists its keys."""
+    import diffusers
+    from transformers import PreTrainedModel
+
+    if library not in ("diffusers", "transformers") and not hasattr(diffusers.pipelines, str(library)):
+        return None
+    within = getattr(diffusers.pipelines, str(library), None) or importlib.import_module(str(library))
+    kind = getattr(within, str(name), None)
+    known = isinstance(kind, type) and issubclass(kind, (diffusers.ModelMixin, PreTrainedModel))
+    return kind if known else None

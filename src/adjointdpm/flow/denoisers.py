@@ -1,0 +1,219 @@
+"""Denoisers: what a network says at (x, t, cond), and how to read eps and x0 from it.
+
+A network's output F stands for one of four things; with x = alpha x0 + sigma eps each determines both
+
+    EPS        eps = F                                x0 = (x - sigma F) / alpha
+    X0         eps = (x - alpha F) / sigma            x0 = F
+    V          eps = (sigma x + alpha F) / n          x0 = (alpha x - sigma F) / n     n = alpha^2 + sigma^2
+    VELOCITY   eps = (x + alpha F) / (alpha + sigma)  x0 = (x - sigma F) / (alpha + sigma)      F = eps - x0
+
+V is Salimans and Ho, 2022, arXiv 2202.00512; VELOCITY is rectified flow's. Classifier-free guidance
+(Ho and Salimans, 2022, arXiv 2207.12598) is F = F_neg + w (F_pos - F_neg), differentiated throughout.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum
+from itertools import chain
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import Cond, InputError, Run, Scalar, Time, direct
+from .schedules import Schedule
+
+__all__ = ["Denoiser", "GaussianMixture", "GuidedDenoiser", "Prediction", "explained", "weight_of"]
+
+Batch = Float[Tensor, "batch *shape"]
+
+
+class Prediction(Enum):
+    """What a network's output stands for; the equations are at the head of this module."""
+
+    EPS = "epsilon"
+    X0 = "sample"
+    V = "v_prediction"
+    VELOCITY = "flow_prediction"
+
+    def eps(self, out: Batch, x: Batch, time: Time) -> Batch:
+        """The noise in x, read from the network's output."""
+        alpha, sigma = time.alpha, time.sigma
+        match self:
+            case Prediction.EPS:
+                return out
+            case Prediction.X0:
+                return (x - alpha * out) / sigma
+            case Prediction.V:
+                return (sigma * x + alpha * out) / (alpha**2 + sigma**2)
+            case Prediction.VELOCITY:
+                return (x + alpha * out) / (alpha + sigma)
+
+    def x0(self, out: Batch, x: Batch, time: Time) -> Batch:
+        """The clean sample behind x, read from the network's output."""
+        alpha, sigma = time.alpha, time.sigma
+        match self:
+            case Prediction.EPS:
+                return (x - sigma * out) / alpha
+            case Prediction.X0:
+                return out
+            case Prediction.V:
+                return (alpha * x - sigma * out) / (alpha**2 + sigma**2)
+            case Prediction.VELOCITY:
+                return (x - sigma * out) / (alpha + sigma)
+
+    def drift(self, out: Batch, x: Batch, time: Time) -> Batch:
+        """eps - x0, the direction of the straight path."""
+        if self is Prediction.VELOCITY:
+            return out
+        return self.eps(out, x, time) - self.x0(out, x, time)
+
+
+class Denoiser(nn.Module, ABC):
+    """A network with guidance: F(x, t, cond), whose meaning is `prediction`.
+
+    Every evaluation of a network goes through `run(fn, *tensors)`, so that the adjoint decides whether
+    its graph is kept, recomputed or not made; `fn` depends on no differentiable tensor besides
+    `tensors` and this module's own parameters.
+    """
+
+    prediction: Prediction
+
+    masks: frozenset[str] = frozenset()
+    """The names in a conditioning that are integers (masks, class labels), and have no gradient."""
+
+    @abstractmethod
+    def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
+        """F at x (batch, *shape) and the time t in the network's own unit."""
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """One of a module's weights, for its dtype and device; of a module that has none, one of its buffers."""
+    tensors = chain(module.parameters(), module.buffers())
+    return next((each for each in tensors if each.is_floating_point()), torch.zeros(()))
+
+
+def explained(error: Exception, given: Mapping[str, Tensor], network: str) -> InputError | None:
+    """The error of this library for torch's own about numpy, dtypes or shapes in the call of a network.
+
+    Args:
+        error: what was raised.
+        given: what the network was given, by name.
+        network: the network and its dtype, in words.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
+    text = " ".join(str(error).split())[:300]
+    if "requires grad" in text and ("numpy" in text or "detach" in text):
+        return InputError(
+            f"{network} turns a tensor that has a gradient into numpy in the middle of its work, so it cannot be "
+            f"differentiated: {text}"
+        )
+    told = ", ".join(
+        f"{k} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for k, t in given.items()
+    )
+    if any(word in text.lower() for word in ("dtype", "expected scalar type", "input type", "data type")):
+        return InputError(
+            f"dtypes do not fit ({network}, given {told}); give each network one dtype, and noise of that dtype (or "
+            f"cast in the network's forward and cast back, or run under torch.autocast): {text}"
+        )
+    if any(
+        word in text.lower()
+        for word in ("shape", "size", "dimension", "must match", "channels", "out of range")
+    ):
+        return InputError(f"shapes do not fit ({network}, given {told}): {text}")
+    return None
+
+
+class GuidedDenoiser(Denoiser):
+    """Classifier-free guidance over a network that can answer with or without it.
+
+        F = F_neg + w (F_pos - F_neg)
+
+    `split=False` sends both halves as one batch, as pipelines do; `split=True` makes two calls of
+    half the size, so that one graph, and with it the memory of `Checkpointed`, is half as large.
+    """
+
+    split: bool
+
+    @abstractmethod
+    def plain(self, x: Batch, t: Scalar, prompt: Tensor) -> Batch:
+        """F_pos alone."""
+
+    @abstractmethod
+    def guided(self, x: Batch, t: Scalar, prompt: Tensor, negative: Tensor, w: Tensor) -> Batch:
+        """F with both halves in one batch."""
+
+    def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
+        prompt = cond["prompt_embeds"]
+        if "negative_prompt_embeds" not in cond:
+            return run(self.plain, x, t, prompt)
+        negative, w = cond["negative_prompt_embeds"], cond["guidance_scale"]
+        if not self.split:
+            return run(self.guided, x, t, prompt, negative, w)
+        unguided = run(self.plain, x, t, negative)
+        return unguided + w * (run(self.plain, x, t, prompt) - unguided)
+
+
+class GaussianMixture(Denoiser):
+    """The perfect denoiser of isotropic Gaussian blobs, in closed form: the oracle of the tests.
+
+        p(x0) = sum_k w_k N(x0; m_k, s^2 I)
+        E[x0 | x] = sum_k r_k(x) (m_k + alpha s^2 / (alpha^2 s^2 + sigma^2) (x - alpha m_k))
+        r_k(x) proportional to w_k N(x; alpha m_k, (alpha^2 s^2 + sigma^2) I)
+
+    With one component the flow itself is known (`exact_flow`). Use it to check a solver or an adjoint
+    against the truth; it is no model of pictures.
+
+    Args:
+        schedule: gives alpha and sigma at t.
+        means: (components, dim); a parameter, so that weight gradients can be checked too.
+        std: s, the components' common standard deviation.
+        prediction: what the output should stand for.
+    The conditioning may hold `shift` (batch, dim), added to every mean.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        means: Float[Tensor, "components dim"],
+        std: float,
+        prediction: Prediction = Prediction.EPS,
+    ) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.means = nn.Parameter(means.clone())
+        self.std = std
+        self.prediction = prediction
+
+    def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
+        return run(self._output, x, t, *([cond["shift"]] if "shift" in cond else []))
+
+    def _output(self, x: Tensor, t: Scalar, shift: Tensor | None = None) -> Tensor:
+        (time,) = self.schedule.at(t.reshape(1))
+        alpha, sigma = time.alpha, time.sigma
+        means = self.means if shift is None else self.means + shift[:, None]
+        variance = alpha**2 * self.std**2 + sigma**2
+        away = x[:, None] - alpha * means
+        r = (-(away**2).sum(-1) / (2 * variance)).softmax(dim=1)[..., None]
+        x0 = (r * (means + alpha * self.std**2 / variance * away)).sum(1)
+        eps = (r * away).sum(1) * (sigma / variance)  # = (x - alpha x0) / sigma, and finite at 0
+        match self.prediction:
+            case Prediction.EPS:
+                return eps
+            case Prediction.X0:
+                return x0
+            case Prediction.V:
+                return alpha * eps - sigma * x0
+            case Prediction.VELOCITY:
+                return eps - x0
+
+    def exact_flow(self, x: Batch, start: Time, end: Time) -> Batch:
+        """Where the exact ODE carries x from `start` to `end`; known for one component only.
+
+        x_end = alpha_end m + (x_start - alpha_start m) sqrt(v_end / v_start),  v = alpha^2 s^2 + sigma^2
+        """
+        if len(self.means) != 1:
+            raise InputError(f"the flow of {len(self.means)} components has no closed form; use one")
+        v = [time.alpha**2 * self.std**2 + time.sigma**2 for time in (start, end)]
+        return end.alpha * self.means + (x - start.alpha * self.means) * (v[1] / v[0]).sqrt()

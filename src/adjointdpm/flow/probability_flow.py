@@ -1,0 +1,57 @@
+"""The probability-flow ODE in coordinates without a stiff linear part.
+
+    dz/dtau = eps(x, t, cond)         z = x / alpha,            tau = sigma / alpha
+    dz/dtau = eps - x0                z = x / (alpha + sigma),  tau = sigma / (alpha + sigma)
+
+The first line is equation dy/drho = eps of AdjointDPM (Pan et al., 2024, arXiv 2307.10711); which of
+the two is used is the schedule's (`bounded`). In both, x0 = z - tau dz/dtau.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .._types import Cond, InputError, Run, Time, direct
+from .denoisers import Denoiser
+from .schedules import Schedule
+
+__all__ = ["ProbabilityFlow"]
+
+Batch = Float[Tensor, "batch *shape"]
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow:
+    """A schedule and a denoiser, seen as dz/dtau.
+
+    Args:
+        schedule: alpha, sigma and the coordinates.
+        denoiser: the network, guidance included.
+    """
+
+    schedule: Schedule
+    denoiser: Denoiser
+
+    def initial(self, noise: Batch, time: Time) -> Batch:
+        """z at the noisy end: standard normal noise times the prior's standard deviation."""
+        return noise * (self.schedule.prior_std(time.t) / time.scale)
+
+    def velocity(self, z: Batch, time: Time, cond: Cond, run: Run = direct) -> Batch:
+        """dz/dtau at z; one evaluation of the denoiser."""
+        x = z * time.scale
+        out = self.denoiser(x, time.t, cond, run)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(
+                f"{type(self.denoiser).__name__} must return one tensor of its input's shape {tuple(x.shape)}, but "
+                f"returned {got}"
+            )
+        prediction = self.denoiser.prediction
+        if self.schedule.bounded:
+            return prediction.drift(out, x, time)
+        return prediction.eps(out, x, time)
+
+    def sample(self, z: Batch, time: Time) -> Batch:
+        """x, the picture or latent, of a state."""
+        return z * time.scale

@@ -1,0 +1,53 @@
+"""Checks of a metric before the long work: its values on grey images, their shape, finiteness and gradient."""
+
+import torch
+from torch import Tensor
+
+from .._types import AdjointDPMError, InputError, NonFiniteError
+from .base import Metric
+from .standard_input import closed_stdin
+
+
+def check_metric(metric: Metric, image_shape: tuple[int, ...], batch: int, like: Tensor) -> None:
+    """Try the metric on grey pictures, so that a wrong one fails before anything is sampled.
+
+    Raises:
+        InputError: gradients are switched off, the metric fails or exits, or its result has no gradient or
+            another shape.
+        NonFiniteError: it is NaN or infinite.
+    """
+    if not torch.is_grad_enabled():
+        raise InputError(
+            "gradients are switched off here (torch.no_grad or torch.set_grad_enabled(False)); "
+            "ask for them inside torch.enable_grad()"
+        )
+    grey = torch.full((batch, *image_shape), 0.5, dtype=like.dtype, device=like.device)
+    try:
+        with closed_stdin():
+            score(metric, grey.requires_grad_())
+    except AdjointDPMError:
+        raise
+    except (Exception, SystemExit) as error:  # a metric is anybody's code
+        what = "exits" if isinstance(error, SystemExit) else "fails"
+        about = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"the metric {what} on grey images of shape {tuple(grey.shape)} ({about})"
+        ) from error
+
+
+def score(metric: Metric, images: Tensor) -> Tensor:
+    """The metric of each picture, checked: shape, finiteness, and a gradient if the pictures have one."""
+    values = metric(images)
+    if not isinstance(values, Tensor) or values.shape != (len(images),):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(
+            f"a metric returns one value a picture, here a tensor of shape ({len(images)},), "
+            f"but returned {got}"
+        )
+    if images.requires_grad and not values.requires_grad:
+        raise InputError(
+            "the metric's result has no gradient: look for .detach(), .item(), argmax or a no_grad in it"
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(f"the metric returned {values.detach().tolist()}, which is not finite")
+    return values

@@ -1,0 +1,1 @@
+"""One optimization loop for all tasks; it knows no sampler."""

@@ -1,0 +1,87 @@
+"""One step's losses and gradient: over the batch, in parts, over processes.
+
+.grad = sum over parts and processes of grad l_i      (the mean over the batch, where variables are shared)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import AdjointDPMError, InputError, NonFiniteError
+from .distributed import Processes
+from .seeds import epoch_batch, key
+from .task import Loop, Losses, Task
+
+__all__ = ["Batch", "forked"]
+
+
+def forked() -> Any:
+    """A block whose draws from the global generators leave no trace outside."""
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.random.fork_rng([torch.cuda.current_device()] if cuda else [])
+
+
+class Batch:
+    """Makes each step's losses and gradient."""
+
+    def __init__(self, task: Task, loop: Loop, processes: Processes) -> None:
+        self.task, self.loop, self.processes = task, loop, processes
+        self.leaves = list(task.variables.values())
+
+    def losses(self, step: int, differentiate: bool) -> tuple[Losses, list[int]]:
+        """The batch's losses, with the variables' `.grad` if they are to be differentiated."""
+        loop, task = self.loop, self.task
+        batch = epoch_batch(task.items, loop.batch_size or task.items, step, loop.seed)
+        where = {item: place for place, item in enumerate(batch)}
+        mine = self.processes.part(batch)
+        size = -(-len(mine) // loop.accumulation)
+        for leaf in self.leaves:
+            leaf.grad = torch.zeros_like(leaf) if differentiate else None
+        # In float64: losses of all dtypes fit, and sums of zeros and a value are that value.
+        sums = torch.zeros(2, len(batch), dtype=torch.float64, device=self.leaves[0].device)
+        used = torch.zeros(len(self.leaves) + 1, device=self.leaves[0].device)
+        failure: Exception | None = None
+        try:
+            for first in range(0, len(mine), max(1, size)):
+                part = mine[first : first + size]
+                values, rank = self._part(step, part, len(batch), differentiate, used)
+                places = [where[item] for item in part]
+                sums[0, places] = values.to(sums)
+                sums[1, places] = (values if rank is None else rank).to(sums)
+        except SystemExit as error:
+            failure, used[-1] = InputError(f"the loss ended the program: exit({error.code!r})"), 1
+        except Exception as error:
+            failure, used[-1] = error, 1
+        self.processes.sum_([used])  # so that no process waits for one that has failed
+        if failure is not None:
+            raise failure
+        if used[-1]:
+            raise AdjointDPMError("another process failed in this step; its message says why")
+        idle = [n for n, u in zip(task.variables, used, strict=False) if not u]
+        if differentiate and idle:
+            raise InputError(f"no loss depends on the variable {idle[0]!r}, so it cannot be optimised")
+        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        self.processes.sum_([sums, *gradients])
+        return Losses(sums[0], sums[1]), batch
+
+    def _part(self, step: int, part: list[int], batch: int, differentiate: bool, used: Tensor) -> Losses:
+        """Losses of some items; their gradients are added to `.grad`."""
+        task = self.task
+        with forked(), torch.set_grad_enabled(differentiate):
+            torch.manual_seed(key(self.loop.seed, step, part[0]))  # dropout, and metrics that draw
+            values, rank = task.losses(step, part)
+            if values.shape != (len(part),):
+                raise InputError(
+                    f"losses must be one a item, here ({len(part)},), but are {tuple(values.shape)}"
+                )
+            if not bool(torch.isfinite(values).all()):
+                raise NonFiniteError(f"the loss is {values.detach().tolist()}, which is not finite")
+            if differentiate:
+                total = values.sum() if task.per_item else values.sum() / batch
+                found = torch.autograd.grad(total, self.leaves, allow_unused=True)
+                for i, (leaf, gradient) in enumerate(zip(self.leaves, found, strict=True)):
+                    if gradient is not None and leaf.grad is not None:
+                        leaf.grad += gradient
+                        used[i] = 1
+        return Losses(values.detach(), None if rank is None else rank.detach())

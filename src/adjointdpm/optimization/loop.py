@@ -1,0 +1,317 @@
+"""The one optimisation loop of all tasks.
+
+    v_0                            the variables, as the task gives them
+    g_k = sum_i grad l_i(v_k, k)   over the batch of step k, in parts, over processes; the mean if shared
+    v_{k+1} = project(optimizer(v_k, prepare(clip(g_k))))
+    result: the v_k of the lowest rank among k = 0 ... N, item by item if each item has its own row
+
+How a task uses it: subclass `Task` with `variables` (named leaves), `items` (how many things there are to
+optimise on) and `losses(step, items)`, then
+
+    outcome = optimise(task, lambda leaves: torch.optim.Adam(leaves, lr=0.1), Loop(steps=100, folder=path))
+
+`losses` must be a function of the variables, the step and the items: draw with `seeds.key(seed, step, item)`,
+and keep no state. Then a run that is killed and resumed, on a CPU, ends in the same bits, and one on several
+processes in the same result to rounding. When `optimise` returns, the variables hold the best iterate.
+
+A run that is resumed may have more steps than before. With a constant rate it ends as one run of all of them would; a
+rate that falls over the N steps is that of the new N from there on, and a warning says so.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from .._types import AdjointDPMError, InputError, NonFiniteError
+from ..files.atomic_write import SavingError
+from ..files.checkpoint import check_config, has_checkpoint, load_checkpoint, plain, save_checkpoint
+from .distributed import Processes
+from .gradient_step import Batch, forked
+from .run_folder import run_folder
+from .seeds import key
+from .signals import Interrupted, ending, held, stop_once
+from .state import State, check
+from .task import Loop, Losses, Task
+
+__all__ = ["InterruptedRunError", "Loop", "Losses", "Outcome", "StoppedRunError", "Task", "optimise"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the loop found.
+
+    best        the variables of the best iterate, by name (copies)
+    best_step   (items,) or (1,), when that was
+    best_loss   (items,) or (1,), its loss; the batch's mean where the variables are shared
+    losses      mean loss of each step that was taken, and of the last iterate
+    steps       how many steps were taken
+    seconds     of this call
+    """
+
+    best: dict[str, Tensor]
+    best_step: Tensor
+    best_loss: Tensor
+    losses: list[float]
+    steps: int
+    seconds: float
+
+
+class InterruptedRunError(AdjointDPMError):
+    """Ctrl-C or SIGTERM; the state is saved, and the message says where and how to go on.
+
+    code    what a program should exit with: 130 after Ctrl-C, 143 after SIGTERM
+    """
+
+    def __init__(self, message: str, code: int = 130) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StoppedRunError(AdjointDPMError):
+    """A metric failed at some step; `outcome` is the best until then, and the message says where it lies."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+def optimise(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: Loop) -> Outcome:
+    """Minimise a task's losses; see the head of this module.
+
+    Args:
+        task: what is optimised.
+        optimizer: makes one of torch's optimizers for a list of leaves. Resumption rebuilds it, and gives it
+            back its state.
+        loop: how.
+    Raises:
+        InputError: a variable that is no leaf or that no loss depends on, a setting of the optimizer that is not
+            finite, a folder that holds a checkpoint when `resume` is not set, or that another run writes to, a
+            checkpoint of another run or of more steps, a full disk.
+        StoppedRunError: a loss raised or was not finite after the first step.
+        InterruptedRunError: Ctrl-C or SIGTERM, with a folder to save to; without one, KeyboardInterrupt.
+    """
+    plain(loop.config)  # it is saved after the first steps, and that is late to fail
+    with ExitStack() as stack:
+        if loop.folder is not None:
+            stack.enter_context(run_folder(loop.folder, loop.resume, loop.quiet))
+        run = _Run(task, optimizer, loop)
+        stack.enter_context(stop_once(terminate=loop.folder is not None))
+        return run.outcome()
+
+
+class _Run:
+    def __init__(self, task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: Loop) -> None:
+        self.task, self.loop, self.processes = task, loop, Processes.here()
+        for name, leaf in task.variables.items():
+            if not leaf.is_leaf or not leaf.is_floating_point():
+                raise InputError(f"the variable {name!r} must be a leaf of floating point")
+            leaf.requires_grad_()
+        self.leaves = list(task.variables.values())
+        self.optimizer = _made(optimizer, self.leaves)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.state = State.fresh(task.variables, task.items if task.per_item else 1)
+        self.batch = Batch(task, loop, self.processes)
+        self.start = time.perf_counter()
+        self.between = False  # in the middle of a step: nothing that is worth saving
+        if loop.resume and loop.checkpoint is not None and has_checkpoint(loop.checkpoint):
+            self._resume(loop.checkpoint)
+        step = torch.tensor([float(self.state.step)], device=self.leaves[0].device)
+        self.processes.sum_([step])
+        if float(step) != self.state.step * self.processes.world:
+            raise InputError(
+                f"the processes of this run found checkpoints of different steps in {loop.folder}; it must lie on a "
+                "file system that all of them share"
+            )
+
+    def _about(self) -> dict[str, Any]:
+        """What decides a run besides its config, so that a checkpoint must agree on it."""
+        loop = self.loop
+        names = ("seed", "batch_size", "max_grad_norm", "decay", "warmup")
+        kind = type(self.optimizer).__name__
+        return {name: getattr(loop, name) for name in names} | {"items": self.task.items, "optimizer": kind}
+
+    def _resume(self, path: Path) -> None:
+        loop = self.loop
+        tensors, about = load_checkpoint(path, check)
+        check_config(path, about["config"], loop.config, free=("steps",))
+        check_config(path, about["loop"], self._about(), free=("steps",))
+        done, total = about["step"], about["loop"]["steps"]
+        if done > loop.steps:
+            raise InputError(
+                f"the checkpoint {path} is of {done} steps, more than the {loop.steps} of this run; resume with "
+                f"--max_train_steps (steps) of at least {done}, or use another output folder"
+            )
+        self.state.restore(tensors, about, self.task.variables, self.optimizer, more=loop.steps > done)
+        if loop.decay != "constant" and total != loop.steps and done and self.processes.first:
+            warnings.warn(
+                f"the {loop.decay} decay of the learning rate was laid over {total} steps for the first {done}, and "
+                f"is that of {loop.steps} from now on: the result is not that of {loop.steps} steps in one run",
+                stacklevel=4,
+            )
+
+    def outcome(self) -> Outcome:
+        if not self.state.finished:
+            self._guarded(self._all)
+        with torch.no_grad():
+            for name, leaf in self.task.variables.items():
+                leaf.copy_(self.state.best[name])
+                leaf.grad = None
+        return self._found()
+
+    def _all(self) -> None:
+        loop, state = self.loop, self.state
+        bar = tqdm(
+            total=loop.steps,
+            initial=state.step,
+            desc=type(self.task).__name__.lower(),
+            ncols=90,
+            disable=loop.quiet or not self.processes.first,
+        )
+        with bar:
+            while state.step < loop.steps and not self._enough():
+                self._step(bar)
+            self._last()
+
+    def _found(self) -> Outcome:
+        state = self.state
+        best = {name: tensor.clone() for name, tensor in state.best.items()}
+        seconds = time.perf_counter() - self.start
+        return Outcome(best, state.best_step, state.best_loss, list(state.losses), state.step, seconds)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Run the steps; whatever ends them, the state before the one that did not come to its end is saved."""
+        path = self.loop.checkpoint
+        try:
+            work()
+        except (KeyboardInterrupt, Interrupted) as error:
+            if path is None or self.between:
+                raise
+            ending()
+            with held():
+                self._save()
+            raise InterruptedRunError(
+                f"interrupted at step {self.state.step} of {self.loop.steps}; saved in {path}: run the same "
+                "command with --resume (resume=True) to go on",
+                error.code if isinstance(error, Interrupted) else 130,
+            ) from error
+        except Exception as error:
+            step = self.state.step
+            if step == 0 or self.between or isinstance(error, SavingError):
+                raise
+            with held():
+                self._save()
+            found = self._found()
+            where = f", kept in {path}" if path is not None else ", in this error's outcome"
+            when = sorted({int(each) for each in found.best_step})
+            steps = f"step {when[0]}" if len(when) == 1 else f"steps {when[0]} to {when[-1]}"
+            raise StoppedRunError(
+                f"stopped at step {step} of {self.loop.steps}: {type(error).__name__}: {error}. The best so far "
+                f"is of {steps} with a loss of {float(found.best_loss.mean()):.4g}{where}",
+                found,
+            ) from error
+
+    def _step(self, bar: Any) -> None:
+        loop, state = self.loop, self.state
+        values, batch = self.batch.losses(self.state.step, differentiate=True)
+        valid = self._validated()
+        self._check_gradients()
+        with held(), torch.no_grad():
+            self.between = True
+            self._note(values, batch, valid)
+            if loop.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.leaves, loop.max_grad_norm)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * loop.rate(state.step)
+            self.task.prepare()
+            self.optimizer.step()
+            self.task.project()
+            state.step += 1
+            self.between = False
+            if loop.checkpointing_steps and state.step % loop.checkpointing_steps == 0:
+                self._save()
+        bar.set_postfix(loss=f"{state.losses[-1]:.4g}")
+        bar.update()
+        if loop.report is not None and self.processes.first:
+            loop.report(state.step, {"loss": state.losses[-1]})
+
+    def _last(self) -> None:
+        """Score the iterate after the last step, and finish."""
+        scored = None
+        if not self._enough():
+            values, batch = self.batch.losses(self.state.step, differentiate=False)
+            scored = values, batch, self._validated(last=True)
+        with held(), torch.no_grad():
+            if scored is not None:
+                self.state.unscored = self.state.copy()
+                self._note(*scored)
+            self.state.finished = True
+            self._save()
+
+    def _enough(self) -> bool:
+        """Whether patience or the aim says so."""
+        loop, state = self.loop, self.state
+        aim = loop.stop_at is not None and bool((state.best_rank <= loop.stop_at).all())
+        return aim or (loop.patience is not None and state.stale >= loop.patience)
+
+    def _check_gradients(self) -> None:
+        """Refuse gradients that would spoil the variables for good."""
+        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        if bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+            return
+        for name, leaf in self.task.variables.items():
+            if leaf.grad is not None and not bool(leaf.grad.isfinite().all()):
+                raise NonFiniteError(f"the gradient of {name!r} is not finite, though the loss is")
+
+    def _validated(self, last: bool = False) -> float | None:
+        every = self.loop.validation_steps
+        if not every or (self.state.step % every and not last):
+            return None
+        with forked(), torch.no_grad():
+            torch.manual_seed(key(self.loop.seed, "validation"))
+            return float(self.task.validate(self.state.step))
+
+    def _note(self, values: Losses, batch: list[int], valid: float | None) -> None:
+        """Remember the step's losses, and the iterate where it is the best."""
+        losses, rank = values.values, values.rank
+        mean = float(losses.mean())
+        if self.task.per_item:
+            ranks = losses if rank is None else rank
+            self.state.note(self.task.variables, mean, losses, ranks, batch)
+        elif not self.loop.validation_steps or valid is not None:
+            mine = float((losses if rank is None else rank).mean()) if valid is None else valid
+            one = losses.new_tensor([mine])
+            self.state.note(self.task.variables, mean, losses.mean().reshape(1), one, None)
+        else:
+            self.state.losses.append(mean)
+
+    def _save(self) -> None:
+        path = self.loop.checkpoint
+        if path is None or not self.processes.first:
+            return
+        tensors, about = self.state.packed(self.task.variables, self.optimizer)
+        settings = self._about() | {"steps": self.loop.steps}
+        save_checkpoint(path, tensors, {**about, "config": dict(self.loop.config), "loop": settings})
+
+
+def _made(optimizer: Callable[[list[Tensor]], Optimizer], leaves: list[Tensor]) -> Optimizer:
+    """The optimizer, if its settings are numbers that can be used."""
+    try:
+        made = optimizer(leaves)
+    except ValueError as error:
+        raise InputError(f"the optimizer cannot be made: {error}") from error
+    for group in made.param_groups:
+        for name, value in group.items():
+            for each in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(each, float) and not math.isfinite(each):
+                    raise InputError(f"{name} of the optimizer must be finite, but is {each}")
+    return made

@@ -1,0 +1,1 @@
+"""Stock pipelines of diffusers: their own call with gradients, and their network as a denoiser."""

@@ -1,0 +1,88 @@
+"""What a scheduler of diffusers says about its model: the schedule, and how the network is spoken to.
+
+    alphas_cumprod                  VPDiscrete; the network is told the training step
+    FlowMatch..., use_flow_sigmas   RectifiedFlow in the pipeline's unit, sigma = t / num_train_timesteps
+    EDM...                          EDM; the network sees c_in x and c_noise(sigma), and is read as
+                                    x0 = c_skip x + c_out F (Karras et al., 2022, arXiv 2206.00364, table 1)
+
+Only the model's own noise levels are read here. Which of them a scheduler visits (leading or trailing
+spacing, Karras sigmas, the resolution-dependent shift of flow models) is a grid, not a schedule.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .._types import InputError, Scalar
+from ..flow.denoisers import Prediction
+from ..flow.schedules import EDM, RectifiedFlow, Schedule, VPDiscrete
+
+__all__ = ["Clock", "clock_of"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A schedule, what the network predicts, and the preconditioning between the two.
+
+    Args:
+        schedule: alpha and sigma at each time.
+        prediction: what the output stands for once `heard`.
+        sigma_data: EDM's standard deviation of the data; None where the network sees x itself.
+        sign: of EDM's c_out: -1 for v prediction.
+    """
+
+    schedule: Schedule
+    prediction: Prediction
+    sigma_data: float | None = None
+    sign: float = 1.0
+
+    def told(self, t: Scalar) -> Scalar:
+        """The time in the unit that the pipeline hands to its network."""
+        return t if self.sigma_data is None else t.log() / 4
+
+    def shown(self, x: Tensor, t: Scalar) -> Tensor:
+        """What the network sees of x."""
+        return x if self.sigma_data is None else x / (t**2 + self.sigma_data**2).sqrt()
+
+    def heard(self, out: Tensor, x: Tensor, t: Scalar) -> Tensor:
+        """The network's output as `prediction` means it."""
+        if self.sigma_data is None:
+            return out
+        total = t**2 + self.sigma_data**2
+        return self.sigma_data**2 / total * x + self.sign * t * self.sigma_data / total.sqrt() * out
+
+
+def clock_of(scheduler: Any) -> Clock:
+    """The clock of a scheduler of diffusers.
+
+    Raises:
+        InputError: it is none of the three kinds above, runs from data to noise, or its prediction is unknown.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if config.get("invert_sigmas"):
+        raise InputError(
+            f"{name} with invert_sigmas=True counts from data to noise, which is not supported"
+        )
+    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+        prediction = _prediction(config.get("prediction_type", "flow_prediction"))
+        return Clock(RectifiedFlow(unit=float(config.num_train_timesteps)), prediction)
+    if hasattr(scheduler, "precondition_outputs") and hasattr(scheduler, "precondition_noise"):
+        sign = {"epsilon": 1.0, "v_prediction": -1.0}[config.prediction_type]
+        schedule = EDM(float(config.sigma_min), float(config.sigma_max))
+        return Clock(schedule, Prediction.X0, float(config.sigma_data), sign)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None or config.get("timestep_type") == "continuous":
+        raise InputError(
+            f"{name} has no noise schedule that is known here: it is neither variance preserving "
+            "(alphas_cumprod) nor a rectified flow (FlowMatch..., use_flow_sigmas) nor EDM's"
+        )
+    return Clock(VPDiscrete(alphas), _prediction(config.get("prediction_type", "epsilon")))
+
+
+def _prediction(kind: str) -> Prediction:
+    try:
+        return Prediction(kind)
+    except ValueError:
+        known = ", ".join(each.value for each in Prediction)
+        raise InputError(f"prediction_type is one of {known}, but the scheduler says {kind}") from None

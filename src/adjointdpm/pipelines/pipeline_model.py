@@ -1,0 +1,244 @@
+"""A diffusers pipeline as a guided vector field: what it says at (x, t), how it reads and decodes.
+
+Two denoisers say the same, to the last bit:
+
+    PipelineDenoiser  asks the pipeline's own `__call__` (see `step_probe`), so that guidance, batching,
+                      packing and scaling are its own code. Costs 1-3 ms a call.
+    UNetDenoiser      calls the UNet directly; for the bundled model, where those milliseconds matter.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import Cond, InputError, Run, Scalar, direct
+from ..adjoints.block_checkpointing import in_blocks
+from ..flow.denoisers import Denoiser, GuidedDenoiser, Prediction
+from ..flow.grids import Grid, uniform
+from ..flow.model import Field, Latents
+from ..flow.schedules import RectifiedFlow, Schedule
+from .call_signature import guides
+from .checks import refuse_placeholders, refuse_undecodable, warn_of_weights
+from .decoding import picture, tiled, without_overflow
+from .parameterization import Clock, clock_of
+from .prompt_encoding import as_given, read_prompts
+from .step_probe import ProbedPipeline
+
+__all__ = ["PipelineDenoiser", "PipelineField", "UNetDenoiser"]
+
+
+class PipelineDenoiser(Denoiser):
+    """The output of a pipeline's network through the pipeline's own call.
+
+    The conditioning goes by the names of the call's arguments. Masks are integers; where a pipeline
+    wants a list with one tensor a sample, the tensor is padded and `<name>_lengths` says how far.
+
+    Args:
+        call: the questions to the pipeline.
+        network: the module that it calls at each step.
+        clock: what its scheduler says of the network.
+        split: whether guidance is made of two calls instead of one batch of both.
+    Raises:
+        InputError: split guidance of a pipeline that does more than F_neg + w (F_pos - F_neg).
+    """
+
+    def __init__(self, call: ProbedPipeline, network: Any, clock: Clock, split: bool = False) -> None:
+        super().__init__()
+        self.blocks: Run = direct
+        if split and not call.takes.linear_guidance:
+            raise InputError(
+                "guidance of this pipeline cannot be split: it makes two calls already, or rescales "
+                "what it guides; leave split_guidance off"
+            )
+        self.prediction, self.split = clock.prediction, split
+        self.network: Any = network
+        self.masks = call.takes.masks | call.takes.lengths
+        self._call, self._clock = call, clock
+
+    def forward(self, x: Tensor, t: Scalar, cond: Cond, run: Run = direct) -> Tensor:
+        negative = [name for name in cond if name.startswith("negative_")]
+        if not (self.split and negative):
+            return self._run(x, t, dict(cond), run)
+        w = cond[str(self._call.takes.guidance)]
+        unguided = self._run(x, t, {k.removeprefix("negative_"): cond[k] for k in negative}, run)
+        aimed = self._run(x, t, {k: v for k, v in cond.items() if k not in negative and v is not w}, run)
+        return unguided + w * (aimed - unguided)
+
+    def _run(self, x: Tensor, t: Scalar, named: dict[str, Tensor], run: Run) -> Tensor:
+        return run(partial(self._output, tuple(named)), x, t, *named.values())
+
+    def _output(self, names: tuple[str, ...], x: Tensor, t: Scalar, *tensors: Tensor) -> Tensor:
+        dtype = self.network.dtype  # looks at every weight, so once
+        shown = self._clock.shown(x, t).to(dtype)
+        arguments = self._arguments(dict(zip(names, tensors, strict=True)), dtype)
+        with in_blocks(self.network, self.blocks):
+            out = self._call.output(shown, _network_time(self._clock.told(t), x), arguments).to(x.dtype)
+        # A learned variance comes as further channels, which the scheduler would split off.
+        return self._clock.heard(out if out.shape == x.shape else out[:, : x.shape[1]], x, t)
+
+    def _arguments(self, cond: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        """The conditioning as the pipeline's arguments, in the network's dtype."""
+        takes = self._call.takes
+        known = {*takes.conditioning, *takes.lengths, takes.guidance}
+        for name in cond:
+            if name not in known and (name not in takes.names or cond[name].ndim):
+                raise InputError(
+                    f"cond[{name!r}] is nothing this pipeline takes; it takes "
+                    f"{', '.join(name for name in (*takes.conditioning, takes.guidance) if name) or 'none'}"
+                )
+        out = as_given(takes, cond, dtype)
+        if not any(name.startswith("negative_") for name in cond):
+            return {**out, takes.guidance: 0.0} if takes.guidance else out
+        if takes.guidance in cond and cond[takes.guidance].ndim:
+            raise InputError(
+                f"cond[{takes.guidance!r}] is one number for the whole batch, a 0-dimensional tensor, but has shape "
+                f"{tuple(cond[takes.guidance].shape)}"
+            )
+        if takes.guidance not in cond or not guides(self._call.pipe, cond[takes.guidance].item()):
+            raise InputError(
+                f"the conditioning holds negative embeddings, which the pipeline would ignore: it needs "
+                f"{takes.guidance} > 1; leave the negative tensors out, or use split_guidance=True"
+            )
+        return out
+
+
+class UNetDenoiser(GuidedDenoiser):
+    """The output of a conditional UNet, called directly.
+
+    Args:
+        unet: diffusers' `UNet2DConditionModel`.
+        prediction: what its output stands for.
+        split: whether guidance is made of two calls instead of one batch of both.
+    """
+
+    def __init__(self, unet: Any, prediction: Prediction, split: bool = False) -> None:
+        super().__init__()
+        self.prediction, self.split, self.blocks = prediction, split, direct
+        self.network: Any = unet
+
+    def plain(self, x: Tensor, t: Scalar, prompt: Tensor) -> Tensor:
+        dtype = next(self.network.parameters()).dtype  # `network.dtype` would look at every weight
+        with in_blocks(self.network, self.blocks):
+            out = self.network(
+                x.to(dtype), _network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
+            )
+        return out[0].to(x.dtype)
+
+    def guided(self, x: Tensor, t: Scalar, prompt: Tensor, negative: Tensor, w: Tensor) -> Tensor:
+        both = self.plain(torch.cat([x, x]), t, torch.cat([negative, prompt]))
+        unguided, aimed = both.chunk(2)
+        return unguided + w * (aimed - unguided)
+
+
+def _network_time(t: Scalar, x: Tensor) -> Tensor:
+    """The time as networks take it: never below float32, whatever the latents are."""
+    return t.to(x.device, torch.promote_types(x.dtype, torch.float32))
+
+
+class PipelineField(Field):
+    """Any pipeline that makes a picture from latents and a prompt, or from noise alone.
+
+    Args:
+        pipe: the pipeline; its modules are shared, nothing in it is changed.
+        split_guidance: two network calls a step instead of one batch of both.
+        direct: call the UNet itself instead of the pipeline's `__call__` (Stable Diffusion only).
+        vocabulary: the words the text encoder knows, for a model of a closed vocabulary.
+        height, width: of the picture; the pipeline's own if None.
+    Raises:
+        InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
+    """
+
+    vae: Any
+
+    def __init__(
+        self,
+        pipe: Any,
+        split_guidance: bool = False,
+        direct: bool = False,
+        vocabulary: frozenset[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        refuse_undecodable(pipe)
+        self.pipe = pipe
+        self._call = ProbedPipeline(pipe, height, width)
+        clock = clock_of(pipe.scheduler)
+        self.schedule = clock.schedule
+        parts = {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}
+        network = parts.pop(network_name(parts, type(pipe).__name__))
+        if "vae" in parts:
+            parts["vae"] = without_overflow(parts["vae"])
+        if direct:
+            self.denoiser: Denoiser = UNetDenoiser(network, clock.prediction, split_guidance)
+        else:
+            self.denoiser = PipelineDenoiser(self._call, network, clock, split_guidance)
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.vocabulary = vocabulary
+        refuse_placeholders({"network": network, **parts})
+        like = next(network.parameters())
+        if "vae" not in parts:
+            sample = pipe.unet.config
+            size = (sample.sample_size,) * 2 if isinstance(sample.sample_size, int) else sample.sample_size
+            self.latent_shape = self.image_shape = (sample.in_channels, *size)
+        else:
+            self.latent_shape, *size = self._call.sizes(like)
+            self.image_shape = (3, *size)
+        self.guidance_scale = self._call.takes.default
+        self.grid: Grid = self._own_times if isinstance(self.schedule, RectifiedFlow) else uniform
+
+    def _own_times(self, schedule: Schedule, steps: int) -> Tensor:
+        """The pipeline's own times, shifted for its resolution, down to clean data."""
+        times = self._call.times(steps, next(self.denoiser.parameters()))
+        return times if float(times[-1]) == schedule.end else torch.cat([times, times.new_zeros(1)])
+
+    def encode(self, prompts: Sequence[str], negative: str, guidance_scale: float) -> Cond:
+        self._check_words([*prompts, negative])
+        if not self._call.takes.encoded and not any([*prompts, negative]):
+            return Cond()
+        return read_prompts(self._call.pipe, prompts, negative, guidance_scale, self._call.fixed)
+
+    def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
+        return picture(self._call, getattr(self, "vae", None), latents, run)
+
+    def tiled(self) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
+        return tiled(self._call, getattr(self, "vae", None), self.image_shape)
+
+    def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
+        if wanted:
+            parts = self.pipe.components.items()
+            warn_of_weights(self.pipe, {name: part for name, part in parts if isinstance(part, nn.Module)})
+        self._call.check_decoding(noise, getattr(self, "vae", None), as_given(self._call.takes, cond))
+
+    def decoder_weights(self) -> list[Tensor]:
+        return list(self.vae.parameters()) if hasattr(self, "vae") else []
+
+    def _check_words(self, prompts: Sequence[str]) -> None:
+        if self.vocabulary is None:
+            return
+        unknown = {word for text in prompts for word in text.lower().split() if word not in self.vocabulary}
+        if unknown:
+            raise InputError(
+                f"this model does not know the words {', '.join(sorted(unknown))}; it knows "
+                f"{len(self.vocabulary)} words, see adjointdpm.load(...).field.vocabulary"
+            )
+
+
+def network_name(parts: dict[str, nn.Module], kind: str) -> str:
+    """Which of a pipeline's modules is the network: a single unet or transformer.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    names = [name for name in parts if name.startswith(("unet", "transformer"))]
+    if len(names) != 1:
+        raise InputError(
+            f"FlowSampler needs a pipeline with one denoising network, a unet or a transformer, but "
+            f"{kind} has {', '.join(names) or 'none'}"
+        )
+    return names[0]

@@ -1,0 +1,229 @@
+"""A pipeline's own reading of prompts, as tensors under the names that its call takes them by.
+
+The pipeline's `__call__` runs on a twin as far as its latents, or its first denoiser call if it has none,
+while its `encode_prompt` is listened to; so the arguments of that method are the pipeline's own business.
+Where a call takes a list with one tensor a sample, a Cond has one padded tensor and `<name>_lengths`.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._types import Cond, InputError
+from .call_signature import LENGTHS, Arguments, arguments_of, guides
+from .gradient_proxy import twin
+from .token_embeddings import rows_in_force
+
+__all__ = ["Left", "Scout", "apart", "as_given", "encoded", "read_prompts"]
+
+
+class Left(Exception):  # noqa: N818, it is no error
+    """A pipeline has come as far as it was wanted to."""
+
+
+class Scout:
+    """Lets a pipeline run up to its first denoiser call."""
+
+    def evaluate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        raise Left
+
+    def decode(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        raise Left
+
+    def stepped(self) -> None:
+        """No step is taken."""
+
+
+def read_prompts(
+    pipe: Any, prompts: Sequence[str], negative: str, guidance_scale: float, given: Mapping[str, Any]
+) -> Cond:
+    """What a pipeline tells its denoiser about prompts, in float32 or better, with the guidance scale.
+
+    There are no negative tensors and no scale where the pipeline would not guide.
+
+    Args:
+        given: other arguments of the call, such as height and width.
+    Raises:
+        InputError: the pipeline reads no prompts, or hands nothing of them to its call's arguments; `given`
+            holds prompts, or what encode makes of them, or the guidance scale; it makes another number of
+            embeddings than there are prompts.
+    """
+    takes, kind = arguments_of(type(pipe)), type(pipe).__name__
+    if not takes.encoded:
+        raise InputError(
+            f"{kind} reads no prompts; give what it takes as PipelineSampler(arguments={{...}}) and "
+            "sample with an empty Cond()"
+        )
+    _refuse_given(takes, given)
+    text: dict[str, Any] = {"prompt": list(prompts)}
+    if "negative_prompt" in takes.names:
+        guided = guides(pipe, guidance_scale)
+        text["negative_prompt"] = [negative] * len(prompts) if guided else None
+    if negative and text.get("negative_prompt") is None:
+        why = (
+            f"does not guide with {takes.guidance} = {guidance_scale:g}: that needs to be above 1"
+            if "negative_prompt" in takes.names
+            else "takes none"
+        )
+        warnings.warn(f"the negative prompt {negative!r} is ignored, since {kind} {why}", stacklevel=5)
+    if takes.guidance:
+        text[takes.guidance] = guidance_scale
+    heard = _heard(pipe, takes, {**given, **text})
+    tensors: dict[str, Tensor] = {}
+    for name, value in heard.items():
+        if len(value) != len(prompts):
+            raise InputError(
+                f"{kind} makes {len(value)} {name} of {len(prompts)} prompts with the arguments "
+                f"{', '.join(given) or 'it has'}; give one prompt for each image, and no number of images"
+            )
+        if isinstance(value, list):
+            tensors[name + LENGTHS] = torch.tensor([len(rows) for rows in value], device=value[0].device)
+            value = nn.utils.rnn.pad_sequence(value, batch_first=True)
+        # Gradients and optimisers want float32; the network gets its own dtype back, unrounded.
+        wide = torch.promote_types(value.dtype, torch.float32)
+        tensors[name] = value.to(wide) if value.is_floating_point() else value
+    if any(name.startswith("negative_") for name in tensors) and takes.guidance:
+        like = tensors[takes.conditioning[0]]
+        tensors[takes.guidance] = torch.tensor(guidance_scale, device=like.device, dtype=like.dtype)
+    return Cond(tensors)
+
+
+def apart(cond: Cond) -> Cond:
+    """A conditioning as new leaves, without a graph to what encoded it."""
+    return cond.map(lambda tensor: tensor.detach().clone())
+
+
+def encoded(pipe: Any, read: Callable[[], Cond], graph: bool) -> Cond:
+    """What `read` encodes: with a graph if one is asked for or tokens are being learned, else as new leaves.
+
+    Raises:
+        InputError: a graph is asked for, and nothing in the text encoders requires a gradient.
+    """
+    if not (graph or _learning(pipe)):
+        with torch.no_grad():
+            return apart(read())
+    cond = read()
+    if graph and not any(tensor.requires_grad for tensor in cond.values()):
+        why = (
+            "no weight of the text encoders requires a gradient: call requires_grad_() on those that are trained"
+            if torch.is_grad_enabled()
+            else "gradients are off (torch.no_grad)"
+        )
+        raise InputError(f"encode(graph=True) has no graph to give, since {why}")
+    return cond
+
+
+def as_given(
+    takes: Arguments, cond: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """A conditioning as a pipeline's call takes it: lists where it wants lists, in a dtype if one is named."""
+    out: dict[str, Any] = {}
+    for name, tensor in cond.items():
+        cast = dtype is not None and name in takes.conditioning and tensor.is_floating_point()
+        shown = tensor.to(dtype) if cast else tensor
+        if name in takes.lists:
+            lengths = cond[name + LENGTHS].tolist() if name + LENGTHS in cond else [None] * len(shown)
+            out[name] = [rows[:n] for rows, n in zip(shown.unbind(), lengths, strict=True)]
+        elif name not in takes.lengths:
+            out[name] = shown
+    return out
+
+
+def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]:
+    """What encode_prompt returned in the pipeline's own call, by the names of the call's arguments."""
+    scout, names, heard = twin(pipe, Scout()), iter(takes.encoded), {}
+    own = scout.encode_prompt
+
+    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+        def read(**changes: Any) -> Any:
+            out = own(*args, **{**kwargs, **changes})
+            return out, dict(zip(those, out if isinstance(out, tuple) else (out,), strict=False))
+
+        those = next(names, ())
+        out, found = read()
+        heard.update(found)
+        limit = kwargs.get("max_sequence_length")
+        if limit is not None and _ends_at(limit, found):
+            with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                _, longer = read(max_sequence_length=limit + 1)
+            # Where the tokenizer cuts, it has been said in its place.
+            if _ends_at(limit + 1, longer) and not any("is lost" in str(each.message) for each in said):
+                _warn_of_length(pipe, limit)
+        return out
+
+    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+        raise Left
+
+    vars(scout).update(encode_prompt=encode_prompt, prepare_latents=prepare_latents)
+    scout.set_progress_bar_config(disable=True)
+    with suppress(Left):
+        scout(**given)
+    found = {name: heard[name] for name in takes.conditioning if _there(heard.get(name))}
+    if not found:
+        raise InputError(
+            f"{type(pipe).__name__} takes nothing of what its encode_prompt returns as an argument of its call, so "
+            "a prompt cannot be encoded apart from sampling; use differentiable(pipe)"
+        )
+    return found
+
+
+def _ends_at(limit: int, found: Mapping[str, Any]) -> bool:
+    """Whether the last of this many rows is a token and not padding, by the mask; None is a mask of ones."""
+    masks = [value for name, value in found.items() if "mask" in name]
+    if not masks or not any(
+        isinstance(each, Tensor) and each.shape[1:2] == (limit,) for each in found.values()
+    ):
+        return False
+    return masks[0] is None or bool(masks[0][:, limit - 1].any())
+
+
+def _warn_of_length(pipe: Any, limit: int) -> None:
+    """Say that a pipeline cuts off what it has encoded."""
+    what = (
+        f"{type(pipe).__name__} cuts the encoded prompt after max_sequence_length = {limit} tokens, so the words after "
+        "them are lost"
+    )
+    if _learning(pipe):
+        raise InputError(
+            f"{what}, and a token that is being learned may be one of them; shorten the prompt"
+        )
+    warnings.warn(f"{what}; shorten the prompt", stacklevel=4)
+
+
+def _learning(pipe: Any) -> bool:
+    """Whether tokens of a pipeline's text encoders are being learned."""
+    encoders = (
+        [part for name, part in vars(pipe).items() if name.startswith("text_encoder")] if pipe else []
+    )
+    return any(any(rows_in_force(encoder)) for encoder in encoders)
+
+
+def _there(value: Any) -> bool:
+    """Whether an output of encode_prompt is there: unguided calls return None or empty lists."""
+    return value is not None and len(value) > 0
+
+
+def _refuse_given(takes: Arguments, given: Mapping[str, Any]) -> None:
+    """Arguments of the call that encoding would ignore, or that would contradict what it encodes."""
+    texts = {name for name in takes.names if re.fullmatch(r"(negative_)?prompt(_\d+)?", name)}
+    for name in (name for name, value in given.items() if value is not None):
+        if name in texts:
+            raise InputError(
+                f"the argument {name} is a prompt, and every text encoder reads the prompts that are given to encode; "
+                "leave it out, or use differentiable(pipe) for several at once"
+            )
+        if name in takes.conditioning:
+            raise InputError(
+                f"the argument {name} is what encode makes of prompts; leave it out, or sample without encode: "
+                f"Cond({{{name!r}: ...}})"
+            )
+        if name == takes.guidance:
+            raise InputError(
+                f"the argument {name} is a setting of the sampler: leave it out, and give the sampler guidance_scale"
+            )

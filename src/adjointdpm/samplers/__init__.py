@@ -1,0 +1,1 @@
+"""Samplers: noise and a conditioning in, an image out, differentiable throughout."""

@@ -1,0 +1,238 @@
+"""Samplers: noise and a conditioning in, a picture out, differentiable throughout.
+
+`Sampler` is the contract that everything above knows; `FlowSampler` is this library's own step loop,
+with every solver, grid and adjoint.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._types import Cond, InputError, NonFiniteError, Stats
+from ..adjoints import Adjoint, Checkpointed, TooLargeError
+from ..flow.denoisers import Denoiser, Prediction, weight_of
+from ..flow.grids import Grid, TimeGrid, uniform
+from ..flow.influence import Influence, reached
+from ..flow.model import Field
+from ..flow.probability_flow import ProbabilityFlow
+from ..flow.schedules import Schedule
+from ..pipelines.checks import followed
+from ..pipelines.pipeline_model import PipelineField
+from ..pipelines.prompt_encoding import encoded
+from ..solvers import DPMSolverPP, Solver
+from ..solvers.integrate import IVP
+from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
+
+__all__ = ["FlowSampler"]
+
+
+class FlowSampler(Sampler):
+    """Sampling by a solver of the probability-flow ODE, with the gradient that `adjoint` makes.
+
+    Args:
+        field: the model.
+        solver: the scheme; DPM-Solver++(2M) by default.
+        steps: N >= 1, number of steps.
+        grid: how the N + 1 times are chosen, or the times themselves: a decreasing float64 vector in
+            the network's unit, which gets a gradient if it requires one (then `steps` is not read).
+        guidance_scale: w of classifier-free guidance, written into what `encode` returns; no guidance
+            at w <= 1.
+        adjoint: how the gradient is made; exact in the memory of one graph by default.
+    Raises:
+        InputError: steps < 1, or a grid that does not decrease or leaves the schedule.
+    """
+
+    settings = ("field", "solver", "steps", "grid", "guidance_scale", "adjoint")
+
+    def __init__(
+        self,
+        field: Field,
+        *,
+        solver: Solver | None = None,
+        steps: int = 25,
+        grid: Grid | Tensor = uniform,
+        guidance_scale: float = 5.0,
+        adjoint: Adjoint | None = None,
+    ) -> None:
+        super().__init__()
+        _check_field(field)
+        self.field = field
+        self.image_shape = field.image_shape
+        self.solver = DPMSolverPP(order=2) if solver is None else solver
+        self.steps, self.grid, self.guidance_scale = steps, grid, guidance_scale
+        self.adjoint = Checkpointed() if adjoint is None else adjoint
+        self.stats = Stats()
+        self._time_grid = self._times()
+        self._measured: tuple[torch.Size, int, int | None] | None = None
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipe: Any,
+        *,
+        split_guidance: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+        **settings: Any,
+    ) -> "FlowSampler":
+        """A sampler over a stock pipeline of diffusers, which shares its modules and is not changed.
+
+        It takes what makes a picture from latents and a prompt (Stable Diffusion, XL and 3, Flux,
+        PixArt, Sana, Z-Image, Qwen-Image and the like) or from noise alone (DDPM, DDIM). The network's
+        steps are ours: the pipeline's scheduler only says what its model was trained for.
+
+        Args:
+            pipe: the pipeline.
+            split_guidance: make two network calls of half the size a step, which halves the memory of
+                one graph.
+            height, width: of the picture; the pipeline's own by default.
+            settings: those of `FlowSampler`. Of the pipeline's own: the default guidance scale, and for
+                flow models the grid, with the shift for the resolution.
+        Raises:
+            InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
+        """
+        field = PipelineField(pipe, split_guidance, height=height, width=width)
+        return cls(field, **{"guidance_scale": field.guidance_scale, "grid": field.grid, **settings})
+
+    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+        texts, w = listed(prompts), float(self.guidance_scale)
+        return encoded(
+            getattr(self.field, "pipe", None), lambda: self.field.encode(texts, negative, w), graph
+        )
+
+    def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
+        return normal((batch, *self.field.latent_shape), seed, weight_of(self.field.denoiser))
+
+    def forward(self, noise: Tensor, cond: Cond) -> Images:
+        return self.decode(self._latents(noise, cond, decoded=True))
+
+    def latents(self, noise: Tensor, cond: Cond) -> Tensor:
+        """The latents at the grid's clean end, before decoding."""
+        return self._latents(noise, cond)
+
+    def _latents(self, noise: Tensor, cond: Cond, decoded: bool = False) -> Tensor:
+        given = {f"cond[{name!r}]": tensor for name, tensor in cond.items()}
+        noise, cond = self._checked(noise, cond)
+        grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
+        flow = ProbabilityFlow(self.field.schedule, self.field.denoiser)
+        wanted = {name for name, tensor in cond.items() if tensor.requires_grad}
+        influence = Influence(wanted, self.field.denoiser) if torch.is_grad_enabled() else None
+        self.field.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))
+        ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond, influence)
+        room = self.adjoint.room(ivp) if decoded else None
+        reserved, tile = (0, None) if room is None else self._decoding(noise, room)
+        self.stats = Stats(reserved=reserved, tile=tile)
+        final = self.adjoint.solve(ivp, self.stats)
+        if influence is not None:
+            influence.check()
+        latents = flow.sample(final, grid[len(grid)])
+        self.adjoint.guard(latents, {"denoiser": self.field.denoiser}, given)
+        return latents
+
+    def _decoding(self, noise: Tensor, room: float) -> tuple[int, int | None]:
+        """What the decoder's backward pass will hold, and in tiles of what side: one decoding, once a shape."""
+        if self._measured is None or self._measured[0] != noise.shape or self._measured[1] > room:
+            grey, weights = torch.zeros_like(noise).requires_grad_(), self.field.decoder_weights()
+            ways, tile, stats = {None: self.field.decode, **self.field.tiled()}, None, Stats()
+            for tile, decode in ways.items():
+                stats, last = Stats(), tile == list(ways)[-1]
+                # The last way is measured to its end: a refusal says what is missing.
+                with suppress(TooLargeError):
+                    self.adjoint.decode(decode, grey, weights, stats, math.inf if last else room)
+                    self._measured = (noise.shape, stats.decoder, tile)
+                    break
+            if tile is not None and stats.decoder <= room:
+                warnings.warn(
+                    f"the decoder does not fit into the budget as a whole, so it decodes in tiles of {tile} latents "
+                    "a side, which changes the picture a little where they meet",
+                    stacklevel=4,
+                )
+        assert self._measured is not None
+        return self._measured[1:]
+
+    def decode(self, latents: Tensor) -> Images:
+        """Pictures of latents, the decoder's memory spared as the adjoint says."""
+        weights, tile = self.field.decoder_weights(), self.stats.tile
+        decode = self.field.decode if tile is None else self.field.tiled()[tile]
+        image = self.adjoint.decode(decode, latents, weights, self.stats)
+        wanted = {"latents": latents} if torch.is_grad_enabled() and latents.requires_grad else {}
+        if wanted and not reached([image], wanted, until=[latents]):
+            raise InputError(
+                f"the image does not depend on the latents: {type(self.field).__name__}.decode cuts the graph (a "
+                "detach, a no_grad or numpy inside it); make it of differentiable operations"
+            )
+        self.adjoint.guard(image, self.field.decoders(), {})
+        return image
+
+    @property
+    def length(self) -> int:
+        """Number of steps of the grid in use."""
+        return len(self._time_grid)
+
+    def times(self) -> Tensor:
+        """The grid's N + 1 times, from noise to data, in the network's unit."""
+        return self._times().times
+
+    def _times(self) -> TimeGrid:
+        if isinstance(self.grid, Tensor):
+            times = self.grid.view_as(self.grid)
+            if times.requires_grad and self.grid.is_leaf:
+                times.register_hook(_refuse_infinite)
+            return TimeGrid.checked(self.field.schedule, times)
+        return TimeGrid.checked(self.field.schedule, self.grid(self.field.schedule, self.steps))
+
+    def _checked(self, noise: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
+        check_noise(noise, tuple(self.field.latent_shape))
+        check_cond(cond)
+        for name, tensor in cond.items():
+            if not tensor.is_floating_point() and name not in self.field.denoiser.masks:
+                raise InputError(
+                    f"cond[{name!r}] must be floating point, but is {tensor.dtype}; integers such as class labels go "
+                    "in under names that the denoiser declares in its attribute `masks`, and have no gradient"
+                )
+        return noise, for_batch(followed(cond), len(noise))
+
+
+def _check_field(field: Any) -> None:
+    """That a model of one's own has what a sampler needs of it, before anything is sampled."""
+    if not isinstance(field, Field):
+        raise InputError(
+            "FlowSampler needs a Field (adjointdpm.fields.Field), or a pipeline by FlowSampler.from_pipeline(pipe), "
+            f"but was given a {type(field).__name__}"
+        )
+    kinds = {"schedule": Schedule, "denoiser": Denoiser, "latent_shape": tuple, "image_shape": tuple}
+    for name, kind in kinds.items():
+        found = getattr(field, name, None)
+        if not isinstance(found, kind):
+            raise InputError(
+                f"{type(field).__name__}.{name} must be a {kind.__name__}, but is {type(found).__name__}; a network of "
+                "your own is wrapped in a Denoiser (adjointdpm.denoisers.Denoiser): forward(x, t, cond, run), with its "
+                "output's meaning in `prediction`"
+            )
+    if "run" not in inspect.signature(type(field.denoiser).forward).parameters:
+        raise InputError(
+            f"{type(field.denoiser).__name__}.forward must take (x, t, cond, run) and evaluate its network by "
+            "run(network, x, ...), so that the adjoint decides what happens to the graph"
+        )
+    if not isinstance(getattr(field.denoiser, "prediction", None), Prediction):
+        raise InputError(
+            f"{type(field.denoiser).__name__}.prediction must say what its output stands for: one of "
+            f"{', '.join(f'Prediction.{each.name}' for each in Prediction)}"
+        )
+
+
+def _refuse_infinite(cotangent: Tensor) -> None:
+    """The gradient of a time grid is not finite, as at sigma = 0 of a variance-preserving schedule."""
+    if not bool(torch.isfinite(cotangent).all()):
+        i = int((~torch.isfinite(cotangent)).nonzero()[0])
+        raise NonFiniteError(
+            f"the gradient of the grid's time number {i} is {cotangent[i].item()}: its noise level has no finite slope "
+            "there, as at sigma = 0. Move that time, or keep it fixed: grid=torch.cat([times, fixed])"
+        )

@@ -1,0 +1,262 @@
+"""Any text-to-image pipeline of diffusers as a sampler: its own scheduler, pictures not clamped.
+
+    image = pipeline(noise, cond; seed)     exact gradients of noise, cond, per-step noise and weights
+
+The noise takes the place of the pipeline's own first draw, so that it need not have a `latents` argument
+nor a packing we know; every further draw follows from `seed`, the same bits in each call.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import AdjointDPMError, Cond, InputError, Stats
+from ..adjoints import Adjoint, Checkpointed
+from ..pipelines.call_signature import arguments_of
+from ..pipelines.checks import explained, followed
+from ..pipelines.differentiable import PipelineCall
+from ..pipelines.gradient_proxy import denoisers, parts, twin
+from ..pipelines.prompt_encoding import Left, Scout, as_given, encoded, read_prompts
+from ..pipelines.torch_interception import Draws, Watch
+from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
+
+__all__ = ["PipelineSampler"]
+
+_STEP_NOISE = "step_noise"
+_OURS = {  # what the sampler says to the pipeline itself, and by what
+    "num_inference_steps": "steps=",
+    "latents": "noise, the sampler's first argument",
+    "output_type": 'nothing, it is "pt"',
+    "return_dict": "nothing, it is False",
+    "generator": "seed=",
+    "num_images_per_prompt": "a noise for each image",
+}
+
+
+class PipelineSampler(Sampler):
+    """Sampling by a stock pipeline's own `__call__` and scheduler, with the gradient `adjoint` makes.
+
+    Use it for pipelines and schedulers that `FlowSampler` does not know, those with noise in their steps
+    among them. Not for pipelines that start from a picture: their first draw is not the noise; use
+    `differentiable` there. States have the noise's dtype, whatever the weights have.
+
+    Args:
+        pipe: the pipeline; its modules are shared and it is not changed.
+        steps: num_inference_steps, at least 1.
+        guidance_scale: w of classifier-free guidance, written into what `encode` returns; the pipeline's own
+            default if None.
+        seed: of the noise within steps (ancestral and SDE schedulers).
+        adjoint: `Checkpointed()` by default, or `Backprop()`, or `Truncated(last=)`.
+        arguments: further arguments of the pipeline's call, such as height and width.
+    Besides the pipeline's own arguments a Cond may hold `step_noise` (batch, draws, *shape): what is drawn
+    after the first noise, in order, as a variable; see `step_noise()`.
+    Raises:
+        InputError: steps < 1, `Continuous`, an argument the pipeline's call does not take, or a pipeline
+            that `differentiable` refuses.
+    """
+
+    settings = ("pipe", "steps", "guidance_scale", "seed", "adjoint", "arguments")
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        steps: int = 25,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        adjoint: Adjoint | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(f"steps must be a whole number, at least 1, but is {steps}")
+        self._takes = arguments_of(type(pipe))
+        self.steps, self.seed = steps, seed
+        self.guidance_scale = self._takes.default if guidance_scale is None else guidance_scale
+        self.adjoint = Checkpointed() if adjoint is None else adjoint
+        self.arguments = dict(arguments or {})
+        self._refuse_unknown(self.arguments, type(pipe).__name__)
+        self._refuse_ours(self.arguments)
+        self.pipe = pipe
+        PipelineCall(pipe, self.adjoint)  # refuses what cannot be differentiated
+        modules = {
+            name.replace(".", "_"): part for name, part in parts(pipe) if isinstance(part, nn.Module)
+        }
+        self.modules_of_pipe = nn.ModuleDict(modules)
+        self._example: Cond | None = None
+        self._shape: tuple[int, ...] | None = None
+        self.stats = Stats()
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one noise, as the pipeline itself draws it."""
+        if self._shape is None:
+            self._shape = self._drawn()
+        return self._shape
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """(3, height, width) of one picture."""
+        *_, height, width = self.latent_shape
+        widths = getattr(
+            getattr(getattr(self.pipe, "vae", None), "config", None), "block_out_channels", (0,)
+        )
+        factor = getattr(self.pipe, "vae_scale_factor", 2 ** (len(widths) - 1))
+        size = [self.arguments.get("height", factor * height), self.arguments.get("width", factor * width)]
+        return (3, *size)
+
+    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+        texts, w = listed(prompts), float(self.guidance_scale)
+        return encoded(
+            self.pipe, lambda: read_prompts(self.pipe, texts, negative, w, self.arguments), graph
+        )
+
+    def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
+        return normal((batch, *self.latent_shape), seed, self._weight)
+
+    def step_noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch steps *shape"]:
+        """Standard normal noise for the steps, to be passed as cond.replace(step_noise=...)."""
+        return normal((batch, self.steps, *self.latent_shape), seed ^ 0x5EED, self._weight)
+
+    def forward(self, noise: Tensor, cond: Cond) -> Images:
+        cond = self._checked(noise, cond)
+        steps = cond[_STEP_NOISE].unbind(1) if _STEP_NOISE in cond else ()
+        draws = Draws([noise, *steps])
+        given = {"noise": noise, **cond} if torch.is_grad_enabled() else {}
+        given = {name: tensor for name, tensor in given.items() if tensor.requires_grad}
+        weights: list[Tensor] = list(self.parameters())
+        wanted = torch.is_grad_enabled() and bool(given or any(w.requires_grad for w in weights))
+        arguments = self._arguments(len(noise), cond)
+        with torch.random.fork_rng(self._devices()):
+            torch.manual_seed(self._step_seed)  # for schedulers that draw without a generator
+            call = PipelineCall(self.pipe, self.adjoint, self._watch(draws), quiet=True)
+            out = call.run((), arguments, given, weights, wanted)
+        self.stats = call.stats
+        self._refuse_undrawn(draws, len(steps))
+        image = out[0]
+        if not isinstance(image, Tensor) or image.ndim != 4:
+            got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise InputError(
+                f"{type(self.pipe).__name__} returned {got}, not pictures (batch, 3, height, width); "
+                "use differentiable(pipe) for video and audio"
+            )
+        return image.to(noise.dtype)
+
+    def _refuse_undrawn(self, draws: Draws, steps: int) -> None:
+        """That the pipeline has taken the noise, and of the noise within steps all but the last step's at most.
+
+        The last step of most stochastic schedulers adds none.
+        """
+        kind, scheduler = type(self.pipe).__name__, type(getattr(self.pipe, "scheduler", None)).__name__
+        if draws.left > steps:
+            raise InputError(f"{kind} draws no noise, so the sampler's noise has no influence on its image")
+        if draws.left and (draws.left > 1 or steps == 1):
+            raise InputError(
+                f"cond['step_noise'] holds noise for {steps} draws, but {scheduler} drew {steps - draws.left} times "
+                f"within its {self.steps} steps, so the rest has no influence and no gradient; give it to an ancestral "
+                "or SDE scheduler, with one entry a draw"
+            )
+
+    def replace(self, **changes: Any) -> "PipelineSampler":
+        made = super().replace(**changes)
+        made._example = self._example
+        return made
+
+    @staticmethod
+    def _watch(draws: Draws) -> Callable[[], Watch]:
+        return lambda: Watch(clamps=False, draws=draws)
+
+    @property
+    def _step_seed(self) -> int:
+        return self.seed ^ 0x57E9  # noise(seed=) of the same number is another one's
+
+    @property
+    def _weight(self) -> Tensor:
+        """One of the first denoiser, for its dtype and device."""
+        return next(next(iter(denoisers(self.pipe).values())).parameters())
+
+    def _devices(self) -> list[torch.device]:
+        device = self.pipe._execution_device
+        return [device] if device.type == "cuda" else []
+
+    def _arguments(self, batch: int, cond: Cond) -> dict[str, Any]:
+        """The pipeline's arguments, as far as its call knows them."""
+        generator = torch.Generator(self.pipe._execution_device).manual_seed(self._step_seed)
+        ours = {
+            "num_inference_steps": self.steps,
+            "output_type": "pt",
+            "return_dict": False,
+            "generator": generator,
+            "negative_prompt": None,  # some have "" for a default, and refuse it beside embeddings
+        }
+        if not any(name.endswith("embeds") for name in cond):
+            ours["batch_size"] = batch
+        if self._takes.guidance:
+            ours[self._takes.guidance] = float(self.guidance_scale)
+        ours = {name: value for name, value in ours.items() if name in self._takes.names}
+        named = as_given(self._takes, {k: v for k, v in cond.items() if k != _STEP_NOISE})
+        return {**ours, **self.arguments, **named}
+
+    def _drawn(self) -> tuple[int, ...]:
+        """The shape of the pipeline's first noise: it is run as far as its first denoiser call."""
+        if self._example is None:
+            self._example = self.encode("") if self._takes.encoded else Cond()
+        draws = Draws()
+        scout = twin(self.pipe, Scout())
+        scout.set_progress_bar_config(disable=True)
+        with Watch(draws=draws), torch.random.fork_rng(self._devices()), suppress(Left):
+            arguments = self._arguments(1, self._example.map(Tensor.detach))
+            try:
+                scout(**arguments)
+            except (RuntimeError, ValueError, TypeError) as error:
+                tensors = {name: each for name, each in arguments.items() if isinstance(each, Tensor)}
+                reason = explained(error, self.pipe, denoisers(self.pipe), tensors)
+                if reason is None or isinstance(error, AdjointDPMError):
+                    raise
+                raise reason from error
+        shapes = draws.shapes
+        if len(shapes) != 1:
+            raise InputError(
+                f"{type(self.pipe).__name__} draws noise {len(shapes)} times before its first step, so which one "
+                "the picture starts from is not plain; use differentiable(pipe)"
+            )
+        return shapes[0][1:]
+
+    def _checked(self, noise: Tensor, cond: Cond) -> Cond:
+        check_cond(cond)
+        self._refuse_unknown(cond, type(self.pipe).__name__)
+        self._refuse_ours(cond)
+        for name in {*self._takes.conditioning} - self._takes.masks:
+            if name in cond and not cond[name].is_floating_point():
+                raise InputError(f"cond[{name!r}] must be floating point, but is {cond[name].dtype}")
+        scale = cond.get(str(self._takes.guidance))
+        if scale is not None and scale.ndim:
+            raise InputError(
+                f"cond[{self._takes.guidance!r}] is one number for the whole batch, a 0-dimensional tensor, but has "
+                f"shape {tuple(scale.shape)}"
+            )
+        cond = for_batch(followed(cond), len(noise))
+        if self._example is None:
+            self._example = cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
+        check_noise(noise, self.latent_shape)
+        return cond
+
+    def _refuse_ours(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in _OURS or (name == self._takes.guidance and names is self.arguments):
+                instead = _OURS.get(name, "guidance_scale=")
+                raise InputError(
+                    f"{name} is what the sampler itself passes to the pipeline; give {instead} instead"
+                )
+
+    def _refuse_unknown(self, names: Iterable[str], kind: str) -> None:
+        known = {*self._takes.names, *self._takes.lengths, _STEP_NOISE}
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise InputError(
+                f"{kind} takes no {', '.join(unknown)}; it takes {', '.join(self._takes.names)}"
+            )

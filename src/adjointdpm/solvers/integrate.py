@@ -1,0 +1,129 @@
+"""The initial value problem of sampling, and the only step loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._types import AdjointDPMError, Cond, Derivative, InputError, NonFiniteError, Run, State, Time, direct
+from ..flow.denoisers import Prediction, explained, weight_of
+from ..flow.grids import TimeGrid
+from ..flow.influence import Influence
+from ..flow.probability_flow import ProbabilityFlow
+from .base import History, Solver, ends_clean
+
+__all__ = ["IVP", "advanced", "integrate"]
+
+
+@dataclass(frozen=True, eq=False)
+class IVP:
+    """dz/dtau = velocity(z), from `initial` at grid[0] to grid[-1].
+
+    Args:
+        flow: the vector field.
+        solver: the scheme.
+        grid: the instants.
+        initial: z at grid[0], (batch, *shape).
+        cond: what the denoiser is told.
+        influence: what looks at the first calls; none where no gradient is asked for.
+    """
+
+    flow: ProbabilityFlow
+    solver: Solver
+    grid: TimeGrid
+    initial: Float[Tensor, "batch *shape"]
+    cond: Cond
+    influence: Influence | None = None
+
+    @property
+    def calls(self) -> int:
+        """Evaluations of the velocity that sampling takes."""
+        return self.solver.calls(len(self.grid), ends_clean(self.grid, len(self.grid) - 1))
+
+    def velocity(self, time: Time, z: Tensor, run: Run = direct) -> Tensor:
+        """The flow's velocity for this conditioning, checked for NaN and infinity."""
+        self.refuse_meaningless(time)
+        velocity = partial(self.flow.velocity, z, time, self.cond)
+        try:
+            if self.influence is not None and self.influence.open:
+                slope = self.influence.velocity(velocity, z, self.cond, run)
+            else:
+                slope = velocity(run)
+        except (RuntimeError, TypeError, IndexError) as error:
+            network = self.flow.denoiser
+            reason = explained(
+                error, {"x": z, **self.cond}, f"the {type(network).__name__} ({weight_of(network).dtype})"
+            )
+            if reason is None or isinstance(error, AdjointDPMError):
+                raise
+            raise reason from error
+        if not bool(torch.isfinite(slope).all()):
+            raise NonFiniteError(self._blame(slope, z, time))
+        return slope
+
+    def refuse_meaningless(self, time: Time) -> None:
+        """That the denoiser's output says at an instant what is read from it.
+
+        Raises:
+            InputError: it is at sigma = 0, cleaner than any sample the network was trained on or with a data
+                prediction, which says nothing of the noise there; or the other way round at alpha = 0.
+        """
+        schedule, kind = self.flow.schedule, self.flow.denoiser.prediction
+        if time.sigma == 0 and (time.t < schedule.end or kind is Prediction.X0):
+            raise InputError(
+                f"the network would be evaluated at t = {time.t.item():g}, where sigma = 0: it was not trained there, "
+                "or its data prediction says nothing of the noise. Solvers of this library end with a step that does "
+                "not; a backward pass that solves the ODE from there (transposed=False) needs a grid that ends above "
+                f"sigma = 0, such as at t = {max(schedule.end, 1e-3):g}"
+            )
+        if time.alpha == 0 and kind is Prediction.EPS:
+            raise InputError(
+                f"at t = {time.t.item():g} alpha is 0, and a prediction of the noise says nothing of the data there; "
+                "start the grid at a smaller t, or use a network that predicts v, the data or the velocity"
+            )
+
+    def _blame(self, slope: Tensor, z: Tensor, time: Time) -> str:
+        step = int((self.grid.times >= time.t.detach()).sum()) - 1
+        what = "NaN" if bool(torch.isnan(slope).any()) else "infinity"
+        given = "finite" if bool(torch.isfinite(z).all()) else "not finite either"
+        return (
+            f"the denoiser returned {what} at step {max(step, 0)} of {len(self.grid)} "
+            f"(t = {float(time.t):g}); its input was {given}, with largest value "
+            f"{float(z.detach().abs().max()):g}. Look at its weights and dtype (float16 overflows "
+            "above 65504), or lower the guidance scale"
+        )
+
+
+def integrate(
+    f: Derivative,
+    state: State,
+    grid: TimeGrid,
+    solver: Solver,
+    observe: Callable[[int, State], None] = lambda i, state: None,
+) -> State:
+    """Advance `state` from the grid's first instant to its last.
+
+    Args:
+        f: d state / d tau.
+        observe: called with every node's number and state, the first and the last included.
+    """
+    return advanced(f, state, grid, solver, observe)[0]
+
+
+def advanced(
+    f: Derivative,
+    state: State,
+    grid: TimeGrid,
+    solver: Solver,
+    observe: Callable[[int, State], None] = lambda i, state: None,
+) -> tuple[State, History]:
+    """`integrate`, with the history that the last step leaves: the second state of a coupled solver."""
+    history: History = ()
+    observe(0, state)
+    for i in range(len(grid)):
+        state, history = solver.step(f, state, grid, i, history)
+        observe(i + 1, state)
+    return state, history

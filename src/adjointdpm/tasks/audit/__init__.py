@@ -1,0 +1,9 @@
+"""Audit a classifier by noise that an attack finds."""
+
+from .attack import NoiseClassifier, pixels
+from .audit import audit
+from .norm_ball import Ball
+from .result import AuditResult
+from .settings import AuditSettings
+
+__all__ = ["AuditResult", "AuditSettings", "Ball", "NoiseClassifier", "audit", "pixels"]

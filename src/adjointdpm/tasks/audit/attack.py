@@ -1,0 +1,126 @@
+"""Initial noise -> a picture that a classifier misreads: the objective, and its optimisation by gradients.
+
+    minimise over x in Ball(c):   max(m(G(x)), -k) + w |f(G(x)) - f(G(c))|^2 / |f(G(c))|^2
+    m = z_y - max_{j != y} z_j    untargeted;   m = max_{j != t} z_j - z_t    towards t
+
+On logits: a softmax saturates, and its gradient with it. Past the confidence k the first term rests, and only
+the second, which keeps the picture near the original's in another network's features f, is left (Carlini and
+Wagner, 2017, arXiv 1608.04644). The steps are normalised, since the gradient's length says nothing here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..._types import Cond
+from ...metrics import ContentDistance, Margin
+from ...metrics.style_content import Features
+from ...optimization.task import Losses, Task
+from ...samplers.base import Sampler
+from ..sampling import rows, saved
+from .norm_ball import Ball
+
+__all__ = ["Attack", "NoiseClassifier", "Objective", "pixels"]
+
+_MISSED = 1e6  # added to the rank of pictures whose saved file is still read right
+
+
+def pixels(images: Tensor) -> list[Tensor]:
+    """The picture itself as its only feature."""
+    return [images]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What a perturbation is to reach, for each start.
+
+    Args:
+        classifier: pictures in [0, 1] to logits.
+        labels: (starts,) what each picture shows, or, if `targeted`, what it is to be taken for.
+        targeted: towards the label instead of away from it.
+        confidence: k >= 0, in logits.
+        features: f of the head of this module; None for no second term.
+        weight: w >= 0.
+        originals: (starts, 3, height, width), G(c).
+    """
+
+    classifier: Callable[[Tensor], Tensor]
+    labels: Tensor
+    targeted: bool
+    confidence: float
+    features: Features | None
+    weight: float
+    originals: Tensor
+
+    def margins(self, images: Tensor, items: list[int]) -> Tensor:
+        """m, negative where the classifier is fooled."""
+        values = Margin(self.classifier, self.labels[items])(images)
+        return -values if self.targeted else values
+
+    def __call__(self, images: Tensor, items: list[int]) -> Losses:
+        """The loss, and a rank by which every file that fools comes before every one that does not."""
+        values = self.margins(images, items).clamp(min=-self.confidence)
+        if self.features is not None and self.weight:
+            values = values + self.weight * ContentDistance(self.features, self.originals[items])(images)
+        with torch.no_grad():
+            on_file = self.margins(saved(images), items)
+        return Losses(values, torch.where(on_file < 0, values.clone(), _MISSED + on_file))
+
+
+class Attack(Task):
+    """The perturbation of many starts at once, each with a row of its own.
+
+    Args:
+        sampler, cond: make the pictures; the conditioning of all starts.
+        start: (starts, *shape), the balls' centres; copied.
+        ball: where the noise may be.
+        objective: what is minimised.
+    """
+
+    per_item = True
+
+    def __init__(
+        self, sampler: Sampler, cond: Cond, start: Tensor, ball: Ball, objective: Objective
+    ) -> None:
+        # Two copies: a ball around the tensor that is being moved would move with it.
+        self.centre, noise = start.clone(), start.clone()
+        self.sampler, self.cond, self.ball, self.objective = sampler, cond, ball, objective
+        self.items = len(start)
+        self.variables = {"noise": noise}
+
+    def losses(self, step: int, items: list[int]) -> Losses:
+        images = self.sampler(self.variables["noise"][items], rows(self.cond, items))
+        return self.objective(images, items)
+
+    def prepare(self) -> None:
+        noise = self.variables["noise"]
+        assert noise.grad is not None
+        noise.grad.copy_(self.ball.direction(noise.grad, self.centre))
+
+    def project(self) -> None:
+        noise = self.variables["noise"]
+        noise.copy_(self.ball.project(noise, self.centre))
+
+
+class NoiseClassifier(nn.Module):
+    """A sampler and a classifier as one module: noise in, logits out, for any attack library.
+
+        attack(NoiseClassifier(sampler, cond, classifier), noise, labels)
+
+    Tools that clamp their input to [0, 1], as for pictures, must be told not to: noise has no such bounds.
+
+    Args:
+        sampler: makes the pictures.
+        cond: of one prompt, or of as many as the batches will have rows.
+        classifier: pictures in [0, 1] to logits.
+    """
+
+    def __init__(self, sampler: Sampler, cond: Cond, classifier: nn.Module) -> None:
+        super().__init__()
+        self.sampler, self.cond, self.classifier = sampler, cond, classifier
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Logits (batch, classes) of the pictures of noise (batch, *shape)."""
+        return self.classifier(self.sampler(noise, self.cond))

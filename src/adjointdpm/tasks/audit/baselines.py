@@ -1,0 +1,85 @@
+"""What an attack must be compared with: the same number of denoiser calls without a gradient.
+
+    random   fresh points of the ball's full size, the best kept
+    SPSA     g ~ (l(x + c d) - l(x - c d)) d,  d random signs     (Spall, 1992; Uesato et al., 2018, 1802.05666)
+
+Both see the attack's own objective, its own ball and its own way to choose the best.
+"""
+
+import torch
+from torch import Tensor
+
+from ..._types import Cond
+from ...optimization.seeds import key
+from ...samplers.base import Sampler
+from ..sampling import sampled
+from .attack import Objective
+from .norm_ball import Ball
+
+__all__ = ["random_search", "spsa"]
+
+
+class _Best:
+    """The best candidate of each start so far."""
+
+    def __init__(self, start: Tensor, objective: Objective) -> None:
+        self.noise, self.objective = start.clone(), objective
+        self.rank = torch.full((len(start),), torch.inf, dtype=torch.float64, device=start.device)
+
+    def offer(self, noise: Tensor, images: Tensor) -> Tensor:
+        """Score candidates and keep those that are better; returns their losses."""
+        with torch.no_grad():
+            values, rank = self.objective(images, list(range(len(noise))))
+        assert rank is not None
+        better = rank.double() < self.rank
+        self.rank[better], self.noise[better] = rank.double()[better], noise[better]
+        return values
+
+
+def _drawn(like: Tensor, seed: int, name: str, turn: int) -> Tensor:
+    """A standard normal row for each start, which no other start or turn shares."""
+    generators = [torch.Generator().manual_seed(key(seed, name, turn, i)) for i in range(len(like))]
+    drawn = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype) for g in generators]
+    return torch.stack(drawn).to(like.device)
+
+
+def random_search(
+    sampler: Sampler,
+    cond: Cond,
+    start: Tensor,
+    ball: Ball,
+    objective: Objective,
+    calls: int,
+    seed: int,
+    batch: int,
+) -> Tensor:
+    """The best of `calls` random perturbations of the ball's full size, for each start."""
+    best = _Best(start, objective)
+    for turn in range(calls):
+        moved = ball.direction(_drawn(start, seed, "random", turn), start)
+        noise = ball.project(start + moved, start)
+        best.offer(noise, sampled(sampler, noise, cond, batch))
+    return best.noise
+
+
+def spsa(
+    sampler: Sampler,
+    cond: Cond,
+    start: Tensor,
+    ball: Ball,
+    objective: Objective,
+    calls: int,
+    seed: int,
+    batch: int,
+    rate: float,
+) -> Tensor:
+    """The best that `calls` samplings find along estimated gradients, two samplings an estimate."""
+    best, x = _Best(start, objective), start.clone()
+    for turn in range(calls // 2):
+        d = _drawn(start, seed, "spsa", turn).sign()
+        probe = 0.5 * ball.direction(d, start)
+        pair = [ball.project(x + probe, start), ball.project(x - probe, start)]
+        up, down = (best.offer(noise, sampled(sampler, noise, cond, batch)) for noise in pair)
+        slope = (up - down).view(-1, *[1] * (x.ndim - 1)) * d
+        x = ball.project(x - rate * ball.direction(slope, start), start)
+    return best.noise

@@ -1,0 +1,110 @@
+"""An audit's page: rates with their intervals, curves, controls, and the worst pictures."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...files.html_report import Page, Pictures
+from ..evaluation import Rate
+from .result import AuditResult, Found
+
+__all__ = ["write_page"]
+
+_HEAD = ("", "", "misread", "misread and still shown", "distance at most")
+
+
+def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], repeat: str) -> Path:
+    """Write the page of an audit."""
+    page = Page("adjointdpm audit: what a classifier misreads")
+    ball = settings["ball"]
+    page.text(
+        f"{len(result.labels)} pictures that the classifier reads right (of {result.tried} made), their initial "
+        f"noise moved within a ball of {ball['radius']:g} ({ball['norm']}"
+        f"{', on the Gaussian shell' if ball['shell'] else ''}). A picture counts as misread by what its saved "
+        "8-bit file is read as, and as still shown if an independent judge names the thing that was asked for."
+    )
+    if result.dropped:
+        page.text("Dropped, as nothing could be misled, and in no figure below:")
+        page.table(
+            ("prompt", "label", "starts", "why"),
+            [(each.prompt, each.label, str(each.starts), each.why) for each in result.dropped],
+        )
+    page.table(
+        _HEAD,
+        [
+            _row("before", result.before),
+            _row("optimised noise", result.after),
+            *(_row(name, found) for name, found in result.controls.items()),
+        ],
+    )
+    if result.controls:
+        page.text(
+            f"The controls saw the same objective and as many denoiser calls: "
+            f"{result.costs['samplings_a_control']} samplings a picture."
+        )
+    for kept, heading in ((True, "Misread, and still shown"), (False, "Misread, but no longer shown")):
+        if result.after.shows is None and not kept:
+            continue
+        _pairs(page, heading, result, result.worst(8, kept))
+    page.heading("Against the size of the ball")
+    page.table(
+        ("radius", "", "misread", "misread and still shown", "distance at most"),
+        [_row(f"{radius:g}", found) for radius, found in result.curve.items()],
+    )
+    if len(result.curve) > 1:
+        lines = {"misread": [100 * found.success.share for found in result.curve.values()]}
+        if result.after.kept is not None:
+            lines["and still shown"] = [_percent(found.kept) for found in result.curve.values()]
+        page.lines(list(result.curve), lines, "radius of the ball", "% of pictures")
+    if result.transfer:
+        page.heading("Transfer to other classifiers")
+        page.table(
+            ("classifier", "", "of what fooled the audited one, and it read right before, it misreads"),
+            [(name, "", str(Rate(*pair))) for name, pair in result.transfer.items()],
+        )
+    page.heading("By label")
+    page.table(
+        ("label", "", "misread", "misread and still shown"),
+        [(label, "", str(a), "" if b is None else str(b)) for label, (a, b) in result.classes.items()],
+    )
+    page.heading("What was differentiated, and what it cost")
+    costs = result.costs
+    held = costs["bytes_saved"]
+    page.text(
+        "The loss on the classifier's logits, through its preprocessing, the decoder and every step of the sampler, "
+        f"guidance included, with respect to the initial noise. A step took {costs['calls_a_step']} denoiser calls "
+        f"a picture (forward and backward; {costs['calls_a_sampling']} are a sampling) and "
+        f"{'an unknown number of' if held is None else f'{held / 2**20:.1f} Mi'} bytes saved for the backward "
+        f"pass; all of it {costs['seconds']:.0f} seconds."
+    )
+    page.curve(result.losses, "step", "mean loss")
+    page.heading("How to repeat this")
+    page.code(repeat or "adp.tasks.audit(...) with the settings below")
+    page.code(json.dumps(dict(settings)))
+    return page.write(path)
+
+
+def _row(name: str, found: Found) -> tuple[str, ...]:
+    kept = "" if found.kept is None else str(found.kept)
+    return (name, "", str(found.success), kept, f"{float(found.distances.max()):.4f}")
+
+
+def _percent(rate: Rate | None) -> float:
+    return 0.0 if rate is None else 100 * rate.share
+
+
+def _pairs(page: Page, heading: str, result: AuditResult, chosen: list[int]) -> None:
+    page.heading(heading)
+    if not chosen:
+        page.text("None.")
+        return
+    before, after = result.before, result.after
+    page.pictures(
+        Pictures("before", before.images[chosen], [f"{result.labels[i]}" for i in chosen]),
+        Pictures(
+            "after",
+            after.images[chosen],
+            [f"read as {after.says[i]} (by {-float(after.margins[i]):.1f})" for i in chosen],
+        ),
+    )

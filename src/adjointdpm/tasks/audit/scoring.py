@@ -1,0 +1,87 @@
+"""Who says what about pictures: the audited classifier, the judge and others, on the files' content."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..._types import Cond
+from ...files.atomic_write import write_file
+from ...files.images import as_8_bit, output_folder, png, read_picture
+from ...metrics.image_classifier import Labelled
+from ...optimization.distributed import Processes
+from ...samplers.base import Sampler
+from ..evaluation import said
+from ..sampling import sampled
+from .norm_ball import Ball
+from .result import Found
+
+__all__ = ["Witness"]
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """Samples noise, saves the pictures, and asks everyone.
+
+    Args:
+        sampler: makes the pictures.
+        classifier: the audited one.
+        judge: the independent one, if any.
+        target: the label everything is to be taken for, if any.
+        folder: where pictures are saved.
+        batch: pictures at once.
+    """
+
+    sampler: Sampler
+    classifier: Labelled
+    judge: Labelled | None
+    target: str | None
+    folder: Path
+    batch: int
+
+    def found(
+        self, name: str | None, noise: Tensor, start: Tensor, cond: Cond, labels: Tensor, ball: Ball
+    ) -> Found:
+        """What everyone says about the pictures of some noise, as they lie in their files."""
+        files = [png(each) for each in as_8_bit(sampled(self.sampler, noise, cond, self.batch))]
+        if name is not None and Processes.here().first:
+            where = output_folder(self.folder / name)
+            for i, content in enumerate(files):
+                write_file(where / f"{i:04d}.png", content)
+        images = torch.stack([read_picture(content) for content in files]).to(noise)
+        logits = said(self.classifier, images)
+        says = logits.argmax(1)
+        own = logits.gather(1, labels[:, None])[:, 0]
+        others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        fooled = says != labels
+        if self.target is not None:
+            fooled = says == self.classifier.index(self.target)
+        names = [self.classifier.labels[int(i)] for i in labels]
+        judged = None
+        if self.judge is not None:
+            judged = [self.judge.labels[int(i)] for i in said(self.judge, images).argmax(1)]
+        shows = (
+            None if judged is None else torch.tensor([a == b for a, b in zip(judged, names, strict=True)])
+        )
+        return Found(
+            noise=noise.detach().clone(),
+            images=as_8_bit(images),
+            says=[self.classifier.labels[int(i)] for i in says],
+            judged=judged,
+            fooled=fooled.cpu(),
+            shows=shows,
+            margins=(own - others).cpu(),
+            distances=ball.distance(noise, start).cpu(),
+        )
+
+    def transferred(self, other: Labelled, before: Found, after: Found) -> tuple[int, int]:
+        """Of what fooled the classifier and the other read right before: how many fool the other, too."""
+        clean, spoilt = (
+            [other.labels[int(i)] for i in said(other, each.images.to(each.noise) / 255).argmax(1)]
+            for each in (before, after)
+        )
+        names = before.says
+        right = [a == b and bool(f) for a, b, f in zip(clean, names, after.fooled, strict=True)]
+        flips = [r and a != b for r, a, b in zip(right, spoilt, names, strict=True)]
+        return sum(flips), sum(right)

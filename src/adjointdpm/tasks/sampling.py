@@ -1,0 +1,71 @@
+"""Sampling for tasks: noise by seeds, rows of a batch, images as their files hold them, and a sampler's parts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._types import Cond, InputError
+from ..files.diffusers_files import network_in
+from ..files.images import as_8_bit, png, read_picture
+from ..optimization.distributed import Processes
+from ..samplers.base import Sampler
+from ..samplers.flow_sampler import FlowSampler
+
+
+def rows(cond: Cond, items: list[int]) -> Cond:
+    """The conditioning of some items of a batch."""
+    return cond.map(lambda tensor: tensor[items] if tensor.ndim and len(tensor) > 1 else tensor)
+
+
+def saved(images: Tensor) -> Tensor:
+    """Pictures as they come back from their files: clamped, rounded to 8 bits, in [0, 1]."""
+    return as_8_bit(images).to(images.device, images.dtype) / 255
+
+
+def sampled(
+    sampler: Sampler, noise: Tensor, cond: Cond, batch: int, processes: Processes | None = None
+) -> Tensor:
+    """Pictures of many noises without a gradient, in parts and over processes, the same in all of them."""
+    processes = processes or Processes.here()
+    images = torch.zeros(len(noise), *sampler.image_shape, dtype=noise.dtype, device=noise.device)
+    mine = processes.part(range(len(noise)))
+    with torch.no_grad():
+        for first in range(0, len(mine), batch):
+            part = mine[first : first + batch]
+            images[part] = sampler(noise[part], rows(cond, part))
+    processes.sum_([images])
+    return images
+
+
+def noise_of(sampler: Sampler, seeds: list[int]) -> Tensor:
+    """One noise a seed: (len(seeds), *shape); a row does not depend on the others."""
+    return torch.cat([sampler.noise(1, seed) for seed in seeds])
+
+
+def pipeline_of(sampler: Sampler) -> Any:
+    """The stock pipeline behind a sampler.
+
+    Raises:
+        InputError: it has none.
+    """
+    pipe = getattr(getattr(sampler, "field", sampler), "pipe", None)
+    if pipe is None:
+        raise InputError(
+            f"this task needs a sampler over a pipeline, but {type(sampler).__name__} has none"
+        )
+    return pipe
+
+
+def network_of(sampler: Sampler) -> nn.Module:
+    """The denoising network behind a sampler."""
+    if isinstance(sampler, FlowSampler) and isinstance(
+        getattr(sampler.field.denoiser, "network", None), nn.Module
+    ):
+        return sampler.field.denoiser.network  # type: ignore[return-value]
+    return network_in(pipeline_of(sampler))[1]
+
+
+def on_file(images: Tensor) -> Tensor:
+    """Pictures as they are read back from PNG files."""
+    return torch.stack([read_picture(png(each)) for each in as_8_bit(images)])

@@ -1,0 +1,109 @@
+"""The usual alternative to a metric: train the denoiser itself on one picture.
+
+min_theta  E_{t, eps} |F_theta(alpha x0 + sigma eps, t, c) - F*|^2
+
+F* = eps | x0 | alpha eps - sigma x0 | eps - x0        what the network predicts; x0 the picture's latents
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..._types import InputError, Time
+from ...flow.denoisers import Prediction
+from ...optimization.seeds import key
+from ...optimization.task import Losses, Task
+from ...samplers.base import Sampler
+from ...samplers.flow_sampler import FlowSampler
+from .precision import scaled
+
+__all__ = ["Denoise", "latents_of"]
+
+
+def latents_of(sampler: Sampler, picture: Tensor) -> Tensor:
+    """A picture (3, height, width) in [0, 1] as latents (1, *shape), by the pipeline's own encoder.
+
+    Raises:
+        InputError: the sampler is no FlowSampler with a VAE of one picture's latents.
+    """
+    vae = getattr(getattr(sampler, "field", None), "vae", None)
+    if not isinstance(sampler, FlowSampler) or vae is None or not hasattr(vae.config, "scaling_factor"):
+        raise InputError(
+            "training on the denoising loss needs a FlowSampler over a pipeline with a VAE; leave the comparison out"
+        )
+    picture = functional.interpolate(
+        picture[None], sampler.image_shape[1:], mode="bilinear", antialias=True, align_corners=False
+    )
+    weight = next(vae.parameters())
+    with torch.no_grad():
+        z = vae.encode((2 * picture - 1).to(weight)).latent_dist.mode().to(picture)
+    z = (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+    if z.shape[1:] != sampler.noise(1).shape[1:]:
+        raise InputError("this pipeline packs its latents, so a picture cannot be trained on; leave it out")
+    return z
+
+
+class Denoise(Task):
+    """The denoising loss on one picture, with fresh times and noise a step.
+
+    Args:
+        sampler: whose network is trained.
+        picture: (3, height, width) in [0, 1].
+        prompt: what the picture is called; trained without guidance, as models are.
+        leaves: what is trained.
+        items: draws of time and noise a step.
+        seed: of them.
+    """
+
+    def __init__(
+        self,
+        sampler: FlowSampler,
+        picture: Tensor,
+        prompt: str,
+        leaves: Mapping[str, Tensor],
+        items: int = 4,
+        seed: int = 0,
+    ) -> None:
+        self.sampler, self.variables, self.items, self.seed = sampler, leaves, items, seed
+        self.x0 = latents_of(sampler, picture)
+        with torch.no_grad():
+            self.cond = sampler.replace(guidance_scale=1.0).encode([prompt])
+
+    def losses(self, step: int, items: list[int]) -> Losses:
+        return self._of(f"step {step}", items)
+
+    def validate(self, step: int) -> float:
+        """The mean of sixteen draws that are the same each time."""
+        with torch.no_grad():
+            return float(self._of("validation", list(range(16))).values.mean())
+
+    def _of(self, draw: str, items: list[int]) -> Losses:
+        field = self.sampler.field
+        schedule, denoiser = field.schedule, field.denoiser
+        values = []
+        for item in items:  # a denoiser is told one time a call
+            generator = torch.Generator().manual_seed(key(self.seed, "denoise", draw, item))
+            u = torch.rand(1, generator=generator, dtype=torch.float64)
+            eps = self.sampler.noise(1, key(self.seed, "eps", draw, item))
+            (time,) = schedule.at(schedule.end + u * (schedule.start - schedule.end))
+            x = time.alpha * self.x0 + time.sigma * eps
+            target = _target(denoiser.prediction, self.x0, eps, time)
+            out = denoiser(x, time.t, self.cond)
+            values.append((out - target).square().flatten(1).mean(1))
+        network = getattr(denoiser, "network", denoiser)
+        return Losses(scaled(torch.cat(values), list(self.variables.values()), network))
+
+
+def _target(prediction: Prediction, x0: Tensor, eps: Tensor, time: Time) -> Tensor:
+    """What a network that predicts this should say."""
+    match prediction:
+        case Prediction.EPS:
+            return eps
+        case Prediction.X0:
+            return x0
+        case Prediction.V:
+            return time.alpha * eps - time.sigma * x0
+        case Prediction.VELOCITY:
+            return eps - x0

@@ -1,0 +1,77 @@
+"""The loss of tuning weights to a metric, with the untuned model's images as its reference."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...metrics import beside
+from ...metrics.check import score
+from ...optimization.seeds import key
+from ...optimization.task import Losses, Task
+from ...samplers.base import Sampler
+from ..sampling import network_of, noise_of, rows
+from .precision import scaled
+
+
+@contextmanager
+def untuned(leaves: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Iterator[None]:
+    """The network as it was: the leaves hold what they held at the start."""
+    kept = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            leaf.copy_(start[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(kept[name])
+
+
+class Stylise(Task):
+    """Weights towards a metric, on some prompts and fresh noise a step.
+
+    Args:
+        sampler: makes the pictures.
+        metric: of a picture, or of it and the untuned model's (`metrics.Paired`).
+        prompts: one item each.
+        leaves: what is trained.
+        seed: of the noise.
+        batch: pictures at once in a validation.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        metric: Any,
+        prompts: Sequence[str],
+        leaves: Mapping[str, Tensor],
+        seed: int = 0,
+        batch: int = 1,
+    ) -> None:
+        self.sampler, self.metric, self.seed, self.batch = sampler, metric, seed, batch
+        self.variables, self.items = leaves, len(prompts)
+        self.start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        with torch.no_grad():
+            self.cond = sampler.encode(prompts)
+
+    def losses(self, step: int, items: list[int]) -> Losses:
+        return self._of(f"step {step}", items)
+
+    def validate(self, step: int) -> float:
+        """The mean of all prompts with the same noise each time; a step's own noise would choose by chance."""
+        parts = torch.arange(self.items).split(self.batch)
+        with torch.no_grad():
+            found = [self._of("validation", part.tolist()).values for part in parts]
+        return float(torch.cat(found).mean())
+
+    def _of(self, draw: str, items: list[int]) -> Losses:
+        noise = noise_of(self.sampler, [key(self.seed, "tune", draw, i) for i in items])
+        cond = rows(self.cond, items)
+        with untuned(self.variables, self.start), torch.no_grad():
+            originals = self.sampler(noise, cond)
+        values = score(beside(self.metric, originals), self.sampler(noise, cond))
+        return Losses(scaled(values, list(self.variables.values()), network_of(self.sampler)))
