@@ -66,7 +66,7 @@ def main() -> None:
     features = None if options.keep == "none" else pixels
     if options.keep not in ("none", "pixels"):
         kept = adp.load_classifier(options.keep, device=options.device)
-        features = HiddenStates(kept.model, kept.normalised, None)
+        features = HiddenStates(kept.model, kept.normalized, None)
     settings = AuditSettings(
         ball=Ball(options.radius),
         radii=tuple(options.radii),

@@ -85,8 +85,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--plot", type=Path, default=None)
     args = parser.parse_args(argv)
 
-    sampler = adp.load("emoji", steps=args.steps, guidance_scale=args.guidance_scale, device=args.device)
-    sampler.field.denoiser.requires_grad_(False)
+    sampler = adp.load_bundled(
+        "emoji", steps=args.steps, guidance_scale=args.guidance_scale, device=args.device
+    )
+    sampler.model.denoiser.requires_grad_(False)
     samplers = {
         name: sampler.replace(adjoint=adjoint)
         for name, adjoint in contenders(args.steps).items()

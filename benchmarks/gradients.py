@@ -37,7 +37,7 @@ class Contender:
 
     latents: Latents
     truth: str
-    field: OdeField | None = None
+    model: OdeField | None = None
     sampler: adp.FlowSampler | None = None
     noise: bool = True
     timed: bool = True
@@ -78,11 +78,11 @@ def contenders(
         noise = not isinstance(adjoint, adp.Truncated)
         made[name] = Contender(of(own), truth, None, own, noise, not name.startswith("truth"))
     for name, adaptive in (("paper's release (torchdiffeq, Euler)", False), ("torchdiffeq, dopri5", True)):
-        latents, field = torchdiffeq_peer(sampler, cond, adaptive)
-        made[name] = Contender(latents, PLAIN, field)
+        latents, model = torchdiffeq_peer(sampler, cond, adaptive)
+        made[name] = Contender(latents, PLAIN, model)
     for name, exact in (("torchsde's adjoint, midpoint", False), ("truth: torchsde", True)):
-        latents, field = torchsde_peer(sampler, cond, shape, exact)
-        made[name] = Contender(latents, "truth: torchsde", field, timed=not exact)
+        latents, model = torchsde_peer(sampler, cond, shape, exact)
+        made[name] = Contender(latents, "truth: torchsde", model, timed=not exact)
     made["EDICT, reversed as in DOODL"] = Contender(edict(sampler, cond, exact=False), "truth: EDICT")
     made["truth: EDICT"] = Contender(edict(sampler, cond, exact=True), "truth: EDICT", timed=False)
     return made
@@ -104,7 +104,7 @@ def gradient(
 ) -> list[Tensor]:
     """Of noise, prompt and weights; without the noise where a method has none."""
     x = noise.clone().requires_grad_(each.noise)
-    prompt = each.field.prompt if each.field else cond["prompt_embeds"].clone().requires_grad_()
+    prompt = each.model.prompt if each.model else cond["prompt_embeds"].clone().requires_grad_()
     out = each.latents(x, prompt)
     leaves = [*([x] if each.noise else []), prompt, *weights]
     return list(torch.autograd.grad((out * cotangent).sum(), leaves))
@@ -112,12 +112,12 @@ def gradient(
 
 def measured(steps: int, args: argparse.Namespace) -> list[dict[str, object]]:
     """The rows of one number of steps."""
-    sampler = adp.load("emoji", steps=steps, solver=adp.Euler(), guidance_scale=args.guidance_scale)
-    sampler.field.denoiser.requires_grad_(args.trained)
+    sampler = adp.load_bundled("emoji", steps=steps, solver=adp.Euler(), guidance_scale=args.guidance_scale)
+    sampler.model.denoiser.requires_grad_(args.trained)
     cond, noise = sampler.encode("a red apple on a blue background"), sampler.noise(1, seed=1)
     cotangent = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0))
-    weights: list[Tensor] = [p for p in sampler.field.denoiser.parameters() if p.requires_grad]
-    counter = Counter(sampler.field.denoiser.network)
+    weights: list[Tensor] = [p for p in sampler.model.denoiser.parameters() if p.requires_grad]
+    counter = Counter(sampler.model.denoiser.network)
     everyone = contenders(sampler, cond, noise.shape, args.budget * 10**6)
     run: Callable[[str], list[Tensor]] = lambda name: gradient(  # noqa: E731
         everyone[name], noise, cond, cotangent, weights

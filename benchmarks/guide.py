@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--strength", type=float, nargs="+", default=[0.1], help="Each is tried.")
     flags = parser.parse_args()
     judge, net = (adp.load_classifier(f"emoji/{n}", device=flags.device) for n in ("judge", "resnet"))
-    features = HiddenStates(net.model, net.normalised)
+    features = HiddenStates(net.model, net.normalized)
     sampler, items = model(flags), spread(flags.prompts)
     with torch.no_grad():
         picture = sampler(sampler.noise(1, 999), sampler.encode("a red apple on an orange background"))[0]

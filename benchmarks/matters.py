@@ -6,7 +6,7 @@
     Euler     the paper's release: Euler, states solved again       2 N forward, N backward
     half      Continuous(steps=N/2)                                 1.5 N forward, N/2 backward
 
-so that the last one takes one and a half times as many steps of the optimisation. Success of an audit is read from
+so that the last one takes one and a half times as many steps of the optimization. Success of an audit is read from
 the saved 8-bit pictures (Wilson's 95 % interval over all starts of all seeds); a metric's interval is over pictures, by
 the normal approximation.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 
 import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS, BackgroundColour, EffectDistance, HiddenStates, beside
-from adjointdpm.optimization.loop import optimise
+from adjointdpm.optimization.loop import optimize
 from adjointdpm.optimization.seeds import key
 from adjointdpm.optimization.task import Loop
 from adjointdpm.tasks import AuditSettings, Ball
@@ -67,7 +67,7 @@ def audited(sampler: adp.FlowSampler, steps: int, seed: int, options: argparse.N
                 Ball(0.1), steps=steps, momentum=0.5, controls=False, batch_size=options.starts, seed=seed
             ),
             judge=adp.load_classifier("emoji/judge"),
-            features=HiddenStates(keep.model, keep.normalised, None),
+            features=HiddenStates(keep.model, keep.normalized, None),
             quiet=True,
         )
 
@@ -80,7 +80,7 @@ def guided(sampler: adp.FlowSampler, metric: Any, steps: int, seed: int, starts:
     task = Guide(sampler, metric, noise, cond, originals)
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(steps=steps, decay="cosine", seed=seed, folder=Path(folder), quiet=True)
-        best = optimise(task, lambda leaves: torch.optim.Adam(leaves, 0.1), loop).best["noise"]
+        best = optimize(task, lambda leaves: torch.optim.Adam(leaves, 0.1), loop).best["noise"]
     with torch.no_grad():
         return beside(metric, originals)(sampled(sampler, best, cond, starts))
 
@@ -91,14 +91,14 @@ def main(argv: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, default=10, help="of the optimisation, with the exact gradient"
+        "--steps", type=int, default=10, help="of the optimization, with the exact gradient"
     )
     parser.add_argument("--starts", type=int, default=16, help="pictures a seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sampling", type=int, default=14)
     parser.add_argument("--record", type=Path, default=None)
     options = parser.parse_args(argv)
-    base = adp.load("emoji", steps=options.sampling, guidance_scale=4.0)
+    base = adp.load_bundled("emoji", steps=options.sampling, guidance_scale=4.0)
     ways = gradients(base)
     spent = {name: calls(each) for name, each in ways.items()}
     steps = {name: round(options.steps * spent["exact"] / spent[name]) for name in ways}

@@ -21,23 +21,23 @@ Latents = Callable[[Tensor, Tensor], Tensor]
 
 def guided(sampler: adp.FlowSampler, cond: adp.Cond) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The guided UNet, as one would write it."""
-    unet: Any = sampler.field.denoiser.network
+    unet: Any = sampler.model.denoiser.network
     w = cond["guidance_scale"]
 
     def eps(x: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         text = torch.cat([cond["negative_prompt_embeds"], prompt])
         out = unet(torch.cat([x, x]), t, encoder_hidden_states=text, return_dict=False)[0]
         unguided, aimed = out.chunk(2)
-        time = sampler.field.schedule.at(t.double().reshape(1))[0]
-        return sampler.field.denoiser.prediction.eps(unguided + w * (aimed - unguided), x, time)
+        time = sampler.model.schedule.at(t.double().reshape(1))[0]
+        return sampler.model.denoiser.prediction.eps(unguided + w * (aimed - unguided), x, time)
 
     return eps
 
 
 def nodes_of(sampler: adp.FlowSampler) -> TimeGrid:
     """The sampler's uniform grid."""
-    schedule = sampler.field.schedule
-    return TimeGrid.checked(schedule, adp.uniform(schedule, sampler.steps))
+    schedule = sampler.model.schedule
+    return TimeGrid.checked(schedule, adp.grids.uniform(schedule, sampler.steps))
 
 
 def by_hand(sampler: adp.FlowSampler, cond: adp.Cond, recompute: bool) -> Latents:
@@ -68,9 +68,9 @@ class OdeField(nn.Module):
 
     def __init__(self, sampler: adp.FlowSampler, cond: adp.Cond, prompt: Tensor) -> None:
         super().__init__()
-        self.schedule, self.eps = sampler.field.schedule, guided(sampler, cond)
+        self.schedule, self.eps = sampler.model.schedule, guided(sampler, cond)
         self.prompt = nn.Parameter(prompt)
-        self.network = sampler.field.denoiser.network
+        self.network = sampler.model.denoiser.network
         self.nfe = 0
 
     def forward(self, rho: Tensor, y: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def torchdiffeq_peer(
     """
     nodes = nodes_of(sampler)
     rhos = torch.stack([nodes[i].tau for i in range(len(nodes) + 1)]).float()
-    field = OdeField(sampler, cond, cond["prompt_embeds"].detach().clone())
+    model = OdeField(sampler, cond, cond["prompt_embeds"].detach().clone())
 
     def steps(function: Any, y: Tensor, span: Tensor) -> Tensor:
         # torchdiffeq turns a falling time into a rising one by its sign.
@@ -99,12 +99,12 @@ def torchdiffeq_peer(
         # Only the ends are asked for: at every time that is asked for, torchdiffeq stores the state.
         span, start = rhos[[0, -1]], noise / nodes[0].alpha.float()
         if adaptive:
-            y: Any = odeint_adjoint(field, start, span, method="dopri5", rtol=1e-3, atol=1e-3)
+            y: Any = odeint_adjoint(model, start, span, method="dopri5", rtol=1e-3, atol=1e-3)
         else:
-            y = odeint_adjoint(field, start, span, method="euler", options={"grid_constructor": steps})
+            y = odeint_adjoint(model, start, span, method="euler", options={"grid_constructor": steps})
         return y[-1] * nodes[len(nodes)].alpha.float()
 
-    return latents, field
+    return latents, model
 
 
 class SdeField(nn.Module):

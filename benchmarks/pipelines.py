@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    sampler = adp.load("emoji")
-    pipe: Any = sampler.field._call.pipe  # type: ignore[union-attr]
+    sampler = adp.load_bundled("emoji")
+    pipe: Any = sampler.model._call.pipe  # type: ignore[union-attr]
     pipe.set_progress_bar_config(disable=True)
     cond = sampler.encode("a red apple")
     seconds: dict[str, list[float]] = {"by hand": [], "ours": []}

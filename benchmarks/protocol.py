@@ -31,7 +31,7 @@ def flags_of(doc: str | None, **counts: int) -> argparse.ArgumentParser:
 def model(flags: argparse.Namespace) -> adp.FlowSampler:
     """The bundled model with exact gradients; its tokenizer is its own."""
     exact = adp.Checkpointed(budget=flags.budget)
-    return adp.load(
+    return adp.load_bundled(
         "emoji",
         steps=flags.sampling,
         guidance_scale=flags.guidance,

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
     latent = torch.randn(1, 4, args.side // 8, args.side // 8, generator=draw).to(args.device)
     text = [torch.randn(1, 77, 768, generator=draw).to(args.device) for _ in range(2)]
     sampler = adp.FlowSampler.from_pipeline(pipe, solver=adp.Euler(), guidance_scale=5.0)
-    size: Any = sampler.field
+    size: Any = sampler.model
     size.latent_shape, size.image_shape = latent.shape[1:], (3, args.side, args.side)
     ways: dict[str, adp.Adjoint] = {"Checkpointed()": adp.Checkpointed()}
     ways |= {f"Checkpointed(budget={each!r})": adp.Checkpointed(budget=each) for each in args.budget}

@@ -41,10 +41,10 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def problem(adjoint: str, steps: int, batch: int, side: int) -> Callable[[], int]:
     """A function that takes one gradient and returns the bytes saved for it."""
-    sampler = adp.load("emoji", steps=steps, solver=adp.Euler(), guidance_scale=4.0)
+    sampler = adp.load_bundled("emoji", steps=steps, solver=adp.Euler(), guidance_scale=4.0)
     sampler = sampler.replace(adjoint=ADJOINTS[adjoint](steps))
-    field: Any = sampler.field
-    field.latent_shape = (*field.latent_shape[:1], side, side)
+    model: Any = sampler.model
+    model.latent_shape = (*model.latent_shape[:1], side, side)
     cond, noise = sampler.encode(["a red apple on a blue background"] * batch), sampler.noise(batch)
 
     def gradient() -> int:

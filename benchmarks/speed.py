@@ -38,8 +38,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args(argv)
 
-    sampler = adp.load("emoji", steps=args.steps, solver=adp.Euler(), guidance_scale=args.guidance_scale)
-    sampler.field.denoiser.requires_grad_(args.trained)
+    sampler = adp.load_bundled(
+        "emoji", steps=args.steps, solver=adp.Euler(), guidance_scale=args.guidance_scale
+    )
+    sampler.model.denoiser.requires_grad_(args.trained)
     cond = sampler.encode("a red apple on a blue background")
     noise = sampler.noise(1, seed=1)
     cotangent = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0))
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> None:
             f"ours: Continuous(steps={args.steps // 2})": adp.Continuous(steps=args.steps // 2),
         }.items()
     }
-    paper, field = torchdiffeq_peer(sampler, cond)
+    paper, model = torchdiffeq_peer(sampler, cond)
     contenders: dict[str, Latents] = {
         PLAIN: by_hand(sampler, cond, recompute=False),
         "checkpointed loop by hand": by_hand(sampler, cond, recompute=True),
@@ -61,14 +63,14 @@ def main(argv: list[str]) -> None:
         },
         "paper's release (torchdiffeq, Euler)": paper,
     }
-    weights = [p for p in sampler.field.denoiser.parameters() if p.requires_grad]
+    weights = [p for p in sampler.model.denoiser.parameters() if p.requires_grad]
     forward: list[float] = []  # of plain backpropagation, its graph included: the f of f + b
     found: dict[str, list[Tensor]] = {}
 
     def gradient(name: str) -> None:
         x = noise.clone().requires_grad_()
         prompt = (
-            field.prompt if contenders[name] is paper else cond["prompt_embeds"].clone().requires_grad_()
+            model.prompt if contenders[name] is paper else cond["prompt_embeds"].clone().requires_grad_()
         )
         start = time.perf_counter()
         out = contenders[name](x, prompt)

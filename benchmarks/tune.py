@@ -16,7 +16,7 @@ from record import write_record
 import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS, Content, HiddenStates, Style
 from adjointdpm.tasks import Lora, TuneSettings
-from adjointdpm.tasks.evaluation import Rate, said
+from adjointdpm.tasks.evaluation import Rate, predict
 from adjointdpm.tasks.sampling import saved
 from adjointdpm.tasks.tune import tune
 from adjointdpm.tasks.tune.result import Tuned
@@ -45,9 +45,9 @@ def main() -> None:
     flags = parser.parse_args()
     judge, net = (adp.load_classifier(f"emoji/{n}", device=flags.device) for n in ("judge", "resnet"))
     results = {}
-    features = HiddenStates(net.model, net.normalised, flags.layers)
+    features = HiddenStates(net.model, net.normalized, flags.layers)
     # An effect changes shallow features and leaves deep ones nearly alone, so these hold the content.
-    content = Content(HiddenStates(net.model, net.normalised, flags.content_layers))
+    content = Content(HiddenStates(net.model, net.normalized, flags.content_layers))
     concepts = spread(flags.prompts + flags.held_out)
     texts = [f"{phrase} on a blue background" for _, phrase in concepts]
     labels = [label for label, _ in concepts[flags.prompts :]]
@@ -81,7 +81,7 @@ def main() -> None:
                 "content": float(content.beside(untuned)(drawn).mean()),
             }
         truth = torch.tensor([judge.index(label) for label in labels for _ in range(flags.noises)])
-        says = said(judge, saved(drawn)).argmax(1).cpu()
+        says = predict(judge, saved(drawn)).argmax(1).cpu()
         ways = {
             **found.ways,
             "effect itself": Tuned(drawn, distances, Rate.of_mask(says == truth), []),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import Denoiser, GaussianMixture, Prediction
-from adjointdpm.flow.model import Field
+from adjointdpm.flow.model import DiffusionModel
 from adjointdpm.flow.schedules import Schedule
 from adjointdpm.pipelines.pipeline_model import UNetDenoiser
 from tests.tiny_parts import clip, ddim, kl, unet2d
@@ -38,7 +38,7 @@ def standard_mixture(schedule: Schedule, prediction: Prediction = Prediction.EPS
     return GaussianMixture(schedule, means, 0.3, prediction)
 
 
-class BareField(Field):
+class BareModel(DiffusionModel):
     """A denoiser without an encoder or decoder: latents are shown as they are."""
 
     def __init__(self, schedule: Schedule, denoiser: Denoiser, shape: tuple[int, ...]) -> None:
@@ -61,7 +61,7 @@ class BareField(Field):
         return []
 
 
-class Mixture(BareField):
+class Mixture(BareModel):
     """A closed-form denoiser, whose conditioning is a shift of its means."""
 
     def encode(self, prompts, negative, guidance_scale):
@@ -74,8 +74,8 @@ def unet_sampler(
     """A two-channel 4 x 4 UNet in float64 as a sampler."""
     bounded = prediction is Prediction.VELOCITY
     schedule = adp.RectifiedFlow() if bounded else adp.VPDiscrete(scaled_linear())
-    field = BareField(schedule, UNetDenoiser(tiny_unet(), prediction, split), (2, 4, 4))
-    return adp.FlowSampler(field, **settings)
+    model = BareModel(schedule, UNetDenoiser(tiny_unet(), prediction, split), (2, 4, 4))
+    return adp.FlowSampler(model, **settings)
 
 
 def tiny_pipeline(scheduler: object | None = None, dtype: torch.dtype = torch.float32):
@@ -100,4 +100,4 @@ def tiny_pipeline(scheduler: object | None = None, dtype: torch.dtype = torch.fl
 @pytest.fixture(scope="session")
 def emoji() -> adp.FlowSampler:
     """The bundled model."""
-    return adp.load("emoji", steps=10, guidance_scale=4.0)
+    return adp.load_bundled("emoji", steps=10, guidance_scale=4.0)

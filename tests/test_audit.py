@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import adjointdpm as adp
-from adjointdpm.files.images import read_picture
+from adjointdpm.files.images import read_image
 from adjointdpm.metrics import HiddenStates
 from adjointdpm.metrics.image_classifier import Classifier
-from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, Loop, NoiseClassifier, optimise
+from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, Loop, NoiseClassifier, optimize
 from adjointdpm.tasks.audit.attack import Attack, Objective, pixels
 from adjointdpm.tasks.evaluation import Rate, labels_of
 from adjointdpm.tasks.harden.augmentation import drawn, variants
@@ -126,7 +126,7 @@ def test_the_ball_does_not_move_with_the_noise(tmp_path):
         seen.append(task.ball.distance(task.variables["noise"].detach(), kept).max())
 
     sgd = lambda leaves: torch.optim.SGD(leaves, 3.0)  # noqa: E731
-    optimise(task, sgd, Loop(steps=5, quiet=True, report=report))
+    optimize(task, sgd, Loop(steps=5, quiet=True, report=report))
     assert max(seen) == pytest.approx(0.1)
     assert torch.equal(start, kept)
     assert torch.equal(task.centre, kept)
@@ -140,7 +140,7 @@ def test_a_success_is_that_of_the_saved_picture_of_the_saved_noise(result):
     with torch.no_grad():
         again = sampler(noise, sampler.encode(["x"] * len(noise)))
     files = sorted((result.folder / "after").glob("*.png"))
-    images = torch.stack([read_picture(path.read_bytes()) for path in files])
+    images = torch.stack([read_image(path.read_bytes()) for path in files])
     assert float((images - again.clamp(0, 1)).abs().max()) <= 0.5 / 255 + 1e-6
     says = [LABELS[i] for i in model(images).argmax(1)]
     fooled = [a != b for a, b in zip(says, result.labels, strict=True)]
@@ -239,8 +239,11 @@ def test_controls_have_the_same_number_of_denoiser_calls(tmp_path):
     assert float(found.controls["random noise"].distances) == pytest.approx(0.6)
     assert float(found.controls["SPSA"].distances.max()) <= 0.6 + 1e-9
     calls = []
-    sampler.field.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    for control, more in ((adp.tasks.audit.baselines.random_search, ()), (adp.tasks.audit.baselines.spsa, (0.25,))):
+    sampler.model.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    for control, more in (
+        (adp.tasks.audit.baselines.random_search, ()),
+        (adp.tasks.audit.baselines.spsa, (0.25,)),
+    ):
         calls.clear()
         objective = Objective(classifier(), torch.tensor([0]), False, 0.2, None, 0.0, torch.zeros(1))
         control(sampler, sampler.encode("x"), found.start, Ball(0.6), objective, draws, 0, 10, *more)
@@ -392,13 +395,13 @@ def test_labels_of_one_folder_name_stay_apart(tmp_path):
 
 
 def grey_sampler():
-    class Grey(type(mixture_sampler().field)):
+    class Grey(type(mixture_sampler().model)):
         def decode(self, latents, run=adp._types.direct):
             return (0.5 + 0.25 * latents)[:, None, :, None]
 
-    field = Grey(mixture_sampler().field.schedule)
-    field.image_shape = (1, 2, 1)
-    return adp.FlowSampler(field, steps=4)
+    model = Grey(mixture_sampler().model.schedule)
+    model.image_shape = (1, 2, 1)
+    return adp.FlowSampler(model, steps=4)
 
 
 def test_images_of_one_channel(tmp_path):
@@ -409,7 +412,7 @@ def test_images_of_one_channel(tmp_path):
     found = adp.tasks.audit(
         sampler, network, ["a", "b"], output=tmp_path, settings=settings(tries=30), quiet=True
     )
-    file = read_picture((tmp_path / "after" / "0000.png").read_bytes())
+    file = read_image((tmp_path / "after" / "0000.png").read_bytes())
     assert file.shape == (1, 2, 1)
     assert torch.equal(file * 255, found.after.images[0].float())
     with pytest.raises(adp.InputError, match="the classifier fails on images as"):
@@ -583,7 +586,7 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     with torch.no_grad():
         images = sampler(sampler.noise(64, 3), sampler.encode(["x"] * 64)).float()
     task = FineTune(model, images, classifier()(images).argmax(1), 0)
-    optimise(task, lambda leaves: torch.optim.Adam(leaves, 0.03), Loop(steps=60, quiet=True))
+    optimize(task, lambda leaves: torch.optim.Adam(leaves, 0.03), Loop(steps=60, quiet=True))
     model.requires_grad_(False)
     model = model.double()
     given = settings(controls=False, keep_weight=0.0)
@@ -592,7 +595,7 @@ def test_hardening_exports_trains_and_measures(tmp_path):
         model,
         settings=given,
         judge=None,
-        features=HiddenStates(model.model, model.normalised, None),
+        features=HiddenStates(model.model, model.normalized, None),
     )
     before = [p.clone() for p in model.parameters()]
     hard = adp.tasks.harden(

@@ -11,10 +11,10 @@ from adjointdpm.files.images import output_folder
 from adjointdpm.flow.denoisers import Prediction
 from adjointdpm.pipelines.pipeline_model import UNetDenoiser
 from adjointdpm.zoo import verified
-from tests.conftest import BareField, scaled_linear, tiny_unet, unet_sampler
+from tests.conftest import BareModel, scaled_linear, tiny_unet, unet_sampler
 
 
-class Picture(BareField):
+class Picture(BareModel):
     """Latents shown as three channels, so that metrics apply."""
 
     def decode(self, latents, run=adp._types.direct):
@@ -23,9 +23,9 @@ class Picture(BareField):
 
 def picture_sampler(**settings):
     schedule = adp.VPDiscrete(scaled_linear())
-    field = Picture(schedule, UNetDenoiser(tiny_unet(), Prediction.EPS), (2, 4, 4))
-    field.image_shape = (3, 4, 4)
-    return adp.FlowSampler(field, steps=4, **settings)
+    model = Picture(schedule, UNetDenoiser(tiny_unet(), Prediction.EPS), (2, 4, 4))
+    model.image_shape = (3, 4, 4)
+    return adp.FlowSampler(model, steps=4, **settings)
 
 
 def ask(sampler, metric=lambda images: images.mean((1, 2, 3)), variables=("noise",)):
@@ -35,7 +35,7 @@ def ask(sampler, metric=lambda images: images.mean((1, 2, 3)), variables=("noise
 def calls_of(sampler):
     """Counts denoiser calls, to show that an error came before the work."""
     calls = []
-    sampler.field.denoiser.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    sampler.model.denoiser.network.register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
 
 
@@ -64,7 +64,7 @@ def test_grids_that_are_none(times, message):
 
 def test_a_log_snr_grid_from_infinite_noise():
     with pytest.raises(adp.InputError, match="uniform"):
-        adp.log_snr(adp.RectifiedFlow(), 5)
+        adp.grids.log_snr(adp.RectifiedFlow(), 5)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_nan_from_the_denoiser_names_the_step(bad):
         calls.append(1)
         return (out[0] * bad,) if len(calls) == 4 else out
 
-    sampler.field.denoiser.network.register_forward_hook(spoil)
+    sampler.model.denoiser.network.register_forward_hook(spoil)
     with pytest.raises(adp.NonFiniteError, match="step 3 of 6"):
         sampler.latents(sampler.noise(1), sampler.encode("a"))
     assert len(calls) == 4
@@ -171,7 +171,7 @@ def test_noise_gradient_of_truncated():
 def test_time_gradient_of_truncated_and_continuous():
     for adjoint in (adp.Truncated(last=1), adp.Continuous()):
         sampler = unet_sampler(adjoint=adjoint)
-        grid = adp.uniform(sampler.field.schedule, 4).requires_grad_()
+        grid = adp.grids.uniform(sampler.model.schedule, 4).requires_grad_()
         with pytest.raises(adp.InputError, match="time grid"):
             sampler.replace(grid=grid).latents(sampler.noise(1), sampler.encode("a"))
 
@@ -180,7 +180,7 @@ def test_weights_captured_by_a_closure():
     sampler = unet_sampler(steps=4, adjoint=adp.Continuous())
     hidden = torch.ones((), dtype=torch.float64, requires_grad=True)
     calls = calls_of(sampler)
-    sampler.field.denoiser.network.register_forward_hook(lambda module, args, out: (out[0] * hidden,))
+    sampler.model.denoiser.network.register_forward_hook(lambda module, args, out: (out[0] * hidden,))
     noise = sampler.noise(1).requires_grad_()
     with pytest.raises(adp.InputError, match=r"nn\.Parameter"):
         sampler.latents(noise, sampler.encode("a"))
@@ -232,7 +232,7 @@ def test_missing_and_corrupt_model_files(tmp_path):
     with pytest.raises(adp.InputError, match="missing"):
         verified(tmp_path)
     with pytest.raises(adp.InputError, match="emoji"):
-        adp.load("imagenet")
+        adp.load_bundled("imagenet")
 
 
 def test_an_output_folder_that_cannot_be_written(tmp_path):

@@ -77,8 +77,8 @@ def renders():
 def share_right(name, images, labels):
     classifier = adp.load_classifier(name)
     with torch.no_grad():
-        said = [classifier.labels[int(i)] for i in classifier(images).argmax(1)]
-    return sum(a == b for a, b in zip(said, labels, strict=True)) / len(labels)
+        message = [classifier.labels[int(i)] for i in classifier(images).argmax(1)]
+    return sum(a == b for a, b in zip(message, labels, strict=True)) / len(labels)
 
 
 @pytest.mark.parametrize(

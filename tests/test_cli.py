@@ -11,8 +11,8 @@ from PIL import Image
 
 import adjointdpm as adp
 from adjointdpm.cli.demo import Scale, demo
-from adjointdpm.files.html_report import Page, Pictures
-from adjointdpm.files.images import as_8_bit, png, read_picture, sheet
+from adjointdpm.files.html_report import ImageTable, Page
+from adjointdpm.files.images import as_8_bit, png, read_image, sheet
 from adjointdpm.metrics import Chroma, Margin, PixelDistance
 
 
@@ -28,10 +28,10 @@ def test_sample_writes_the_pictures_of_the_sampler(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00-00.png", "00-01.png"]
-    sampler = adp.load("emoji", steps=3, guidance_scale=4.0)
+    sampler = adp.load_bundled("emoji", steps=3, guidance_scale=4.0)
     with torch.no_grad():
         expected = as_8_bit(sampler(sampler.noise(2, 0), sampler.encode("a cat")))
-    saved = torch.stack([read_picture((tmp_path / f"00-0{i}.png").read_bytes()) for i in range(2)])
+    saved = torch.stack([read_image((tmp_path / f"00-0{i}.png").read_bytes()) for i in range(2)])
     assert int((as_8_bit(saved).int() - expected.int()).abs().max()) <= 1
 
 
@@ -87,7 +87,7 @@ def test_what_users_typed_is_escaped(tmp_path):
     page = Page("<script>title")
     page.text("<img src=x onerror=alert(1)>")
     page.table(["<b>"], [["<i>"]])
-    page.pictures(Pictures("<u>", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ['"><script>']))
+    page.pictures(ImageTable("<u>", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ['"><script>']))
     text = page.write(tmp_path / "page.html").read_text()
     assert "<script>" not in text
     assert "<img src=x" not in text
@@ -96,7 +96,7 @@ def test_what_users_typed_is_escaped(tmp_path):
 
 def test_pictures_survive_a_file():
     image = torch.rand(3, 5, 7)
-    back = read_picture(png(as_8_bit(image)))
+    back = read_image(png(as_8_bit(image)))
     assert float((back - image).abs().max()) <= 0.5 / 255 + 1e-6
     assert int(as_8_bit(torch.tensor([[[1.7]], [[-0.3]], [[0.5]]]))[0]) == 255
     page = sheet(torch.zeros(5, 3, 4, 4, dtype=torch.uint8), columns=3, gap=1)

@@ -18,7 +18,7 @@ VARIABLES = ("noise", "shift", "means")
 
 def leaves_of(sampler):
     generator = torch.Generator().manual_seed(3)
-    noise = torch.randn(3, *sampler.field.latent_shape, dtype=torch.float64, generator=generator)
+    noise = torch.randn(3, *sampler.model.latent_shape, dtype=torch.float64, generator=generator)
     cond = sampler.encode([""] * 3).requires_grad_()
     return noise.requires_grad_(), cond
 
@@ -27,7 +27,7 @@ def gradient(sampler):
     noise, cond = leaves_of(sampler)
     weight = torch.tensor([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]], dtype=torch.float64)
     loss = (sampler.latents(noise, cond) * weight).sum()
-    leaves = [noise, cond["shift"], sampler.field.denoiser.means]
+    leaves = [noise, cond["shift"], sampler.model.denoiser.means]
     return torch.autograd.grad(loss, leaves)
 
 
@@ -35,13 +35,13 @@ def gentle(schedule, steps):
     """Where coarse steps are already in the asymptotic regime of the highest order tested."""
     if schedule.bounded:
         return karras_like(schedule, steps)
-    return adp.log_snr(schedule, steps, end=0.05)
+    return adp.grids.log_snr(schedule, steps, end=0.05)
 
 
 def mixture(schedule, **settings):
     prediction = Prediction.VELOCITY if schedule.bounded else Prediction.EPS
-    field = Mixture(schedule, standard_mixture(schedule, prediction), (2,))
-    return adp.FlowSampler(field, grid=gentle, **settings)
+    model = Mixture(schedule, standard_mixture(schedule, prediction), (2,))
+    return adp.FlowSampler(model, grid=gentle, **settings)
 
 
 SCHEDULES = {"vp": adp.VPLinear(), "rectified-flow": adp.RectifiedFlow()}
@@ -88,14 +88,14 @@ def test_exact_gradients_converge_at_the_solvers_order(solver, truth):
 def test_gaussian_gradient_is_the_closed_form(trajectory):
     """dx_end/dx_start of a Gaussian flow is the ratio of the standard deviations, whatever x is."""
     schedule = adp.VPLinear()
-    field = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 2).double(), 0.5), (2,))
+    model = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 2).double(), 0.5), (2,))
     adjoint = adp.Continuous(trajectory=trajectory, transposed=False)
-    sampler = adp.FlowSampler(field, solver=adp.RK4(), steps=200, grid=adp.log_snr, adjoint=adjoint)
+    sampler = adp.FlowSampler(model, solver=adp.RK4(), steps=200, grid=adp.grids.log_snr, adjoint=adjoint)
     noise, cond = leaves_of(sampler)
     (found,) = torch.autograd.grad(sampler.latents(noise, cond).sum(), noise)
     start, end = (
-        TimeGrid(schedule, adp.log_snr(schedule, 200))[0],
-        TimeGrid(schedule, adp.log_snr(schedule, 200))[200],
+        TimeGrid(schedule, adp.grids.log_snr(schedule, 200))[0],
+        TimeGrid(schedule, adp.grids.log_snr(schedule, 200))[200],
     )
     ratio = ((end.alpha**2 / 4 + end.sigma**2) / (start.alpha**2 / 4 + start.sigma**2)).sqrt()
     torch.testing.assert_close(found, ratio.expand_as(found), rtol=1e-6, atol=0)
@@ -107,7 +107,7 @@ def test_arrival_point_is_what_the_paper_release_computes():
     On a Gaussian with two steps both gradients are short enough to write down.
     """
     schedule = adp.VPLinear()
-    field = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 2).double(), 0.5), (2,))
+    model = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 2).double(), 0.5), (2,))
     grid = TimeGrid(schedule, torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64))
     slopes = [float(t.tau / (0.25 + t.tau**2)) for t in (grid[0], grid[1], grid[2])]  # d eps / d y
     h = [float(grid[i + 1].tau - grid[i].tau) for i in (0, 1)]
@@ -116,7 +116,7 @@ def test_arrival_point_is_what_the_paper_release_computes():
         (adp.Checkpointed(), (0, 1)),
         (adp.Continuous(solver=adp.Euler(), transposed=False), (1, 2)),
     ):
-        sampler = adp.FlowSampler(field, solver=adp.Euler(), grid=grid.times, adjoint=adjoint)
+        sampler = adp.FlowSampler(model, solver=adp.Euler(), grid=grid.times, adjoint=adjoint)
         noise, cond = leaves_of(sampler)
         (found,) = torch.autograd.grad(sampler.latents(noise, cond).sum(), noise)
         written = scale * (1 + h[0] * slopes[at[0]]) * (1 + h[1] * slopes[at[1]])
@@ -152,7 +152,7 @@ def test_all_variables_in_one_backward_pass_on_a_unet():
     """Noise, prompt, negative prompt, guidance scale and every weight, near the exact ones at fine steps."""
     exact, found = [], []
     for store, adjoint in ((exact, adp.Checkpointed()), (found, adp.Continuous(transposed=False))):
-        sampler = unet_sampler(solver=adp.RK4(), steps=40, grid=adp.log_snr, adjoint=adjoint)
+        sampler = unet_sampler(solver=adp.RK4(), steps=40, grid=adp.grids.log_snr, adjoint=adjoint)
         noise = torch.randn(1, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         cond = sampler.encode("a prompt").requires_grad_()
         loss = sampler.latents(noise.requires_grad_(), cond).square().sum()

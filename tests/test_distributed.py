@@ -11,7 +11,7 @@ NAMES = list(two_processes.checks())
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
+def predict(tmp_path_factory):
     """What went wrong in each check, by name."""
     pytest.importorskip("accelerate", reason="accelerate is an optional dependency")
     pytest.importorskip("peft", reason="peft is an optional dependency")
@@ -27,5 +27,5 @@ def said(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_agree_with_one(said, name):
-    assert said[name] == [""] * two_processes.WORLD, "\n".join(said[name])
+def test_two_processes_agree_with_one(predict, name):
+    assert predict[name] == [""] * two_processes.WORLD, "\n".join(predict[name])

@@ -88,7 +88,7 @@ def test_equal_to_a_hand_written_loop():
     """Plain autograd through DDIM as its paper writes it, sharing nothing but the UNet."""
     found, sampler = gradient(adp.Euler(), Prediction.EPS, adp.Checkpointed())
     noise, cond = inputs(sampler)
-    unet, bar = sampler.field.denoiser.network, scaled_linear()
+    unet, bar = sampler.model.denoiser.network, scaled_linear()
     steps = torch.linspace(999, 0, 7)
     x = noise
     schedule = adp.VPDiscrete(bar)
@@ -116,7 +116,7 @@ def test_the_last_calls_keep_their_graph(keep):
 def test_recomputation_runs_from_the_last_call_to_the_first():
     sampler = unet_sampler(steps=6, adjoint=adp.Checkpointed(keep=2))
     seen = []
-    sampler.field.denoiser.network.register_forward_pre_hook(lambda unet, args: seen.append(float(args[1])))
+    sampler.model.denoiser.network.register_forward_pre_hook(lambda unet, args: seen.append(float(args[1])))
     loss_of(sampler, *inputs(sampler)).backward()
     assert seen == sorted(seen[:6], reverse=True) + sorted(seen[:4])
 
@@ -128,10 +128,10 @@ def test_recomputation_runs_from_the_last_call_to_the_first():
 @pytest.mark.parametrize("bounded", [False, True])
 def test_gradient_of_the_time_grid(solver, adjoint, bounded):
     schedule = adp.VPLinear(bounded=bounded)
-    field = Mixture(schedule, standard_mixture(schedule), (2,))
+    model = Mixture(schedule, standard_mixture(schedule), (2,))
     noise = torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    times = adp.log_snr(schedule, 6)
-    sampler = adp.FlowSampler(field, solver=solver, adjoint=adjoint, grid=times.clone().requires_grad_())
+    times = adp.grids.log_snr(schedule, 6)
+    sampler = adp.FlowSampler(model, solver=solver, adjoint=adjoint, grid=times.clone().requires_grad_())
     (found,) = torch.autograd.grad(loss_of(sampler, noise, adp.Cond()), sampler.grid)
     way = torch.tensor([0.0, -1, 1, 1, -1, 1, 0], dtype=torch.float64) * times
     values = [
@@ -143,7 +143,7 @@ def test_gradient_of_the_time_grid(solver, adjoint, bounded):
 
 def test_float32_and_dropout_are_replayed():
     sampler = unet_sampler(steps=4, adjoint=adp.Checkpointed())
-    unet = sampler.field.denoiser.network
+    unet = sampler.model.denoiser.network
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.3
@@ -168,8 +168,8 @@ def test_truncated_is_exact_for_the_calls_it_keeps():
     everything = torch.autograd.grad(loss_of(sampler, noise, cond), cond["prompt_embeds"])
     assert torch.equal(calls[0], everything[0])
     # The last call alone: differentiate one step from the state that the others lead to.
-    one = sampler.replace(grid=adp.uniform(sampler.field.schedule, 4)[3:])
-    before = sampler.replace(grid=adp.uniform(sampler.field.schedule, 4)[:4])
+    one = sampler.replace(grid=adp.grids.uniform(sampler.model.schedule, 4)[3:])
+    before = sampler.replace(grid=adp.grids.uniform(sampler.model.schedule, 4)[:4])
     with torch.no_grad():
         state = before.latents(noise, cond)
     truth = torch.autograd.grad(loss_of(one, state, cond), cond["prompt_embeds"])

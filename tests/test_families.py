@@ -23,12 +23,12 @@ def stock(family, pipe, cond, noise, steps, **options):
 def driven(sampler, pipe, cond, noise, steps, generator=None):
     """The pipeline's scheduler stepping on what the probe says."""
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(**sampler.field._call.asks(steps, noise))
+    scheduler.set_timesteps(**sampler.model._call.asks(steps, noise))
     x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     extra = {"generator": generator} if generator else {}
     for t in scheduler.timesteps:
         shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        out = sampler.field.denoiser(shown, t.double(), cond)
+        out = sampler.model.denoiser(shown, t.double(), cond)
         x = scheduler.step(out, t, x, return_dict=False, **extra)[0]
     return x
 
@@ -57,12 +57,12 @@ def test_the_pipelines_own_images_to_the_last_bit(family, guided):
 def test_checkpointed_is_backprop_bit_for_bit(family):
     pipe, noise, cond = family.make(), family.noise(2).requires_grad_(), family.cond(2).requires_grad_()
     sampler = family.sampler(pipe, steps=3)
-    leaves = [noise, *(cond[name] for name in cond.differentiable), *sampler.field.denoiser.parameters()]
+    leaves = [noise, *(cond[name] for name in cond.differentiable), *sampler.model.denoiser.parameters()]
     found = []
     for adjoint in (adp.Backprop(), adp.Checkpointed()):
         image = sampler.replace(adjoint=adjoint)(noise, cond)
         found.append(torch.autograd.grad(image.square().sum(), leaves, allow_unused=True))
-    named = [name for name, _ in sampler.field.denoiser.named_parameters()]
+    named = [name for name, _ in sampler.model.denoiser.named_parameters()]
     for i, (a, b) in enumerate(zip(*found, strict=True)):
         if a is None:  # weights of layers that this network's call never reaches
             assert i >= 1 + len(cond.differentiable), named[i - 1 - len(cond.differentiable)]
@@ -80,7 +80,7 @@ def test_the_continuous_adjoint_works_there(family):
     sampler = family.sampler(pipe, solver=adp.RK4())
     leaves = [noise, *(cond[name] for name in cond.differentiable)]
     # A short span, over which even an untrained network is smooth at four steps.
-    grid = torch.linspace(0.6, 0.5, 5, dtype=torch.float64) * sampler.field.schedule.start
+    grid = torch.linspace(0.6, 0.5, 5, dtype=torch.float64) * sampler.model.schedule.start
     found = []
     for adjoint in (adp.Checkpointed(), adp.Continuous(solver=adp.RK4())):
         latents = sampler.replace(adjoint=adjoint, grid=grid).latents(noise, cond)

@@ -118,7 +118,7 @@ def test_flow_sigmas_of_a_scheduler_that_also_has_alphas():
     pipe = of("sana").make()
     assert hasattr(pipe.scheduler, "alphas_cumprod")
     sampler = of("sana").sampler(pipe)
-    assert sampler.field.schedule == adp.RectifiedFlow(unit=1000.0)
+    assert sampler.model.schedule == adp.RectifiedFlow(unit=1000.0)
     assert sampler.guidance_scale == 4.5
 
 

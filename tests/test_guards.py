@@ -292,7 +292,7 @@ def test_rows_that_a_mask_turns_off_are_not(way):
 
 
 def said_by(pipe, way, given):
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as message:
         warnings.simplefilter("always")
         if way == "differentiable":
             with adp.differentiable(pipe) as call:
@@ -302,7 +302,7 @@ def said_by(pipe, way, given):
             noise = given.get("latents", draw(1, 4, 8, 8))
             make = adp.FlowSampler.from_pipeline if way == "FlowSampler" else adp.PipelineSampler
             make(pipe, steps=2)(noise, cond)
-    return [str(each.message) for each in said if issubclass(each.category, WeightsWarning)]
+    return [str(each.message) for each in message if issubclass(each.category, WeightsWarning)]
 
 
 @pytest.mark.parametrize("way", ["differentiable", "PipelineSampler", "FlowSampler"])

@@ -49,13 +49,13 @@ def test_nothing_is_detached_in_one_step_guidance(monkeypatch):
     monkeypatch.setattr(trajectory, "_moved", lambda z, gradient, length: seen.append((z, gradient)) or z)
     guided(sampler, GOAL, noise, cond, LookAhead(steps=1))
     (z, gradient), *_ = seen
-    flow = adp.flow.ProbabilityFlow(sampler.field.schedule, sampler.field.denoiser)
-    grid = adp.grids.TimeGrid.checked(sampler.field.schedule, sampler.times())
+    flow = adp.flow.ProbabilityFlow(sampler.model.schedule, sampler.model.denoiser)
+    grid = adp.grids.TimeGrid.checked(sampler.model.schedule, sampler.times())
 
     def reached(z):
         with torch.no_grad():
             end = z + (grid[4].tau - grid[0].tau) * flow.velocity(z, grid[0], cond)
-            return GOAL(sampler.field.decode(flow.sample(end, grid[4])))
+            return GOAL(sampler.model.decode(flow.sample(end, grid[4])))
 
     way = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(0))
     h = 1e-4 * float(z.norm() / way.norm())

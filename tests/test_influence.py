@@ -66,8 +66,8 @@ class Own(Denoiser):
 def gradient(denoiser, adjoint):
     """Of noise, where the adjoint has one, and conditioning."""
     solver = adp.Coupled(adp.Euler()) if isinstance(adjoint, adp.Reversible) else adp.Euler()
-    field = Mixture(adp.VPDiscrete(scaled_linear()), denoiser, (2,))
-    sampler = adp.FlowSampler(field, solver=solver, steps=4, adjoint=adjoint)
+    model = Mixture(adp.VPDiscrete(scaled_linear()), denoiser, (2,))
+    sampler = adp.FlowSampler(model, solver=solver, steps=4, adjoint=adjoint)
     noise = torch.ones(1, 2, requires_grad=not isinstance(adjoint, adp.Truncated))
     cond = adp.Cond({"shift": torch.ones(1, 3, requires_grad=True)})
     sampler.latents(noise, cond).square().sum().backward()

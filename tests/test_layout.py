@@ -54,7 +54,7 @@ def test_gradient_policy_lives_with_the_adjoints(path):
         "adjoints/products.py", "adjoints/recompute.py", "adjoints/reversible.py", "adjoints/trace.py",
         "influence.py",  # in a message, and of copies that a call is looked at with
         "ivp.py",  # in an error message
-        "formats.py", "tokens.py", "prompts.py",  # files, and leaves to be optimised
+        "formats.py", "tokens.py", "prompts.py",  # files, and leaves to be optimized
         "gradients.py", "finite.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results
         "models.py", "specs.py",  # trials before the work
         "metrics/features.py", "metrics/clip.py", "metrics/image_classifier.py",  # what a metric compares with

@@ -24,9 +24,9 @@ from adjointdpm.tasks import (
     Losses,
     StoppedRunError,
     Task,
-    optimise,
+    optimize,
 )
-from adjointdpm.tasks.harden.dataset import clean_pictures
+from adjointdpm.tasks.harden.dataset import clean_images
 from tests import two_tasks
 from tests.tiny_tasks import Points, Shift, adam, digest, mixture_sampler, run
 
@@ -106,7 +106,7 @@ def test_the_gradient_does_not_depend_on_its_parts():
 
 def test_the_step_is_the_optimizers_on_the_mean_over_the_batch():
     task = Shift()
-    run_ = optimise(task, sgd(0.05), Loop(steps=1, validation_steps=1, quiet=True))
+    run_ = optimize(task, sgd(0.05), Loop(steps=1, validation_steps=1, quiet=True))
     other = Shift()
     other.variables["shift"].requires_grad_()
     mean = other.losses(0, list(range(6))).values.mean()
@@ -119,14 +119,14 @@ def test_the_step_is_the_optimizers_on_the_mean_over_the_batch():
 def test_the_best_iterate_is_kept_not_the_last():
     """A rate of 1.1 diverges: |v - 1| grows by 1.2 a step, so the first iterate is the best."""
     task = Parabola()
-    found = optimise(task, sgd(1.1), Loop(steps=4, quiet=True))
+    found = optimize(task, sgd(1.1), Loop(steps=4, quiet=True))
     assert found.losses == pytest.approx([1.44**k for k in range(5)])
     assert (float(found.best["v"]), int(found.best_step)) == (0.0, 0)
     assert float(task.variables["v"].detach()) == 0.0
 
 
 def test_the_last_iterate_is_scored_too():
-    found = optimise(Parabola(), sgd(0.25), Loop(steps=3, quiet=True))
+    found = optimize(Parabola(), sgd(0.25), Loop(steps=3, quiet=True))
     assert int(found.best_step) == 3
     assert float(found.best["v"]) == pytest.approx(1 - 0.5**3)
 
@@ -151,8 +151,8 @@ def test_validation_decides_where_it_is_asked():
 
 
 def test_patience_and_aim_end_early():
-    assert optimise(Parabola(), sgd(1.1), Loop(steps=50, patience=3, quiet=True)).steps == 4
-    aimed = optimise(Parabola(), sgd(0.25), Loop(steps=50, stop_at=1e-3, quiet=True))
+    assert optimize(Parabola(), sgd(1.1), Loop(steps=50, patience=3, quiet=True)).steps == 4
+    aimed = optimize(Parabola(), sgd(0.25), Loop(steps=50, stop_at=1e-3, quiet=True))
     assert aimed.steps == 6  # 4^-5 < 1e-3, and the step after it is not scored
     assert float(aimed.best_loss) == pytest.approx(4**-5)
 
@@ -162,7 +162,7 @@ def test_rates_and_clipping_are_as_written():
     assert [cosine.rate(0), cosine.rate(1), cosine.rate(10)] == pytest.approx([0.5, 1.0, 0.0])
     assert Loop(steps=10, decay="linear").rate(5) == 0.5
     task = Parabola(start=-9.0)
-    optimise(task, sgd(1.0), Loop(steps=1, max_grad_norm=0.5, quiet=True))
+    optimize(task, sgd(1.0), Loop(steps=1, max_grad_norm=0.5, quiet=True))
     assert float(task.variables["v"].detach()) == pytest.approx(-8.5)
 
 
@@ -205,17 +205,17 @@ def test_a_metric_that_fails_keeps_the_best_and_names_it(tmp_path, fail, word):
     with pytest.raises(
         StoppedRunError, match=f"step 3 of 9.*{word}.*step 2.*checkpoint.safetensors"
     ) as caught:
-        optimise(Parabola(fail), sgd(0.25), Loop(steps=9, folder=tmp_path, quiet=True))
+        optimize(Parabola(fail), sgd(0.25), Loop(steps=9, folder=tmp_path, quiet=True))
     assert float(caught.value.outcome.best["v"]) == pytest.approx(0.75)
     tensors, _ = load_checkpoint(tmp_path / "checkpoint.safetensors")
     assert float(tensors["best/v"]) == pytest.approx(0.75)
-    healed = optimise(Parabola(), sgd(0.25), Loop(steps=9, folder=tmp_path, resume=True, quiet=True))
+    healed = optimize(Parabola(), sgd(0.25), Loop(steps=9, folder=tmp_path, resume=True, quiet=True))
     assert float(healed.best["v"]) == 1 - 0.5**9
 
 
 def test_a_metric_that_fails_at_once_is_just_its_error():
     with pytest.raises(adp.NonFiniteError):
-        optimise(Parabola(lambda step: True), sgd(0.1), Loop(steps=2, quiet=True))
+        optimize(Parabola(lambda step: True), sgd(0.1), Loop(steps=2, quiet=True))
 
 
 def test_a_checkpoint_of_another_config_is_refused(tmp_path):
@@ -248,18 +248,18 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path, more, words
 
 def test_a_checkpoint_of_another_optimizer_items_or_dtype_is_refused_by_name(tmp_path):
     loop = Loop(steps=2, folder=tmp_path, resume=True, quiet=True)
-    optimise(Points(), adam, loop)
+    optimize(Points(), adam, loop)
     with pytest.raises(adp.InputError, match="optimizer = 'Adam', but this run has 'SGD'"):
-        optimise(Points(), sgd(0.1), loop)
+        optimize(Points(), sgd(0.1), loop)
     with pytest.raises(adp.InputError, match="items = 5, but this run has 4"):
-        optimise(Points(4), adam, loop)
+        optimize(Points(4), adam, loop)
     other = Points()
     other.variables = {"noise": other.variables["noise"].float()}
     with pytest.raises(adp.InputError, match=r"'noise' is float64 of shape .* but this run's is float32"):
-        optimise(other, adam, loop)
+        optimize(other, adam, loop)
     other.variables = {"moved": other.centre.clone()}
     with pytest.raises(adp.InputError, match="'moved' is missing, but this run's is float64"):
-        optimise(other, adam, loop)
+        optimize(other, adam, loop)
 
 
 @pytest.mark.parametrize("first", [1, 6, 7])
@@ -291,7 +291,7 @@ def test_more_steps_of_a_falling_rate_go_on_with_a_warning(tmp_path):
 
     def steps(n):
         loop = Loop(steps=n, decay="cosine", folder=tmp_path, resume=True, quiet=True)
-        return optimise(Parabola(), lambda leaves: Watched(leaves, 0.25), loop)
+        return optimize(Parabola(), lambda leaves: Watched(leaves, 0.25), loop)
 
     steps(4)
     with pytest.warns(
@@ -348,7 +348,7 @@ def test_a_variable_that_no_loss_depends_on():
     task = Parabola()
     task.variables["w"] = torch.zeros(2)
     with pytest.raises(adp.InputError, match="'w'"):
-        optimise(task, adam, Loop(steps=1, quiet=True))
+        optimize(task, adam, Loop(steps=1, quiet=True))
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulation", "patience"])
@@ -385,7 +385,7 @@ def test_numbers_that_are_none(value):
 def test_settings_of_the_optimizer_are_checked_before_the_work(optimizer, words):
     task = Parabola()
     with pytest.raises(adp.InputError, match=words):
-        optimise(task, optimizer, Loop(steps=1, quiet=True))
+        optimize(task, optimizer, Loop(steps=1, quiet=True))
     assert not task.steps
 
 
@@ -432,7 +432,7 @@ def test_two_processes_end_as_one(two, kind):
 
 
 def test_two_processes_share_the_clean_pictures(two):
-    alone = clean_pictures(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(batch_size=2))
+    alone = clean_images(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(batch_size=2))
     assert alone.labels == ["a"] * 3 + ["b"] * 3
     assert len(alone.images.flatten(1).unique(dim=0)) == 6
     for rank in range(2):
@@ -440,6 +440,6 @@ def test_two_processes_share_the_clean_pictures(two):
 
 
 def test_a_failure_in_one_process_ends_both(two):
-    said = [(two / f"failed.{rank}").read_text() for rank in range(2)]
-    assert "another process failed" in said[0]
-    assert "ZeroDivisionError: in one of them" in said[1]
+    message = [(two / f"failed.{rank}").read_text() for rank in range(2)]
+    assert "another process failed" in message[0]
+    assert "ZeroDivisionError: in one of them" in message[1]

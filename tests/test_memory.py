@@ -11,7 +11,7 @@ import adjointdpm as adp
 from adjointdpm.flow.denoisers import Prediction
 from adjointdpm.pipelines.pipeline_model import UNetDenoiser
 from benchmarks.live import LiveBytes
-from tests.conftest import BareField, scaled_linear, tiny_unet
+from tests.conftest import BareModel, scaled_linear, tiny_unet
 
 
 def sampler_of(trained, **settings):
@@ -19,8 +19,8 @@ def sampler_of(trained, **settings):
     unet = tiny_unet(torch.float32, sample_size=8, block_out_channels=(32, 32), norm_num_groups=8)
     unet.requires_grad_(trained)
     schedule = adp.VPDiscrete(scaled_linear())
-    field = BareField(schedule, UNetDenoiser(unet, Prediction.EPS), (2, 8, 8))
-    return adp.FlowSampler(field, solver=adp.DPMSolverPP(2), **settings)
+    model = BareModel(schedule, UNetDenoiser(unet, Prediction.EPS), (2, 8, 8))
+    return adp.FlowSampler(model, solver=adp.DPMSolverPP(2), **settings)
 
 
 def run(sampler):
@@ -94,7 +94,7 @@ def test_the_account_is_what_autograd_saves(adjoint):
 
 def test_split_guidance_halves_one_graph():
     whole, half = (sampler_of(False, steps=4) for _ in range(2))
-    half.field.denoiser.split = True
+    half.model.denoiser.split = True
     assert peak(half) < 0.7 * peak(whole)
     assert half.stats.recomputed == pytest.approx(whole.stats.recomputed / 2, rel=0.1)
 
@@ -131,7 +131,7 @@ def test_a_budget_below_one_graph_splits_guidance_or_says_what_is_missing():
     torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5 * float(exact.abs().max()))
     assert sampler.stats.predicted == pytest.approx(sampler.stats.bytes_saved, rel=0.1)
     assert sampler.stats.bytes_saved < 0.7 * graph
-    assert not sampler.field.denoiser.split  # the user's own is left alone
+    assert not sampler.model.denoiser.split  # the user's own is left alone
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -152,7 +152,7 @@ def test_a_budget_below_half_a_graph_recomputes_blocks_or_says_what_is_missing(t
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
     assert sampler.stats.predicted == pytest.approx(sampler.stats.bytes_saved, rel=0.1)
     assert sampler.stats.bytes_saved < 0.3 * graph
-    network = sampler.field.denoiser.network
+    network = sampler.model.denoiser.network
     assert not network.is_gradient_checkpointing  # the user's own switch is left alone
     with pytest.raises(adp.InputError, match=r"KiB are missing"):
         run(sampler_of(trained, steps=5, adjoint=adp.Checkpointed(budget=int(0.1 * graph))))
@@ -168,11 +168,11 @@ def test_the_decoder_is_planned_for():
     sampler(noise, cond)
     one, decoder = sampler.stats.recomputed, sampler.stats.decoder
     states = 4 * noise.nbytes
-    for room, kept in (
+    for decoder_allowance, kept in (
         (decoder + int(2.5 * one), 2),
         (max(decoder, one) + 1, int(max(one - decoder, 0) / one)),
     ):
-        planned = sampler.replace(adjoint=adp.Checkpointed(budget=states + room))
+        planned = sampler.replace(adjoint=adp.Checkpointed(budget=states + decoder_allowance))
         planned(noise, cond)
         assert planned.stats.kept == kept * one
         assert planned.stats.predicted == pytest.approx(planned.stats.bytes_saved, rel=0.1)
@@ -186,7 +186,7 @@ def test_the_decoder_is_planned_for():
 
 def test_a_decoder_that_does_not_fit_decodes_in_tiles():
     """As diffusers would, exactly differentiated, below what is held for the whole; and refused below that."""
-    whole = adp.load("emoji", steps=2, guidance_scale=1.0, solver=adp.Euler())
+    whole = adp.load_bundled("emoji", steps=2, guidance_scale=1.0, solver=adp.Euler())
     noise, cond = whole.noise(1).requires_grad_(), whole.encode("a cat")
     picture = whole(noise, cond)
     decoder, states = whole.stats.decoder, whole.stats.states
@@ -198,7 +198,7 @@ def test_a_decoder_that_does_not_fit_decodes_in_tiles():
     assert tiled.stats.predicted == pytest.approx(tiled.stats.bytes_saved, rel=0.1)
     cotangent = torch.randn_like(pieces)
     (a,) = torch.autograd.grad((pieces * cotangent).sum(), noise)
-    vae = whole.field.vae
+    vae = whole.model.vae
     vae.tile_latent_min_size, vae.tile_sample_min_size = 8, 32
     vae.enable_tiling()
     theirs = whole(noise, cond)

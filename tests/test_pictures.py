@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import adjointdpm as adp
-from adjointdpm.cli.parse_metric import picture_file
-from adjointdpm.files.images import image_file, png, read_picture, sheet
+from adjointdpm.cli.parse_metric import image_option
+from adjointdpm.files.images import image_file, png, read_image, sheet
 
 RAMP = np.tile(np.arange(64) / 63, (48, 1))
 DEEP = (RAMP * 65535).round().astype("uint16")
@@ -128,7 +128,7 @@ def test_what_is_no_file_or_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # would be waited for, for ever
     for path in (tmp_path / "pipe", "/dev/zero", "/dev/stdin", tmp_path):
         with pytest.raises(adp.InputError, match="no file, but a folder, pipe or device"):
-            picture_file(str(path))
+            image_option(str(path))
     (tmp_path / "large.png").touch()
     os.truncate(tmp_path / "large.png", 2**33)
     Image.fromarray(COLOR).save(tmp_path / "whole.png")
@@ -141,7 +141,7 @@ def test_what_is_no_file_or_no_image(tmp_path):
         "whole.tga": "no image of the formats PNG", "nowhere.png": "No such file", "x\0.png": "null",
     }.items():  # fmt: skip
         with pytest.raises(adp.InputError, match=message) as caught:
-            picture_file(str(tmp_path / name))
+            image_option(str(tmp_path / name))
         assert "cannot read the picture" in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -151,14 +151,14 @@ def test_the_size_that_is_needed(tmp_path):
     tag = image.getexif()
     tag[0x0112] = 6
     image.save(tmp_path / "x.png", exif=tag)
-    assert picture_file(str(tmp_path / "x.png"), (64, 48)).shape == (3, 64, 48)  # as it is seen
+    assert image_option(str(tmp_path / "x.png"), (64, 48)).shape == (3, 64, 48)  # as it is seen
     with pytest.raises(adp.InputError, match="is 48 x 64 pixels, but 64 x 48 are compared with"):
-        picture_file(str(tmp_path / "x.png"), (48, 64))
+        image_option(str(tmp_path / "x.png"), (48, 64))
 
 
 def test_grey_images_are_written_and_read_as_grey():
     grey = torch.randint(0, 256, (2, 1, 5, 7), dtype=torch.uint8)
-    assert torch.equal(read_picture(png(grey[0])) * 255, grey[0].float())
+    assert torch.equal(read_image(png(grey[0])) * 255, grey[0].float())
     page = sheet(grey, columns=1, gap=1)
     assert page.shape == (1, 11, 7)
     assert torch.equal(page[:, 6:], grey[1])

@@ -175,7 +175,8 @@ def test_the_bundled_pipeline_encodes_and_compares():
     given = sampler.encode(["a red apple", "a blue star"], "green")
     assert list(given) == ["prompt_embeds", "negative_prompt_embeds", "guidance_scale"]
     assert torch.equal(
-        given["prompt_embeds"], adp.load("emoji").encode(["a red apple", "a blue star"])["prompt_embeds"]
+        given["prompt_embeds"],
+        adp.load_bundled("emoji").encode(["a red apple", "a blue star"])["prompt_embeds"],
     )
     assert sampler.image_shape == (3, 64, 64)
     metric = lambda image: image.mean(dim=(1, 2, 3))  # noqa: E731

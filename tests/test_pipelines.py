@@ -6,7 +6,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import Prediction
-from adjointdpm.pipelines.pipeline_model import PipelineField
+from adjointdpm.pipelines.pipeline_model import PipelineModel
 from tests.conftest import tiny_pipeline
 
 VP = {
@@ -40,7 +40,7 @@ def test_probe_and_direct_call_agree(guided, split):
         cond = adp.Cond({"prompt_embeds": cond["prompt_embeds"]})
     results = []
     for direct in (False, True):
-        sampler = adp.FlowSampler(PipelineField(pipe, split, direct), steps=4)
+        sampler = adp.FlowSampler(PipelineModel(pipe, split, direct), steps=4)
         noise = noise_of().requires_grad_()
         leaves = [noise, *cond.requires_grad_().values(), *pipe.unet.parameters()]
         image = sampler(noise, cond)
@@ -157,4 +157,4 @@ def test_the_decoder_is_recomputed_block_by_block_and_exact():
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_the_prediction_is_the_schedulers(kind):
     pipe = tiny_pipeline(ddim(prediction_type=kind))
-    assert adp.FlowSampler.from_pipeline(pipe).field.denoiser.prediction is Prediction(kind)
+    assert adp.FlowSampler.from_pipeline(pipe).model.denoiser.prediction is Prediction(kind)

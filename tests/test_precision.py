@@ -59,7 +59,7 @@ def test_autocast_is_entered_again_in_the_backward_pass(trajectory):
     family = of("sd")
     sampler = family.sampler(steps=3)
     seen = []
-    unet = sampler.field.denoiser.network
+    unet = sampler.model.denoiser.network
     unet.conv_in.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     adjoint = adp.Continuous(trajectory=trajectory)
     found = []

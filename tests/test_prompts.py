@@ -146,7 +146,7 @@ def test_an_encoded_prompt_is_not_the_models_own_memory():
     pipe = of("sd").make()
     sampler = samplers(pipe)[0]
     table = torch.nn.Parameter(torch.ones(1, 6, 8))
-    sampler.field.encode = lambda *_: adp.Cond({"prompt_embeds": table})
+    sampler.model.encode = lambda *_: adp.Cond({"prompt_embeds": table})
     cond = sampler.encode("a cat").requires_grad_()
     with torch.no_grad():
         cond["prompt_embeds"].add_(1)
@@ -170,8 +170,8 @@ def test_a_negative_prompt_that_is_not_used_is_named():
         ({"num_images_per_prompt": 2}, "num_images_per_prompt is what the sampler itself passes"),
     ],
 )
-def test_arguments_that_encoding_would_ignore_are_refused(arguments, said):
-    with pytest.raises(adp.InputError, match=said):
+def test_arguments_that_encoding_would_ignore_are_refused(arguments, message):
+    with pytest.raises(adp.InputError, match=message):
         adp.PipelineSampler(of("sdxl").make(), steps=2, arguments=arguments).encode(["a cat", "a dog"])
 
 

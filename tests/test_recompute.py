@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import adjointdpm as adp
 from adjointdpm.adjoints import recompute
 from adjointdpm.flow.denoisers import Denoiser, Prediction
-from tests.conftest import BareField, scaled_linear, unet_sampler
+from tests.conftest import BareModel, scaled_linear, unet_sampler
 from tests.test_exactness import inputs, loss_of
 
 
@@ -34,9 +34,9 @@ def captured(**settings):
     torch.manual_seed(0)
     scale = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
     denoiser = Captured(scale, **settings)
-    field = BareField(adp.VPDiscrete(scaled_linear()), denoiser, (3,))
+    model = BareModel(adp.VPDiscrete(scaled_linear()), denoiser, (3,))
     noise = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return adp.FlowSampler(field, solver=adp.Euler(), steps=5), noise.requires_grad_(), scale
+    return adp.FlowSampler(model, solver=adp.Euler(), steps=5), noise.requires_grad_(), scale
 
 
 def test_a_tensor_that_only_the_call_knows_gets_its_gradient():
@@ -61,9 +61,9 @@ def test_hooks_on_weights_run_once():
     found = []
     for adjoint in (adp.Checkpointed(), adp.Backprop()):
         sampler = unet_sampler(steps=4, adjoint=adjoint)
-        sampler.field.denoiser.network.conv_in.weight.register_hook(lambda g: 3 * g)
+        sampler.model.denoiser.network.conv_in.weight.register_hook(lambda g: 3 * g)
         loss_of(sampler, *inputs(sampler)).backward()
-        found.append(sampler.field.denoiser.network.conv_in.weight.grad)
+        found.append(sampler.model.denoiser.network.conv_in.weight.grad)
     assert torch.equal(*found)
 
 
@@ -76,7 +76,7 @@ def test_the_gradients_own_gradient(adjoint):
         noise, cond = inputs(sampler)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
             (g,) = torch.autograd.grad(loss_of(sampler, noise, cond), noise, create_graph=True)
-            leaves = [noise, cond["prompt_embeds"], sampler.field.denoiser.network.conv_in.weight]
+            leaves = [noise, cond["prompt_embeds"], sampler.model.denoiser.network.conv_in.weight]
             found.append(torch.autograd.grad(g.square().sum(), leaves))
     for g, exact in zip(*found, strict=True):
         torch.testing.assert_close(g, exact, rtol=1e-11, atol=1e-12 * float(exact.abs().max()))
@@ -117,8 +117,8 @@ def test_no_hook_is_put_on_what_the_graph_saves():
 
     loss_of(sampler, noise, cond)
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        again = recompute.Recomputation(sampler.field.denoiser)
-        denoiser, t = sampler.field.denoiser, torch.tensor(500.0, dtype=torch.float64)
+        again = recompute.Recomputation(sampler.model.denoiser)
+        denoiser, t = sampler.model.denoiser, torch.tensor(500.0, dtype=torch.float64)
         for call in range(2):
             seen.clear()
             denoiser(noise, t, cond, again.at(call))
@@ -130,6 +130,6 @@ def test_written_over_before_the_backward_pass_is_an_error():
     noise, cond = inputs(sampler)
     loss = loss_of(sampler, noise, cond)
     with torch.no_grad():
-        sampler.field.denoiser.network.conv_in.weight.mul_(2)
+        sampler.model.denoiser.network.conv_in.weight.mul_(2)
     with pytest.raises(adp.RecomputationError, match=r"conv_in.weight was changed in place"):
         loss.backward()

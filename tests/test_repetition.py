@@ -8,7 +8,7 @@ import adjointdpm as adp
 from adjointdpm._types import direct
 from adjointdpm.adjoints.repetition import Checksum, Repeated, rounding
 from adjointdpm.flow.denoisers import Denoiser, Prediction
-from tests.conftest import BareField, scaled_linear, tiny_pipeline, unet_sampler
+from tests.conftest import BareModel, scaled_linear, tiny_pipeline, unet_sampler
 from tests.test_exactness import inputs, loss_of
 
 RECOMPUTING = [adp.Checkpointed(), adp.Checkpointed(keep=1), adp.Continuous(), adp.Reversible()]
@@ -47,9 +47,9 @@ class Remembering(Denoiser):
 
 def remembering(way, adjoint):
     torch.manual_seed(0)
-    field = BareField(adp.VPDiscrete(scaled_linear()), Remembering(way), (3,))
+    model = BareModel(adp.VPDiscrete(scaled_linear()), Remembering(way), (3,))
     solver = adp.Coupled(adp.Euler()) if isinstance(adjoint, adp.Reversible) else adp.Euler()
-    sampler = adp.FlowSampler(field, solver=solver, steps=4, adjoint=adjoint)
+    sampler = adp.FlowSampler(model, solver=solver, steps=4, adjoint=adjoint)
     generator = torch.Generator().manual_seed(1)
     noise, shift = (torch.randn(2, 3, dtype=torch.float64, generator=generator) for _ in range(2))
     return sampler, noise.requires_grad_(), adp.Cond({"shift": shift.requires_grad_()})
@@ -85,7 +85,7 @@ def test_attention_maps_of_a_hook_have_their_gradient_in_a_flow_sampler():
     for adjoint in (adp.Checkpointed(), adp.Backprop()):
         sampler = unet_sampler(steps=3, adjoint=adjoint)
         noise, cond = inputs(sampler)
-        loss = attention_loss(lambda: sampler.latents(noise, cond), sampler.field.denoiser)  # noqa: B023
+        loss = attention_loss(lambda: sampler.latents(noise, cond), sampler.model.denoiser)  # noqa: B023
         found.append(torch.autograd.grad(loss, [noise, cond["prompt_embeds"]]))
     for ours, exact in zip(*found, strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=0)

@@ -33,7 +33,9 @@ def test_equal_to_backprop_of_the_same_scheme(inner, coupling):
 def test_every_variable_of_a_guided_unet():
     found = []
     for adjoint in (adp.Backprop(), adp.Reversible()):
-        sampler = unet_sampler(solver=adp.Coupled(adp.Euler()), steps=4, adjoint=adjoint, grid=adp.log_snr)
+        sampler = unet_sampler(
+            solver=adp.Coupled(adp.Euler()), steps=4, adjoint=adjoint, grid=adp.grids.log_snr
+        )
         noise, cond = inputs(sampler)
         leaves = [noise, *cond.values(), *sampler.parameters()]
         found.append(torch.autograd.grad(loss_of(sampler, noise, cond), leaves))
@@ -44,14 +46,14 @@ def test_every_variable_of_a_guided_unet():
 @pytest.mark.parametrize("inner", [adp.Midpoint(), adp.Heun()], ids=repr)
 def test_it_has_at_least_the_inner_solvers_order(inner):
     schedule = adp.VPLinear()
-    field = Mixture(schedule, GaussianMixture(schedule, torch.tensor([[0.4, -0.2]]).double(), 0.5), (2,))
+    model = Mixture(schedule, GaussianMixture(schedule, torch.tensor([[0.4, -0.2]]).double(), 0.5), (2,))
     noise = torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors, steps = [], [160, 320, 640]
     for n in steps:
-        grid = adp.log_snr(schedule, n, end=0.05)
-        sampler = adp.FlowSampler(field, solver=adp.Coupled(inner), grid=grid)
+        grid = adp.grids.log_snr(schedule, n, end=0.05)
+        sampler = adp.FlowSampler(model, solver=adp.Coupled(inner), grid=grid)
         times = sampler._time_grid
-        exact = field.denoiser.exact_flow(noise * schedule.prior_std(times[0].t), times[0], times[n])
+        exact = model.denoiser.exact_flow(noise * schedule.prior_std(times[0].t), times[0], times[n])
         with torch.no_grad():
             errors.append(float((sampler.latents(noise, adp.Cond()) - exact).norm()))
     assert slope(errors, steps) > inner.order - 0.2
@@ -71,11 +73,11 @@ def test_memory_is_flat_and_no_state_is_stored():
 def test_drift_in_float32_is_measured_and_refused():
     """Gaussian data of standard deviation 0.02: the flow contracts 50 times, and running back expands."""
     schedule = adp.VPLinear()
-    field = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 2), 0.02), (2,))
+    model = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 2), 0.02), (2,))
     drifts = []
     for steps, coupling in ((10, 1.0), (40, 0.4)):
         sampler = adp.FlowSampler(
-            field, solver=adp.Coupled(adp.Euler(), coupling), steps=steps, grid=adp.log_snr
+            model, solver=adp.Coupled(adp.Euler(), coupling), steps=steps, grid=adp.grids.log_snr
         )
         noise = torch.randn(1, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
         sampler = sampler.replace(adjoint=adp.Reversible(tolerance=1e9))
@@ -120,7 +122,7 @@ def test_draft_lv_averages_the_last_step_over_noised_copies():
     for _ in range(3):
         ratio = a.alpha / z.alpha
         x = ratio * plain + (a.sigma**2 - ratio**2 * z.sigma**2).sqrt() * torch.randn_like(plain)
-        eps = sampler.field.denoiser(x, a.t, cond)
+        eps = sampler.model.denoiser(x, a.t, cond)
         total = total + z.alpha * (x - a.sigma * eps) / a.alpha + z.sigma * eps
     written = torch.autograd.grad((total / 3 * weight).sum(), [cond[name] for name in names])
     for g, exact in zip(found, written, strict=True):

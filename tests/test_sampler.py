@@ -6,7 +6,7 @@ from torch import nn
 
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import Denoiser, Prediction
-from adjointdpm.flow.model import Field
+from adjointdpm.flow.model import DiffusionModel
 from tests.conftest import scaled_linear
 
 ADJOINTS = [adp.Checkpointed(), adp.Checkpointed(budget="1GiB"), adp.Continuous(), adp.Reversible()]
@@ -46,7 +46,7 @@ class ClosedForm(Denoiser):
         return run(lambda x: 0.5 * x, x)
 
 
-class Grey(Field):
+class Grey(DiffusionModel):
     """One channel, and latents that are the image."""
 
     def __init__(self, denoiser, schedule=None):
@@ -84,7 +84,7 @@ def same_as_backprop(make, adjoint, cond=None):
     sampler = sampler_of(make(), adjoint).replace(adjoint=adp.Backprop())
     noise = sampler.noise(2).requires_grad_()
     image = sampler(noise, cond or adp.Cond())
-    exact = torch.autograd.grad(image.square().sum(), [noise, *sampler.field.denoiser.parameters()])
+    exact = torch.autograd.grad(image.square().sum(), [noise, *sampler.model.denoiser.parameters()])
     for g, e in zip(found, exact, strict=True):
         torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-4 * float(e.abs().max()))
     assert float(found[0].abs().min()) > 0
@@ -152,9 +152,9 @@ def meaningless():
 
 
 def unwrapped():
-    field = Grey(Own(Network()))
-    field.denoiser = Network()
-    return field
+    model = Grey(Own(Network()))
+    model.denoiser = Network()
+    return model
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ SCHEDULES = [
     adp.VPDiscrete(scaled_linear(), bounded=True),
     adp.VPLinear(),
     adp.VPCosine(),
-    adp.EDM(),
+    adp.EDMSchedule(),
     adp.RectifiedFlow(),
 ]
 

@@ -23,7 +23,7 @@ SCHEDULES = {
     "vp-discrete": adp.VPDiscrete(scaled_linear()),
     "vp-linear": adp.VPLinear(),
     "vp-cosine": adp.VPCosine(),
-    "edm": adp.EDM(sigma_max=10.0),
+    "edm": adp.EDMSchedule(sigma_max=10.0),
     "rectified-flow": adp.RectifiedFlow(),
 }
 
@@ -35,7 +35,7 @@ def karras_like(schedule, steps):
     if schedule.bounded:
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         return 0.9 - 0.88 * u * (1.4 - 0.4 * u)
-    return adp.karras(schedule, steps)
+    return adp.grids.karras(schedule, steps)
 
 
 def steps_for(solver):
@@ -56,15 +56,15 @@ def test_samples_converge_to_the_exact_gaussian_flow(solver, schedule):
     mean = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
     # At pure noise (alpha = 0) eps says nothing about x0; a velocity does.
     prediction = Prediction.VELOCITY if schedule.bounded else Prediction.EPS
-    field = Mixture(schedule, GaussianMixture(schedule, mean, 0.5, prediction), (2,))
+    model = Mixture(schedule, GaussianMixture(schedule, mean, 0.5, prediction), (2,))
     steps = steps_for(solver)
     noise = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = []
     for n in steps:
-        sampler = adp.FlowSampler(field, solver=solver, steps=n, grid=karras_like)
+        sampler = adp.FlowSampler(model, solver=solver, steps=n, grid=karras_like)
         grid = TimeGrid(schedule, karras_like(schedule, n))
         start = noise * schedule.prior_std(grid.times[0])
-        truth = field.denoiser.exact_flow(start, grid[0], grid[n])
+        truth = model.denoiser.exact_flow(start, grid[0], grid[n])
         errors.append(float((sampler.latents(noise, sampler.encode([""] * 4)) - truth).detach().norm()))
     assert errors[-1] < 0.02
     # y^2 is quadratic in rho on this flow, which gives the midpoint rule one order more than it has.
@@ -75,9 +75,9 @@ def test_samples_converge_to_the_exact_gaussian_flow(solver, schedule):
 @torch.no_grad()
 def on_a_mixture(solver, steps):
     schedule = adp.VPLinear()
-    field = Mixture(schedule, standard_mixture(schedule), (2,))
+    model = Mixture(schedule, standard_mixture(schedule), (2,))
     noise = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sampler = adp.FlowSampler(field, solver=solver, steps=steps, grid=adp.log_snr)
+    sampler = adp.FlowSampler(model, solver=solver, steps=steps, grid=adp.grids.log_snr)
     return sampler.latents(noise, adp.Cond())
 
 
@@ -113,23 +113,23 @@ def test_both_coordinates_make_the_same_sample_where_theory_says_so(solver):
     images = []
     for bounded in (False, True):
         schedule = adp.VPDiscrete(scaled_linear(), bounded=bounded)
-        field = Mixture(schedule, standard_mixture(schedule), (2,))
-        images.append(adp.FlowSampler(field, solver=solver, steps=9).latents(noise, adp.Cond()))
+        model = Mixture(schedule, standard_mixture(schedule), (2,))
+        images.append(adp.FlowSampler(model, solver=solver, steps=9).latents(noise, adp.Cond()))
     torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-12)
 
 
 def test_euler_adams_1_and_dpm_1_are_ddim():
     schedule = adp.VPDiscrete(scaled_linear())
-    field = Mixture(schedule, standard_mixture(schedule), (2,))
+    model = Mixture(schedule, standard_mixture(schedule), (2,))
     noise = torch.randn(3, 2, dtype=torch.float64)
-    x, times = noise, adp.uniform(schedule, 7)
+    x, times = noise, adp.grids.uniform(schedule, 7)
     for t, after in itertools.pairwise(times):
         bar, bar_after = schedule.log_alpha_bar(t).exp(), schedule.log_alpha_bar(after).exp()
-        eps = field.denoiser(x, t, adp.Cond())
+        eps = model.denoiser(x, t, adp.Cond())
         x0 = (x - (1 - bar).sqrt() * eps) / bar.sqrt()
         x = bar_after.sqrt() * x0 + (1 - bar_after).sqrt() * eps  # equation 12 of arXiv 2010.02502
     for solver in (adp.Euler(), adp.AdamsBashforth(1), adp.DPMSolverPP(1)):
-        image = adp.FlowSampler(field, solver=solver, steps=7).latents(noise, adp.Cond())
+        image = adp.FlowSampler(model, solver=solver, steps=7).latents(noise, adp.Cond())
         torch.testing.assert_close(image, x, rtol=0, atol=1e-12)
 
 
@@ -166,7 +166,7 @@ def test_calls_is_the_number_of_calls(solver):
 
 def test_intermediate_stages_are_at_true_times():
     schedule = adp.VPDiscrete(scaled_linear())
-    grid = TimeGrid(schedule, adp.uniform(schedule, 4))
+    grid = TimeGrid(schedule, adp.grids.uniform(schedule, 4))
     between = grid.between(1, 0.5)
     assert float(between.tau) == pytest.approx(float(grid[1].tau + grid[2].tau) / 2, rel=1e-12)
     assert float(between.t) != round(float(between.t))
@@ -229,8 +229,8 @@ def test_no_network_is_evaluated_at_sigma_zero(solver, name, prediction):
 
 def test_heun_is_algorithm_1_of_edm():
     """Karras et al., 2022, with S_churn = 0, down to sigma = 0; and the data prediction is where it ends."""
-    end, _, _, sampler = down_to_zero(adp.EDM(sigma_max=10.0), adp.Heun(), Prediction.X0)
-    denoise = lambda x, sigma: sampler.field.denoiser(x, sigma, adp.Cond())  # noqa: E731
+    end, _, _, sampler = down_to_zero(adp.EDMSchedule(sigma_max=10.0), adp.Heun(), Prediction.X0)
+    denoise = lambda x, sigma: sampler.model.denoiser(x, sigma, adp.Cond())  # noqa: E731
     times = sampler.times()
     x = torch.ones(1, 2, dtype=torch.float64) * times[0]
     for sigma, after in itertools.pairwise(times):
@@ -259,15 +259,15 @@ def test_a_backward_pass_from_sigma_zero_is_refused_before_the_sampling():
 )
 def test_the_order_of_grids_that_end_at_sigma_zero(solver, order):
     """The last step's error is of second order in its length, whatever the solver's own order."""
-    schedule, errors, steps = adp.EDM(sigma_max=10.0), [], [40, 80, 160]
+    schedule, errors, steps = adp.EDMSchedule(sigma_max=10.0), [], [40, 80, 160]
     mean = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
-    field = Mixture(schedule, GaussianMixture(schedule, mean, 0.5), (2,))
+    model = Mixture(schedule, GaussianMixture(schedule, mean, 0.5), (2,))
     noise = torch.ones(1, 2, dtype=torch.float64)
     for n in steps:
         times = 10.0 * (1 - torch.linspace(0, 1, n + 1, dtype=torch.float64))
         grid = TimeGrid(schedule, times)
-        truth = field.denoiser.exact_flow(10.0 * noise, grid[0], grid[n])
-        sampler = adp.FlowSampler(field, solver=solver, grid=times)
+        truth = model.denoiser.exact_flow(10.0 * noise, grid[0], grid[n])
+        sampler = adp.FlowSampler(model, solver=solver, grid=times)
         errors.append(float((sampler.latents(noise, adp.Cond()) - truth).norm()))
     assert slope(errors, steps) > order - 0.3
 
@@ -275,15 +275,15 @@ def test_the_order_of_grids_that_end_at_sigma_zero(solver, order):
 def test_a_grids_infinite_gradient_is_an_error_that_names_its_time():
     """sigma rises like a square root from t = -1; the other times keep their gradients if that one is fixed."""
     schedule = SCHEDULES["vp-discrete"]
-    field = Mixture(schedule, standard_mixture(schedule), (2,))
+    model = Mixture(schedule, standard_mixture(schedule), (2,))
     noise = torch.ones(1, 2, dtype=torch.float64)
     times = torch.tensor([999.0, 500.0, -1.0], dtype=torch.float64, requires_grad=True)
     with pytest.raises(adp.NonFiniteError, match=r"time number 2 is -?inf"):
-        adp.FlowSampler(field, solver=adp.Euler(), grid=times).latents(noise, adp.Cond()).sum().backward()
+        adp.FlowSampler(model, solver=adp.Euler(), grid=times).latents(noise, adp.Cond()).sum().backward()
 
     def end(free):
         grid = torch.cat([free, torch.tensor([-1.0], dtype=torch.float64)])
-        return adp.FlowSampler(field, solver=adp.Euler(), grid=grid).latents(noise, adp.Cond()).sum()
+        return adp.FlowSampler(model, solver=adp.Euler(), grid=grid).latents(noise, adp.Cond()).sum()
 
     free = torch.tensor([900.5, 500.5], dtype=torch.float64, requires_grad=True)
     (found,) = torch.autograd.grad(end(free), free)

@@ -15,8 +15,8 @@ STOCHASTIC = [adp.EulerMaruyama(), adp.Ancestral(), adp.Ancestral(0.5), adp.SDED
 
 
 def gaussian(schedule, solver, steps):
-    field = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 1).double(), STD), (1,))
-    return adp.FlowSampler(field, solver=solver, grid=adp.log_snr(schedule, steps, end=0.05))
+    model = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 1).double(), STD), (1,))
+    return adp.FlowSampler(model, solver=solver, grid=adp.grids.log_snr(schedule, steps, end=0.05))
 
 
 @pytest.mark.parametrize("solver", [*STOCHASTIC, adp.SDEDPMSolverPP(1)], ids=repr)
@@ -27,7 +27,7 @@ def test_the_law_of_the_result_converges(solver):
         sampler = gaussian(schedule, solver, steps)
         grid, draws = sampler._time_grid, []
 
-        class Recorded(adp.Brownian):
+        class Recorded(adp.StepNoise):
             def normal(self, start, end, like):
                 draws.append(torch.zeros_like(like).requires_grad_())  # noqa: B023
                 return draws[-1]  # noqa: B023
@@ -60,10 +60,10 @@ def test_order_one_is_ddpm_and_no_noise_is_ddim():
 def test_noise_is_a_function_of_seed_and_interval():
     like = torch.zeros(3, 2)
     a, b = (torch.tensor(v, dtype=torch.float64) for v in (2.0, 1.0))
-    assert torch.equal(adp.Brownian(1).normal(a, b, like), adp.Brownian(1).normal(a, b, like))
-    assert not torch.equal(adp.Brownian(1).normal(a, b, like), adp.Brownian(2).normal(a, b, like))
-    assert not torch.equal(adp.Brownian(1).normal(a, b, like), adp.Brownian(1).normal(b, a, like))
-    many = torch.cat([adp.Brownian(s).normal(a, b, torch.zeros(1000)) for s in range(20)])
+    assert torch.equal(adp.StepNoise(1).normal(a, b, like), adp.StepNoise(1).normal(a, b, like))
+    assert not torch.equal(adp.StepNoise(1).normal(a, b, like), adp.StepNoise(2).normal(a, b, like))
+    assert not torch.equal(adp.StepNoise(1).normal(a, b, like), adp.StepNoise(1).normal(b, a, like))
+    many = torch.cat([adp.StepNoise(s).normal(a, b, torch.zeros(1000)) for s in range(20)])
     assert abs(float(many.mean())) < 0.03
     assert float(many.std()) == pytest.approx(1, abs=0.02)
 
@@ -88,8 +88,8 @@ def test_the_same_step_as_diffusers_own():
         theirs.num_inference_steps, theirs.lower_order_nums = 5, 0
         theirs.model_outputs, theirs._step_index = [None, None], 0
         for i in range(5):
-            eps = sampler.field.denoiser(x, grid[i].t, cond)
-            xi = adp.Brownian().normal(grid[i].tau, grid[i + 1].tau, x)
+            eps = sampler.model.denoiser(x, grid[i].t, cond)
+            xi = adp.StepNoise().normal(grid[i].tau, grid[i + 1].tau, x)
             x = theirs.step(eps, grid.times[i], x, variance_noise=xi).prev_sample
         own = sampler.latents(noise, cond)
     assert schedule.start == 999

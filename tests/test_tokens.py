@@ -250,7 +250,7 @@ def sampler(tmp_path):
 
 
 def test_a_new_token_starts_from_the_word(sampler):
-    pipe = sampler.field.pipe
+    pipe = sampler.model.pipe
     table = pipe.text_encoder.get_input_embeddings().weight.detach().clone()
     learned = TokenVectors(sampler, "<x>", "cat", vectors=2)
     expected = table[pipe.tokenizer("cat").input_ids[1]]
@@ -263,7 +263,7 @@ def test_a_new_token_starts_from_the_word(sampler):
 
 
 def test_places_are_those_in_the_encoders_sequence(sampler):
-    tokenizer = sampler.field.pipe.tokenizer
+    tokenizer = sampler.model.pipe.tokenizer
     learned = PromptRows(sampler, "<x>", "cat")
     prompts = ["a <x>", "cat, catcat <x> dots", "dots (<x>) cat", 'a "<x>".', "<x> a <x>"]
     found = learned.places(prompts, "<x>")

@@ -10,7 +10,7 @@ from adjointdpm.tasks.sampling import network_of
 from adjointdpm.tasks.tune.precision import scaled
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune import TuneSettings, tune
-from adjointdpm.tasks.tune.tune_to_metric import Stylise
+from adjointdpm.tasks.tune.tune_to_metric import TuneToMetric
 from tests.tiny_families import of
 
 WEIGHTS = [Lora(rank=2), Subset(("*.to_k.weight", "conv_in.*"))]
@@ -26,7 +26,7 @@ def gradient(ours, weights):
     with torch.no_grad():
         for i, leaf in enumerate(leaves.values()):
             leaf.add_(0.02 * torch.randn(leaf.shape, generator=torch.Generator().manual_seed(i)))
-    loss = Stylise(ours, Chroma(), ["a cat"], leaves).losses(0, [0]).values.sum()
+    loss = TuneToMetric(ours, Chroma(), ["a cat"], leaves).losses(0, [0]).values.sum()
     return leaves, torch.autograd.grad(loss, list(leaves.values()))
 
 

@@ -74,7 +74,7 @@ def test_a_written_out_two_step_transpose():
     cond, weight = sampler.encode(""), torch.tensor([[1.0, -0.5]], dtype=torch.float64)
     grid = TimeGrid(schedule, sampler.grid(schedule, 8))
     states = [noise * (schedule.prior_std(grid[0].t) / grid[0].scale)]
-    eps = lambda z, i: sampler.field.denoiser(z * grid[i].scale, grid[i].t, cond)  # noqa: E731
+    eps = lambda z, i: sampler.model.denoiser(z * grid[i].scale, grid[i].t, cond)  # noqa: E731
     for i in range(8):
         short = sampler.replace(grid=grid.times[: i + 2])
         states.append((short.latents(noise, cond) / grid[i + 1].scale).detach())
@@ -101,7 +101,7 @@ def test_a_written_out_two_step_transpose():
 @pytest.mark.parametrize("end", [0.0, -1.0])
 def test_nodes_are_distinct_forward_nodes(end):
     schedule = adp.VPDiscrete(torch.linspace(0.9999, 0.005, 1000, dtype=torch.float64))
-    grid = TimeGrid(schedule, adp.uniform(schedule, 50, end=end))
+    grid = TimeGrid(schedule, adp.grids.uniform(schedule, 50, end=end))
     for steps in range(1, 51):
         nodes = even_nodes(grid, steps)
         assert nodes[0] == 0
@@ -139,8 +139,8 @@ def test_a_gradient_that_overflows_is_named_with_its_step():
         def backward(ctx, g):
             return g * float("inf")
 
-    plain = sampler.field.denoiser._output
-    sampler.field.denoiser._output = lambda x, t, *rest: plain(
+    plain = sampler.model.denoiser._output
+    sampler.model.denoiser._output = lambda x, t, *rest: plain(
         Breaks.apply(x) if float(t) == at else x, t, *rest
     )
     for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.Continuous(), adp.Continuous(transposed=False)):

@@ -13,7 +13,7 @@ from adjointdpm.tasks.sampling import network_of
 from adjointdpm.tasks.tune.denoising_loss import Denoise
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune import TuneSettings, tune
-from adjointdpm.tasks.tune.tune_to_metric import Stylise, untuned
+from adjointdpm.tasks.tune.tune_to_metric import TuneToMetric, untuned
 from tests.tiny_families import FAMILIES
 
 
@@ -55,7 +55,7 @@ def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_picture_elsewhere(tmp
 def test_what_is_kept_is_the_untuned_models_picture_of_the_same_noise(tmp_path):
     ours = sampler()
     leaves = Subset(("*.to_k.weight",)).attach(network_of(ours), 0)
-    task = Stylise(ours, Content(colours), PROMPTS, leaves, seed=4)
+    task = TuneToMetric(ours, Content(colours), PROMPTS, leaves, seed=4)
     assert task.losses(0, [0, 1]).values.tolist() == [0.0, 0.0]  # nothing has changed yet
     with torch.no_grad():
         for leaf in leaves.values():
@@ -88,7 +88,7 @@ def test_weights_come_back_after_an_error():
 def test_the_denoising_loss_is_the_textbooks():
     """Zero for a network that knows the answer, and the mean square of the error otherwise."""
     ours = sampler()
-    field = ours.field
+    model = ours.model
     picture = torch.rand(ours.image_shape)
     task = Denoise(ours, picture, "a cat", {}, items=3, seed=1)
     seen = []
@@ -101,12 +101,12 @@ def test_the_denoising_loss_is_the_textbooks():
             self.weight = torch.nn.Parameter(torch.zeros(()))
 
         def forward(self, x, t, cond):
-            (time,) = field.schedule.at(t.reshape(1))
+            (time,) = model.schedule.at(t.reshape(1))
             assert "negative_prompt_embeds" not in cond
             seen.append(float(t))
             return (x - time.alpha * task.x0) / time.sigma + 0.5
 
-    field.denoiser = Known()
+    model.denoiser = Known()
     values = task.losses(0, [0, 1, 2]).values
     assert values.tolist() == pytest.approx([0.25] * 3, rel=1e-2)
     assert len(set(seen)) == 3

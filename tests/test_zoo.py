@@ -32,7 +32,7 @@ def test_the_text_encoders_file_has_exactly_the_keys_of_the_class():
 
 
 def test_the_sampler_has_the_files_weights_to_the_bit(emoji):
-    loaded = plain(emoji.field.pipe.text_encoder.state_dict())
+    loaded = plain(emoji.model.pipe.text_encoder.state_dict())
     for key, tensor in plain(weights()).items():
         assert torch.equal(loaded[key], tensor.float()), key
 
@@ -70,7 +70,7 @@ def test_vocabulary_and_merges_are_those_of_the_tokenizers_one_file():
     ],
 )
 def test_prompts_have_the_same_tokens(emoji, text, ids):
-    assert emoji.field.pipe.tokenizer(text).input_ids == ids
+    assert emoji.model.pipe.tokenizer(text).input_ids == ids
 
 
 def test_the_gradient_is_the_recorded_one(emoji):

@@ -16,7 +16,7 @@ import torch
 import adjointdpm as adp
 from adjointdpm.flow.schedules import VPDiscrete
 from adjointdpm.optimization.seeds import key
-from adjointdpm.tasks import Loop, Losses, Task, optimise
+from adjointdpm.tasks import Loop, Losses, Task, optimize
 from adjointdpm.tasks.sampling import noise_of
 from tests.conftest import Mixture, scaled_linear, standard_mixture
 
@@ -85,7 +85,7 @@ def run(folder, kind=Points, **settings):
         | {"folder": folder, "resume": True, "quiet": True, "config": {"task": kind.__name__}}
         | settings
     )
-    return optimise(kind(), adam, loop)
+    return optimize(kind(), adam, loop)
 
 
 def digest(outcome):

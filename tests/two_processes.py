@@ -31,10 +31,10 @@ def run(rank: int, port: int, folder: str) -> None:
     for name, check in checks().items():
         try:
             check(rank)
-            said = ""
+            message = ""
         except Exception:
-            said = traceback.format_exc()
-        Path(folder, f"{name}.{rank}").write_text(said)
+            message = traceback.format_exc()
+        Path(folder, f"{name}.{rank}").write_text(message)
         dist.barrier()
     dist.destroy_process_group()
 
@@ -125,7 +125,7 @@ def sharded(rank: int, trained: str, adjoint, reshard: bool = True) -> None:
 
     family, sampler = setting(trained, adjoint)
     mesh = init_device_mesh("cpu", (WORLD,))
-    unet = sampler.field.denoiser.network
+    unet = sampler.model.denoiser.network
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(sampler, mesh=mesh, reshard_after_forward=reshard)

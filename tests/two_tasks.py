@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import adjointdpm as adp
 from adjointdpm.tasks import AuditSettings
-from adjointdpm.tasks.harden.dataset import clean_pictures
+from adjointdpm.tasks.harden.dataset import clean_images
 from tests.tiny_tasks import Points, Shift, mixture_sampler, run
 
 WORLD = 2
@@ -34,7 +34,7 @@ def work(rank: int, port: int, folder: str) -> None:
         found = run(Path(folder, kind.__name__), kind)
         about = {"losses": torch.tensor(found.losses), "step": found.best_step}
         save_file({**found.best, **about}, Path(folder, f"{kind.__name__}.{rank}"))
-    pictures = clean_pictures(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(batch_size=2))
+    pictures = clean_images(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(batch_size=2))
     save_file({"images": pictures.images}, Path(folder, f"clean.{rank}"))
     try:
         run(None, Failing)

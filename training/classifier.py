@@ -109,7 +109,7 @@ def hgnet(**labels: Any) -> nn.Module:
 
 
 def bit(**labels: Any) -> nn.Module:
-    """A residual network with group normalisation before activation, its weights standardised (Big Transfer)."""
+    """A residual network with group normalization before activation, its weights standardised (Big Transfer)."""
     sizes = {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [1, 2, 1], "num_groups": 8}
     config = tf.BitConfig(**sizes, layer_type="preactivation", global_padding="same", **labels)
     return tf.BitForImageClassification(config)

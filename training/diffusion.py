@@ -1,4 +1,4 @@
-"""Train the text encoder and the UNet on cached latents, to predict v.
+"""Train the text encoder and the UNet on cached latents, to message v.
 
 x_t = alpha_t x + sigma_t eps and v = alpha_t eps - sigma_t x, the squared error unweighted, the times stratified
 over the batch and denser in the middle. Predicting eps was tried first and learned the captions far too late:

@@ -1,4 +1,4 @@
-"""Train the autoencoder (64 x 64 x 3 to 16 x 16 x 8), then normalise its latents.
+"""Train the autoencoder (64 x 64 x 3 to 16 x 16 x 8), then normalize its latents.
 
 loss = |e| + |e|^2 + |grad e| / 2 + log(|e|^2) / 20 + w KL with e = x_hat - x; the logarithm picture by picture
 (it is the PSNR that is reported), the KL a mean over latent elements. The gradient term (finite differences)
@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from render import Renderer, contact_sheet, psnr
 from torch import Tensor
 
-__all__ = ["HELD_OUT", "LATENT_CHANNELS", "RUNS", "build", "load_trained", "normalise", "reconstruct"]
+__all__ = ["HELD_OUT", "LATENT_CHANNELS", "RUNS", "build", "load_trained", "normalize", "reconstruct"]
 
 RUNS = Path(__file__).parent / "runs"
 LATENT_CHANNELS = 8
@@ -42,15 +42,15 @@ def build() -> AutoencoderKL:
 
 
 def load_trained(folder: Path, renderer: Renderer) -> AutoencoderKL:
-    """The checkpoint's autoencoder, its latents normalised."""
+    """The checkpoint's autoencoder, its latents normalized."""
     vae = build().eval().requires_grad_(False)
     load_modules(folder / "checkpoint.safetensors", {"vae": vae})
-    normalise(vae, renderer(1, range(1024)).images)
+    normalize(vae, renderer(1, range(1024)).images)
     return vae
 
 
 @torch.no_grad()
-def normalise(vae: AutoencoderKL, images: Tensor) -> None:
+def normalize(vae: AutoencoderKL, images: Tensor) -> None:
     """Fold the latents' channel means and relative spreads into the 1 x 1 convolutions, in place.
 
     z' = (z - m) r with r = mean spread / channel spread, undone before the decoder; then

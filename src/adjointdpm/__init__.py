@@ -6,12 +6,14 @@ from .analysis.comparison import compare
 from .analysis.comparison_report import Comparison
 from .analysis.gradients import Gradients, gradients
 from .files.diffusers_files import load_noise, save_lora, save_noise, save_textual_inversion
-from .flow.denoisers import Prediction
-from .flow.grids import karras, log_snr, uniform
-from .flow.schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
+from .flow import grids
+from .flow.denoisers import Denoiser, Prediction
+from .flow.model import DiffusionModel
+from .flow.schedules import EDMSchedule, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from .metrics.base import Metric
 from .pipelines.checks import UnusedRowsWarning, WeightsWarning
 from .pipelines.differentiable import differentiable
+from .pipelines.pipeline_model import PipelineModel
 from .pipelines.token_embeddings import TokenRows
 from .samplers.base import Sampler
 from .samplers.flow_sampler import FlowSampler
@@ -29,27 +31,28 @@ from .solvers import (
     SDEDPMSolverPP,
     Solver,
 )
-from .solvers.step_noise import Brownian
-from .zoo import load, load_classifier
+from .solvers.step_noise import StepNoise
+from .zoo import load_bundled, load_classifier
 
 from . import tasks  # isort: skip
 
 __all__ = [
-    "EDM",
     "RK4",
     "AdamsBashforth",
     "Adjoint",
     "AdjointDPMError",
     "Ancestral",
     "Backprop",
-    "Brownian",
     "Checkpointed",
     "Comparison",
     "Cond",
     "Continuous",
     "Coupled",
     "DPMSolverPP",
+    "Denoiser",
+    "DiffusionModel",
     "DriftError",
+    "EDMSchedule",
     "Euler",
     "EulerMaruyama",
     "FlowSampler",
@@ -59,6 +62,7 @@ __all__ = [
     "Metric",
     "Midpoint",
     "NonFiniteError",
+    "PipelineModel",
     "PipelineSampler",
     "Prediction",
     "RecomputationError",
@@ -69,6 +73,7 @@ __all__ = [
     "Schedule",
     "Solver",
     "Stats",
+    "StepNoise",
     "TokenRows",
     "Truncated",
     "UnusedRowsWarning",
@@ -79,16 +84,14 @@ __all__ = [
     "compare",
     "differentiable",
     "gradients",
-    "karras",
-    "load",
+    "grids",
+    "load_bundled",
     "load_classifier",
     "load_noise",
-    "log_snr",
     "save_lora",
     "save_noise",
     "save_textual_inversion",
     "tasks",
-    "uniform",
 ]
 
 __version__ = "0.1.0"

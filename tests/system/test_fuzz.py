@@ -78,12 +78,12 @@ class Place:
 def fault(ending: Ending) -> str:
     """What is wrong with the way in which a command line ended; empty if nothing is."""
     code, out, lines = ending
-    said = [each for each in lines if not each.startswith("adjointdpm: warning: ")]
-    if code == 0 and out.strip() and not said:
+    message = [each for each in lines if not each.startswith("adjointdpm: warning: ")]
+    if code == 0 and out.strip() and not message:
         return ""
-    if code == 2 and len(said) == 1 and said[0].startswith("adjointdpm: "):
+    if code == 2 and len(message) == 1 and message[0].startswith("adjointdpm: "):
         return ""
-    return f"{code} {said[-3:]} {out[-200:]!r}"
+    return f"{code} {message[-3:]} {out[-200:]!r}"
 
 
 # ------------------------------------------------------------------------------------------------- a place with files
@@ -505,7 +505,7 @@ def test_the_commands_work_before_anything_is_changed(place: Place) -> None:
 def test_edges(place: Place) -> None:
     """Cases that are worth a line of their own."""
     found = {str(line)[:600]: fault(place.run(line)) for line in EDGES}
-    wrong = [f"{line}\n    -> {said}" for line, said in found.items() if said]
+    wrong = [f"{line}\n    -> {message}" for line, message in found.items() if message]
     assert not wrong, f"{len(wrong)} of {len(EDGES)}:\n" + "\n".join(wrong)
 
 

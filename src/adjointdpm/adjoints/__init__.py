@@ -4,6 +4,14 @@ from .base import Adjoint
 from .continuous import Continuous
 from .discrete import Backprop, Checkpointed, Truncated
 from .reversible import Reversible
-from .saved_bytes import TooLargeError
+from .saved_bytes import BudgetExceededError
 
-__all__ = ["Adjoint", "Backprop", "Checkpointed", "Continuous", "Reversible", "TooLargeError", "Truncated"]
+__all__ = [
+    "Adjoint",
+    "Backprop",
+    "BudgetExceededError",
+    "Checkpointed",
+    "Continuous",
+    "Reversible",
+    "Truncated",
+]

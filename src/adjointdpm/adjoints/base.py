@@ -16,7 +16,7 @@ from .._types import Run, Stats, direct
 from ..solvers.integrate import IVP
 from .model_state import ModelState
 from .recompute import Blocks
-from .saved_bytes import SavedBytes, TooLargeError, addresses
+from .saved_bytes import BudgetExceededError, SavedBytes, addresses
 
 __all__ = ["Adjoint", "differentiable_inputs", "wants_gradient"]
 
@@ -46,7 +46,7 @@ class Adjoint(ABC):
     ) -> Any:
         """The picture of latents; `decode` hands its blocks to the policy it is given.
 
-        TooLargeError ends it as soon as more than `limit` bytes are saved for the backward pass.
+        BudgetExceededError ends it as soon as more than `limit` bytes are saved for the backward pass.
 
         Recomputing block by block, not as a whole: a decoder's peak is far above a denoiser's, and
         only its blocks' inputs need to outlive it.
@@ -62,7 +62,7 @@ class Adjoint(ABC):
         stats.measured &= outside.bytes is not None
         needed = (outside.bytes or 0) + blocks.largest
         if needed > limit:
-            raise TooLargeError(needed)
+            raise BudgetExceededError(needed)
         stats.decoder += needed
         return image
 
@@ -81,7 +81,7 @@ class Adjoint(ABC):
         if self.recomputes and out.requires_grad:
             ModelState(modules, tensors, restored).follow(out)
 
-    def room(self, ivp: IVP) -> float | None:
+    def decoder_allowance(self, ivp: IVP) -> float | None:
         """Bytes that the decoder's backward pass may take beside the states; None for an adjoint without a plan."""
         return None
 

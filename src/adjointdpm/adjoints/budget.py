@@ -23,7 +23,7 @@ from .._types import InputError
 from ..solvers.integrate import IVP
 from .block_checkpointing import has_blocks
 from .recompute import Blocks
-from .saved_bytes import TooLargeError
+from .saved_bytes import BudgetExceededError
 
 __all__ = ["Budget", "by_blocks", "bytes_of", "free_memory", "parsed", "split"]
 
@@ -46,7 +46,7 @@ class Budget:
         """k, the number of last calls that keep their graph; the first is never among them.
 
         Raises:
-            TooLargeError: not one graph fits.
+            BudgetExceededError: not one graph fits.
             InputError: the decoder does not fit.
         """
         if self.states + self.decoder > self.total:
@@ -57,7 +57,7 @@ class Budget:
                 "the budget"
             )
         if self.states + largest > self.total:
-            raise TooLargeError(largest)
+            raise BudgetExceededError(largest)
         return min(max(calls - 1, 0), (self.total - self.states - self.decoder) // max(graph, 1))
 
     def held(self, keep: int, graph: int, largest: int) -> int:
@@ -83,9 +83,9 @@ def split(ivp: IVP) -> IVP | None:
     guided = any(name.startswith("negative_") for name in ivp.cond)
     if not guided or getattr(denoiser, "split", True) or not _linear(denoiser):
         return None
-    twin: Any = copy.copy(denoiser)
-    twin.split = True
-    return replace(ivp, flow=replace(ivp.flow, denoiser=twin))
+    gradient_proxy: Any = copy.copy(denoiser)
+    gradient_proxy.split = True
+    return replace(ivp, flow=replace(ivp.flow, denoiser=gradient_proxy))
 
 
 def by_blocks(ivp: IVP) -> IVP | None:
@@ -93,9 +93,9 @@ def by_blocks(ivp: IVP) -> IVP | None:
     denoiser = ivp.flow.denoiser
     if not hasattr(denoiser, "blocks") or not has_blocks(getattr(denoiser, "network", None)):
         return None
-    twin: Any = copy.copy(denoiser)
-    twin.blocks = Blocks(list(denoiser.parameters()))
-    return replace(ivp, flow=replace(ivp.flow, denoiser=twin))
+    gradient_proxy: Any = copy.copy(denoiser)
+    gradient_proxy.blocks = Blocks(list(denoiser.parameters()))
+    return replace(ivp, flow=replace(ivp.flow, denoiser=gradient_proxy))
 
 
 def _linear(denoiser: object) -> bool:

@@ -19,10 +19,10 @@ from .recompute import kept, without_graph
 from .repetition import Repeated, rounding
 from .saved_bytes import SavedBytes, address, addresses
 
-__all__ = ["Ledger"]
+__all__ = ["CallAccounting"]
 
 
-class Ledger:
+class CallAccounting:
     """Counts the calls of one sampling and adds up what the backward pass will hold.
 
     The graphs of the first call that has any are measured in passing; those of the others are of the same sizes.
@@ -33,7 +33,7 @@ class Ledger:
         blocks: how a network's blocks are run within an evaluation, if not at once.
         limit: the most that one graph may hold.
     Raises:
-        TooLargeError: in an evaluation, as soon as its graph is larger.
+        BudgetExceededError: in an evaluation, as soon as its graph is larger.
     """
 
     def __init__(

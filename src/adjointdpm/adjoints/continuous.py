@@ -6,8 +6,8 @@ With a = dL/dz, f = dz/dtau and theta the weights (AdjointDPM, Pan et al., 2024,
     da_c/dtau     = -a^T df/dc          a_c(end) = 0
     da_theta/dtau = -a^T df/dtheta      a_theta(end) = 0
 
-The paper discretises this by a solver of its own, backwards. The transposed form discretises the flow
-itself, linearised at the remembered states, by a solver on M of the N nodes, and takes the transpose:
+The paper discretizes this by a solver of its own, backwards. The transposed form discretizes the flow
+itself, linearized at the remembered states, by a solver on M of the N nodes, and takes the transpose:
 
     dz_{k+1} = A_k dz_k + sum_j w_{k,j} e_{k-j},     e_k = (df/dz)(z_k) dz_k
     mu_k     = sum_j w_{k+j,j} a_{k+j+1},            a_k = A_k^T a_{k+1} + (df/dz)^T mu_k
@@ -15,7 +15,7 @@ itself, linearised at the remembered states, by a solver on M of the N nodes, an
 Along the path of an SDE the adjoint stays an ODE, since the noise does not depend on z; its right sides
 are those of the SDE's drift (AdjointDEIS; Blasingame and Liu, 2024, arXiv 2405.15020).
 
-It is the exact gradient of that coarser solver's linearisation: of the sampler itself for M = N and its
+It is the exact gradient of that coarser solver's linearization: of the sampler itself for M = N and its
 own solver, and in between it has no error of the kind that taking products at the wrong end of a step has.
 """
 
@@ -32,8 +32,8 @@ from ..solvers import Solver
 from ..solvers.integrate import IVP, integrate
 from .base import Adjoint, wants_gradient
 from .discrete import Backprop
-from .interpolation import Evaluations, Trajectory
-from .vjp import Leaves, Products
+from .interpolation import Evaluations, Interpolation
+from .vjp import VJP, Leaves
 
 __all__ = ["Continuous"]
 
@@ -62,7 +62,7 @@ class Continuous(Adjoint):
         tolerance: choose M instead: the fewest steps (of N/5, N/4, N/3, N/2, N) whose own quadrature of
             the remembered slopes ends within this distance of the state that sampling reached, relative
             to its norm. It costs no denoiser call. `stats.error_estimate` reports it, and
-            `stats.backward_steps` M. It tells of the discretisation of the sampling and does not bound the
+            `stats.backward_steps` M. It tells of the discretization of the sampling and does not bound the
             gradient's error, which can be larger by any factor: `compare` measures that.
         rescale: scale cotangents by powers of two on their way through a network in float16.
     Raises:
@@ -138,19 +138,19 @@ class Continuous(Adjoint):
                 f"solver=Euler() or AdamsBashforth(2), but got {self.solver!r}; or use transposed=True"
             )
 
-    def memory(self, ivp: IVP) -> Trajectory:
+    def memory(self, ivp: IVP) -> Interpolation:
         """What the forward pass has to remember."""
         same = self.solver is None or self.solver == ivp.solver
         if self.is_transposed and same and self.tolerance is None and self.steps in (None, len(ivp.grid)):
             return Evaluations()
-        return Trajectory()
+        return Interpolation()
 
     def needs_slopes(self, ivp: IVP) -> bool:
         """Whether a state is asked for between nodes, or slopes for the estimate."""
         solver = ivp.solver if self.solver is None else self.solver
         return not self.transposed or self.tolerance is not None or solver.calls(4) != 4
 
-    def backward_grid(self, ivp: IVP, trajectory: Trajectory, stats: Stats) -> TimeGrid:
+    def backward_grid(self, ivp: IVP, trajectory: Interpolation, stats: Stats) -> TimeGrid:
         """The nodes of the transposed solver, from the noise to the clean end."""
         N = len(ivp.grid)
         solver = ivp.solver if self.solver is None else self.solver
@@ -167,7 +167,7 @@ class Continuous(Adjoint):
         return grid
 
 
-def _quadrature_error(trajectory: Trajectory, grid: TimeGrid, solver: Solver) -> float:
+def _quadrature_error(trajectory: Interpolation, grid: TimeGrid, solver: Solver) -> float:
     """How far a coarser solver ends from the sampler, both with the slopes that the sampler saw."""
     start, end = trajectory(grid[0]), trajectory(grid[len(grid)])
     (reached,) = integrate(lambda time, state: (trajectory.slope(time),), (start,), grid, solver)
@@ -191,7 +191,7 @@ class _Flow(torch.autograd.Function):
         initial: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        products = Products(ivp, stats, leaves, adjoint.rescale)
+        products = VJP(ivp, stats, leaves, adjoint.rescale)
         ready = [products.check(ivp.grid[0], initial)]
         trajectory = adjoint.memory(ivp)
         stored = adjoint.trajectory == "stored"
@@ -252,7 +252,7 @@ def _transposed(ctx: Any, final: Tensor, cotangent: Tensor, leaves: list[Tensor]
 
 
 class _Linear(torch.autograd.Function):
-    """The velocity linearised at a remembered state: no value, only products.
+    """The velocity linearized at a remembered state: no value, only products.
 
     The denoiser holds `leaves` themselves; their `copies` are where autograd adds up what they get.
     """
@@ -260,7 +260,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        products: Products,
+        products: VJP,
         time: Time,
         z: Tensor,
         leaves: list[Tensor],
@@ -278,7 +278,7 @@ class _Linear(torch.autograd.Function):
 
 def _augmented(ctx: Any, final: Tensor, cotangent: Tensor, leaves: list[Tensor]) -> State:
     """The paper's form: the ODE of (a, a_c, a_theta), and of z where it was not remembered."""
-    products: Products = ctx.products
+    products: VJP = ctx.products
     adjoint: Continuous = ctx.adjoint
     solver = ctx.ivp.solver if adjoint.solver is None else adjoint.solver
     grid = ctx.ivp.grid.reversed()

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._types import NonFiniteError, Stats, Time
 from ..flow.grids import TimeGrid
 
-__all__ = ["Trace", "cotangents"]
+__all__ = ["CotangentNorms", "cotangents"]
 
 _KEPT: ContextVar[list[tuple[float, Tensor]] | None] = ContextVar("_KEPT", default=None)
 
@@ -31,7 +31,7 @@ def cotangents() -> Iterator[list[tuple[float, Tensor]]]:
         _KEPT.reset(token)
 
 
-class Trace:
+class CotangentNorms:
     """Records |dL/dz| at the nodes of one sampling into `stats.trace`.
 
     Args:

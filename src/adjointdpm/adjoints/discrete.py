@@ -1,4 +1,4 @@
-"""Discretise, then optimise: the exact gradient of the sampler that ran.
+"""Discretize, then optimize: the exact gradient of the sampler that ran.
 
 One mechanism, a policy per denoiser call: its graph is kept, or recomputed when the backward pass
 reaches it, or never made. Everything between the calls is linear and saves next to nothing.
@@ -17,10 +17,10 @@ from ..solvers import Euler
 from ..solvers.integrate import IVP, integrate
 from .base import Adjoint, wants_gradient
 from .budget import Budget, by_blocks, bytes_of, parsed, split
-from .call_accounting import Ledger
-from .cotangents import Trace
+from .call_accounting import CallAccounting
+from .cotangents import CotangentNorms
 from .recompute import Recomputation, kept, recomputed, without_graph
-from .saved_bytes import TooLargeError
+from .saved_bytes import BudgetExceededError
 
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
 
@@ -47,14 +47,17 @@ class Discrete(Adjoint):
         weights = list(ivp.flow.denoiser.parameters())
         blocks: Run = getattr(ivp.flow.denoiser, "blocks", direct)
         shared = [*ivp.cond.values(), *weights]
-        ledger, again = Ledger(stats, shared, blocks, self.limit), Recomputation(ivp.flow.denoiser)
+        accounting, again = (
+            CallAccounting(stats, shared, blocks, self.limit),
+            Recomputation(ivp.flow.denoiser),
+        )
 
         def f(time: Time, state: State) -> State:
-            run = self.policy(ledger.call, ivp.calls, ledger.graph) if wanted else direct
-            run = again.at(ledger.call) if run is recomputed else kept if run is direct else run
-            return (ivp.velocity(time, state[0], ledger.enter(run)),)
+            run = self.policy(accounting.call, ivp.calls, accounting.graph) if wanted else direct
+            run = again.at(accounting.call) if run is recomputed else kept if run is direct else run
+            return (ivp.velocity(time, state[0], accounting.enter(run)),)
 
-        trace = Trace(stats, ivp.grid)
+        trace = CotangentNorms(stats, ivp.grid)
 
         def observe(i: int, state: State) -> None:
             trace.follow(ivp.grid[i], state[0])
@@ -111,7 +114,7 @@ class Checkpointed(Discrete):
             if self.budget != "auto":
                 parsed(self.budget)
 
-    def room(self, ivp: IVP) -> float | None:
+    def decoder_allowance(self, ivp: IVP) -> float | None:
         if self.budget is None or not wants_gradient(ivp):
             return None
         return float(bytes_of(self.budget, ivp.initial.device) - ivp.calls * ivp.initial.nbytes)
@@ -125,7 +128,7 @@ class Checkpointed(Discrete):
         budget = Budget(bytes_of(self.budget, torch.get_default_device()))
         try:
             keep = budget.keep(calls, _known(graph), _known(graph))
-        except TooLargeError as error:
+        except BudgetExceededError as error:
             raise budget.refuse(error.graph) from None
         return direct if i >= calls - keep else recomputed
 
@@ -144,7 +147,7 @@ class Checkpointed(Discrete):
             planned = _Planned(budget, stats, whole=way is not smaller, last=way is ways[-1])
             try:
                 return planned.solve(way, stats)
-            except TooLargeError as error:
+            except BudgetExceededError as error:
                 needed = error.graph
         raise budget.refuse(needed)
 
@@ -249,10 +252,10 @@ def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor
     keep = now.alpha / end.alpha
     spread = (now.sigma**2 - (keep * end.sigma) ** 2).sqrt()
     last = TimeGrid(ivp.grid.schedule, ivp.grid.times[-2:])
-    ledger = Ledger(stats, [*ivp.cond.values(), *ivp.flow.denoiser.parameters()])
+    accounting = CallAccounting(stats, [*ivp.cond.values(), *ivp.flow.denoiser.parameters()])
 
     def f(time: Time, state: State) -> State:
-        return (ivp.velocity(time, state[0], ledger.enter(recomputed)),)
+        return (ivp.velocity(time, state[0], accounting.enter(recomputed)),)
 
     out = final
     for _ in range(repeats):

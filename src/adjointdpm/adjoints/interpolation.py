@@ -5,10 +5,10 @@ from torch import Tensor
 
 from .._types import Time
 
-__all__ = ["Evaluations", "Trajectory"]
+__all__ = ["Evaluations", "Interpolation"]
 
 
-class Trajectory:
+class Interpolation:
     """z at the nodes of the forward grid, and between them by interpolation.
 
     Between two nodes: the cubic Hermite polynomial through both states and slopes (error O(h^4)); in
@@ -66,7 +66,7 @@ class Trajectory:
         return (1 - blend) * z0 + blend * z1 + h * (u * (1 - u) ** 2) * m0 + h * (u**2 * (u - 1)) * m1
 
 
-class Evaluations(Trajectory):
+class Evaluations(Interpolation):
     """z at every evaluation of the velocity, in their order: for a backward pass that makes the same ones.
 
     A Runge-Kutta stage is not a point of the trajectory; interpolation would miss it by O(h^2).

@@ -59,7 +59,7 @@ class Blocks:
         shared: weights, which are there anyway and are not counted.
         limit: the most bytes there may be.
     Raises:
-        TooLargeError: as soon as there are more.
+        BudgetExceededError: as soon as there are more.
     """
 
     def __init__(self, shared: list[Tensor], limit: float = math.inf) -> None:

@@ -21,7 +21,7 @@ from ..solvers import Coupled
 from ..solvers.integrate import IVP, advanced
 from .base import Adjoint, wants_gradient
 from .discrete import Backprop
-from .vjp import Leaves, Products
+from .vjp import VJP, Leaves
 
 __all__ = ["Reversible"]
 
@@ -74,7 +74,7 @@ class _Reversed(torch.autograd.Function):
         initial: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        products = Products(ivp, stats, leaves)
+        products = VJP(ivp, stats, leaves)
         ready = [products.check(ivp.grid[0], initial)]
 
         def f(time: Time, state: State) -> State:

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .._types import AdjointDPMError, InputError
 
-__all__ = ["Address", "SavedBytes", "Taken", "TooLargeError", "address", "addresses"]
+__all__ = ["Address", "BudgetExceededError", "SavedBytes", "Taken", "address", "addresses"]
 
 Address = tuple[torch.device, int]
 
@@ -21,7 +21,7 @@ Address = tuple[torch.device, int]
 _hooks_in_force = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 
-class TooLargeError(AdjointDPMError):
+class BudgetExceededError(AdjointDPMError):
     """One graph alone is above the budget; `graph` is its size, or what there was of it."""
 
     def __init__(self, graph: int) -> None:
@@ -39,7 +39,7 @@ class SavedBytes(saved_tensors_hooks):
         shared: where the bytes lie that are there anyway (weights, conditioning) and are not counted: `addresses`.
         limit: the most there may be.
     Raises:
-        TooLargeError: as soon as there is more.
+        BudgetExceededError: as soon as there is more.
     `bytes` is None on a torch that cannot compose hooks.
     """
 
@@ -87,7 +87,7 @@ class SavedBytes(saved_tensors_hooks):
         self._alive[at] = weakref.ref(storage, lambda _: self._alive.pop(at, None))
         self.bytes = (self.bytes or 0) + storage.nbytes()
         if self.bytes > self._limit:
-            raise TooLargeError(self.bytes)
+            raise BudgetExceededError(self.bytes)
 
 
 class _Saved:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from .._types import Derivative, InputError, RecomputationError, State, Stats, Time
 from ..solvers.integrate import IVP
-from .cotangents import Trace
+from .cotangents import CotangentNorms
 from .recompute import Graph, autocast_now
 from .repetition import Checksum, rounding
 from .saved_bytes import SavedBytes, Taken, addresses
 
-__all__ = ["Leaves", "Products"]
+__all__ = ["VJP", "Leaves"]
 
 _NEAR = 1e-3  # relative distance of states up to which their velocities are compared
 _SLACK = 100.0  # how much further apart the velocities may then be than the states
@@ -46,7 +46,7 @@ class Leaves:
         self.tensors = [*(ivp.cond[name] for name in self.names), *self.weights]
 
 
-class Products:
+class VJP:
     """The IVP's velocity and its vector-Jacobian products with z, conditioning and weights.
 
     Args:
@@ -61,7 +61,7 @@ class Products:
         self._ivp, self._stats, self._rescale = ivp, stats, rescale
         self._names, self._weights = leaves.names, leaves.weights
         self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
-        self.trace = Trace(stats, ivp.grid)
+        self.trace = CotangentNorms(stats, ivp.grid)
         self._autocast = autocast_now(ivp.initial.device.type)
         self._rounding = rounding([ivp.initial, *self._shared])
         self._made: dict[float, list[tuple[Checksum, Checksum]]] = {}  # of state and velocity, at each time

@@ -194,10 +194,10 @@ def audit(
     features = None
     if keep_features != "none":
         kept = None if keep_features == "pixels" else classifier_of(keep_features, place, shape)
-        features = pixels if kept is None else HiddenStates(kept.model, kept.normalised, None)
+        features = pixels if kept is None else HiddenStates(kept.model, kept.normalized, None)
     quiet = ["output_dir", "report_to", "checkpointing_steps", "train_batch_size", "max_train_steps"]
     quiet += [name for name in ctx.params if name.startswith("harden")]
-    witness = judge_of(judge, sampler)
+    evaluator = judge_of(judge, sampler)
     others_tried = {name: classifier_of(name, place, shape) for name in transfer or ()}
     repeat = saved(ctx, folder, quiet)
     found = run_audit(
@@ -208,7 +208,7 @@ def audit(
         output=folder,
         settings=settings,
         target=target,
-        judge=witness,
+        judge=evaluator,
         transfer=others_tried,
         features=features,
         resume=resume,
@@ -225,7 +225,7 @@ def audit(
             audited,
             settings,
             hardening,
-            judge=witness,
+            judge=evaluator,
             features=features,
             others=others,
             resume=resume,

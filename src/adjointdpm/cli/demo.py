@@ -19,13 +19,13 @@ from .._types import InputError
 from ..analysis.comparison import compare
 from ..analysis.comparison_report import Comparison
 from ..files.atomic_write import write_file
-from ..files.html_report import Page, Pictures
-from ..files.images import as_8_bit, output_folder, png, read_picture, sheet
+from ..files.html_report import ImageTable, Page
+from ..files.images import as_8_bit, output_folder, png, read_image, sheet
 from ..metrics import Margin, PixelDistance, effect
 from ..metrics.check import check_metric, score
 from ..metrics.image_classifier import Classifier
 from ..samplers.flow_sampler import FlowSampler
-from ..zoo import load, load_classifier
+from ..zoo import load_bundled, load_classifier
 
 __all__ = ["Scale", "demo"]
 
@@ -34,7 +34,7 @@ SUBJECTS = ("red apple", "cat", "car", "mushroom")
 
 @dataclass(frozen=True)
 class Scale:
-    """How much work the demonstration does: steps of sampling, and of each optimisation."""
+    """How much work the demonstration does: steps of sampling, and of each optimization."""
 
     sampling: int = 15
     noise: int = 25
@@ -51,7 +51,7 @@ def demo(output: str | Path, scale: Scale | None = None) -> Path:
     """
     folder, scale = output_folder(output), scale or Scale()
     start = time.perf_counter()
-    sampler = load("emoji", steps=scale.sampling, guidance_scale=4.0)
+    sampler = load_bundled("emoji", steps=scale.sampling, guidance_scale=4.0)
     classifier = load_classifier("emoji/resnet")
     page = Page("adjointdpm: gradients through a diffusion sampler")
     page.text(
@@ -83,7 +83,7 @@ def sample(sampler: FlowSampler, classifier: Classifier, page: Page, folder: Pat
             images = sampler(sampler.noise(5, seed=1), sampler.encode(prompt))
             labels = _says(classifier, images)
         right += labels.count(subject)
-        rows.append(Pictures(prompt, as_8_bit(images), [f"read as {label}" for label in labels]))
+        rows.append(ImageTable(prompt, as_8_bit(images), [f"read as {label}" for label in labels]))
     page.heading("1. Sampling")
     page.text("One prompt a row; the noise decides place, size and angle. The caption is the classifier's.")
     _show(page, folder / "samples.png", *rows)
@@ -123,7 +123,7 @@ def tune_noise(
         bar.set_postfix(margin=f"{losses[-1]:.2f}")
     with torch.no_grad():
         before, after = sampler(start, cond), sampler(best, cond)
-    # Scored on what a PNG file holds, not on the tensors that were optimised.
+    # Scored on what a PNG file holds, not on the tensors that were optimized.
     was, now = (_says(classifier, _saved(images)) for images in (before, after))
     changed = [b != n for b, n in zip(was, now, strict=True)]
     page.heading("2. Noise: where does a classifier change its mind?")
@@ -135,8 +135,8 @@ def tune_noise(
     _show(
         page,
         folder / "noise.png",
-        Pictures("before", as_8_bit(before), [f"read as {label}" for label in was]),
-        Pictures("after", as_8_bit(after), [f"read as {label}" for label in now]),
+        ImageTable("before", as_8_bit(before), [f"read as {label}" for label in was]),
+        ImageTable("after", as_8_bit(after), [f"read as {label}" for label in now]),
     )
     page.curve(losses, "step", "margin")
     return {"changed": changed, "before": was, "after": now, "margins": losses}
@@ -177,7 +177,7 @@ def tune_prompt(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> d
         page,
         folder / "prompt.png",
         *(
-            Pictures(name, as_8_bit(torch.cat(images)), ["before"] * 3 + ["learned"] * 3 + ["target"] * 3)
+            ImageTable(name, as_8_bit(torch.cat(images)), ["before"] * 3 + ["learned"] * 3 + ["target"] * 3)
             for name, images in (
                 ("seen noise", (start, after, target)),
                 ("unseen noise", (start_unseen, after_unseen, target_unseen)),
@@ -195,7 +195,7 @@ def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> 
     except ImportError as error:
         raise InputError("tuning weights needs peft: pip install 'adjointdpm[lora]'") from error
     torch.manual_seed(0)
-    unet: Any = sampler.field.denoiser.network
+    unet: Any = sampler.model.denoiser.network
     unet.add_adapter(
         LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1"])
     )
@@ -224,9 +224,9 @@ def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> 
     _show(
         page,
         folder / "weights.png",
-        Pictures("before", as_8_bit(before), captions),
-        Pictures("after", as_8_bit(after), captions),
-        Pictures("goal", as_8_bit(goal), ["trained on"] * 2 + ["never shown"] * 2),
+        ImageTable("before", as_8_bit(before), captions),
+        ImageTable("after", as_8_bit(after), captions),
+        ImageTable("goal", as_8_bit(goal), ["trained on"] * 2 + ["never shown"] * 2),
     )
     page.curve(losses, "step", "squared distance")
     return {"held_out": values, "losses": losses}
@@ -267,7 +267,7 @@ def _descend(
     return losses
 
 
-def _show(page: Page, path: Path, *rows: Pictures) -> None:
+def _show(page: Page, path: Path, *rows: ImageTable) -> None:
     """Put rows of pictures on the page, and beside it in one file, at twice their size."""
     page.pictures(*rows)
     images = torch.cat([row.images for row in rows]).repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -280,7 +280,7 @@ def _bar(items: Iterable[Any], name: str) -> Any:
 
 def _saved(images: Tensor) -> Tensor:
     """Pictures as they come back from PNG files."""
-    return torch.stack([read_picture(png(image)) for image in as_8_bit(images)])
+    return torch.stack([read_image(png(image)) for image in as_8_bit(images)])
 
 
 def _says(classifier: Classifier, images: Tensor) -> list[str]:

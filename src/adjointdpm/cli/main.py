@@ -23,7 +23,7 @@ from ..files.images import as_8_bit, png
 from ..metrics import Chroma
 from ..optimization.signals import Interrupted, end_once, ending
 from ..tasks import InterruptedRunError
-from ..zoo import load
+from ..zoo import load_bundled
 from .audit import audit
 from .demo import demo as run_demo
 from .guide import guide
@@ -110,7 +110,7 @@ def sample(
     """Make images with the bundled model."""
     _in_one_process("sample")
     folder = free_folder(output_dir, "[0-9][0-9]*-[0-9][0-9]*.png", overwrite=overwrite)
-    sampler = load("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
+    sampler = load_bundled("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
     check_memory(sampler, batch, TOGETHER)
     conditions = [sampler.encode(each) for each in prompt]
     noise = sampler.noise(batch, seed)
@@ -139,10 +139,10 @@ def compare(
     """Measure every gradient's error and cost on the bundled model: a table, JSON and an image."""
     _in_one_process("compare")
     folder = free_folder(output_dir, "compare.json", overwrite=overwrite)
-    sampler = load("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
+    sampler = load_bundled("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
     check_memory(sampler, 1, 1)
     sampler.requires_grad_(False)
-    sampler.field.denoiser.requires_grad_(weights)
+    sampler.model.denoiser.requires_grad_(weights)
     cond, noise = sampler.encode(prompt), sampler.noise(1, seed)
     found = compare_gradients(sampler, Chroma(), noise=noise, cond=cond, repeats=repeats)
     print(found)
@@ -255,4 +255,3 @@ def _flushed(code: int) -> int:
             print(_line(f"cannot write the output: {error.strerror}"), file=sys.stderr)
             return code or 2
     return code
-

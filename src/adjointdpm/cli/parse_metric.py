@@ -48,7 +48,7 @@ from ..metrics.image_classifier import Classifier
 from ..samplers.base import Sampler
 from .parse_sampler import classifier_of, using
 
-__all__ = ["Networks", "guarded_effect", "metric_of", "picture_file"]
+__all__ = ["Networks", "guarded_effect", "image_option", "metric_of"]
 
 _TERM = re.compile(r"^\s*(?:(?P<weight>[^:*]*)\*)?\s*(?P<kind>[\w.-]+)\s*(?::(?P<rest>.*))?$", re.DOTALL)
 _FUNCTION = re.compile(r"^[^\W\d][\w.]*:[^\W\d]\w*$")
@@ -57,7 +57,7 @@ _KINDS = (
 )  # fmt: skip
 
 
-def picture_file(path: str, size: tuple[int, ...] | None = None) -> Tensor:
+def image_option(path: str, size: tuple[int, ...] | None = None) -> Tensor:
     """An image file as (3, height, width) in [0, 1], as `pictures.image_file` reads it.
 
     Raises:
@@ -108,7 +108,7 @@ class Networks:
 
         def load() -> HiddenStates:
             net = self._classifier_of("features", self.features)
-            found = HiddenStates(net.model, net.normalised, self.layers)
+            found = HiddenStates(net.model, net.normalized, self.layers)
             with using(f"the features of {self.features!r}, hidden states {self.layers}"), torch.no_grad():
                 found(torch.full((1, *self.sampler.image_shape), 0.5, device=self.device))
             return found
@@ -133,7 +133,7 @@ class Networks:
 
     def picture(self, path: str, same: bool = False) -> Tensor:
         """A picture where the networks are."""
-        return picture_file(path, self.sampler.image_shape[1:] if same else None).to(self.device)
+        return image_option(path, self.sampler.image_shape[1:] if same else None).to(self.device)
 
     def _classifier_of(self, what: str, name: str | None) -> Classifier:
         if name is None:

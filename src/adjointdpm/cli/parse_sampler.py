@@ -24,7 +24,7 @@ from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
 from ..samplers.pipeline_sampler import PipelineSampler
 from ..solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
-from ..zoo import bundled, folder, load, load_classifier
+from ..zoo import bundled, folder, load_bundled, load_classifier
 
 __all__ = ["SOLVERS", "adjoint_of", "check_memory", "classifier_of", "device_of", "sampler_of", "using"]
 
@@ -232,7 +232,7 @@ def _untried(
     if guidance_scale is not None:
         shared["guidance_scale"] = guidance_scale
     if bundled(name) and solver != "pipeline":
-        return load(name, dtype=dtype, device=device, solver=SOLVERS[solver](), **shared)
+        return load_bundled(name, dtype=dtype, device=device, solver=SOLVERS[solver](), **shared)
     pipe = load_pretrained_pipeline(folder(name) if bundled(name) else name, dtype).to(device)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):

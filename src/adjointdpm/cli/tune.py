@@ -52,7 +52,7 @@ from .options import (
     reporter,
     sampler_from,
 )
-from .parse_metric import metric_of, picture_file
+from .parse_metric import image_option, metric_of
 from .parse_sampler import check_memory
 
 __all__ = ["tune"]
@@ -159,7 +159,7 @@ def tune(
             checkpointing_steps=checkpointing_steps,
         ),
         measures=measures,
-        picture=None if reference is None else picture_file(reference),
+        picture=None if reference is None else image_option(reference),
         picture_prompt=instance_prompt,
         judge=judge_of(judge, sampler),
         labels=label or None,

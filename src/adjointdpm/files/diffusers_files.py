@@ -247,7 +247,7 @@ def save_noise(
         noise: (batch, *shape).
         scheduler: the name of the scheduler or solver.
         steps: number of steps; None where the sampler has no such number.
-        seed: where it was drawn from; None if it was optimised.
+        seed: where it was drawn from; None if it was optimized.
     Raises:
         InputError: noise of another shape, that is not of floating point, or not finite; no steps.
     """

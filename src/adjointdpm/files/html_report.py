@@ -14,7 +14,7 @@ from torch import Tensor
 from .atomic_write import write_file
 from .images import png
 
-__all__ = ["Page", "Pictures"]
+__all__ = ["ImageTable", "Page"]
 
 # Autoescaping is on: whatever a user typed (a prompt, a label) is text here, never markup.
 _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
@@ -54,7 +54,7 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class ImageTable:
     """A named row of small pictures with a caption each."""
 
     name: str
@@ -86,7 +86,7 @@ class Page:
         """A command or an expression."""
         self.parts.append({"kind": "code", "text": text})
 
-    def pictures(self, *rows: Pictures) -> None:
+    def pictures(self, *rows: ImageTable) -> None:
         """Rows of pictures."""
         self.parts.append({"kind": "pictures", "rows": rows})
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._types import InputError
 
-__all__ = ["as_8_bit", "image_file", "output_folder", "png", "read_picture", "sheet"]
+__all__ = ["as_8_bit", "image_file", "output_folder", "png", "read_image", "sheet"]
 
 # What needs no other program to be read, as EPS does.
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -42,7 +42,7 @@ def png(image: UInt8[Tensor, "c h w"]) -> bytes:
     return buffer.getvalue()
 
 
-def read_picture(content: bytes) -> Float[Tensor, "c h w"]:
+def read_image(content: bytes) -> Float[Tensor, "c h w"]:
     """The image of a PNG that `png` made, in [0, 1]."""
     image = Image.open(io.BytesIO(content))
     return _tensor(image if image.mode == "L" else image.convert("RGB"))

@@ -207,11 +207,11 @@ def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
             each if isinstance(each, str) else _sizes(*each) for each in info["mismatched_keys"]
         ],
     }
-    said = [f"{what}: {_some(keys)}" for what, keys in listed.items() if keys]
-    if said or info["error_msgs"]:
-        said += [" ".join(str(each).split())[:200] for each in info["error_msgs"]]
+    message = [f"{what}: {_some(keys)}" for what, keys in listed.items() if keys]
+    if message or info["error_msgs"]:
+        message += [" ".join(str(each).split())[:200] for each in info["error_msgs"]]
         raise InputError(
-            f"the weights in {name} are not those of {type(model).__name__}; {'; '.join(said)}; they would be "
+            f"the weights in {name} are not those of {type(model).__name__}; {'; '.join(message)}; they would be "
             "drawn at random or left out: use the file that belongs to its config.json, and releases of diffusers "
             "and transformers that can read it"
         )

@@ -1,4 +1,4 @@
-"""`Field`: what a sampler needs to know of a model."""
+"""`DiffusionModel`: what a sampler needs to know of a model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from .schedules import Schedule
 Latents = Float[Tensor, "batch *shape"]
 
 
-class Field(nn.Module, ABC):
+class DiffusionModel(nn.Module, ABC):
     """What a sampler needs to know of a model.
 
     schedule      the noise schedule the model was trained with

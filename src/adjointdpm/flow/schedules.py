@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._types import InputError, Time
 
-__all__ = ["EDM", "RectifiedFlow", "Schedule", "VPCosine", "VPDiscrete", "VPLinear"]
+__all__ = ["EDMSchedule", "RectifiedFlow", "Schedule", "VPCosine", "VPDiscrete", "VPLinear"]
 
 Vector = Float64[Tensor, "*n"]
 
@@ -195,7 +195,7 @@ class VPCosine(Schedule):
 
 
 @dataclass(frozen=True)
-class EDM(Schedule):
+class EDMSchedule(Schedule):
     """Variance exploding, with time the noise level itself (Karras et al., 2022, arXiv 2206.00364).
 
         alpha = 1,   sigma = t,   t in [sigma_min, sigma_max]

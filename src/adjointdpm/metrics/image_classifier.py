@@ -104,9 +104,9 @@ class Classifier(Labelled):
 
     def forward(self, images: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch classes"]:
         """Logits of images, differentiable; images are not clamped."""
-        return self.model(self.normalised(images)).logits
+        return self.model(self.normalized(images)).logits
 
-    def normalised(self, images: Float[Tensor, "batch channels h w"]) -> Tensor:
+    def normalized(self, images: Float[Tensor, "batch channels h w"]) -> Tensor:
         """Images in the size and scale that the network itself takes.
 
         Raises:

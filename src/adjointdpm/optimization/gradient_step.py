@@ -13,7 +13,7 @@ from .distributed import Processes
 from .seeds import epoch_batch, key
 from .task import Loop, Losses, Task
 
-__all__ = ["Batch", "forked"]
+__all__ = ["GradientStep", "forked"]
 
 
 def forked() -> Any:
@@ -22,7 +22,7 @@ def forked() -> Any:
     return torch.random.fork_rng([torch.cuda.current_device()] if cuda else [])
 
 
-class Batch:
+class GradientStep:
     """Makes each step's losses and gradient."""
 
     def __init__(self, task: Task, loop: Loop, processes: Processes) -> None:
@@ -60,7 +60,7 @@ class Batch:
             raise AdjointDPMError("another process failed in this step; its message says why")
         idle = [n for n, u in zip(task.variables, used, strict=False) if not u]
         if differentiate and idle:
-            raise InputError(f"no loss depends on the variable {idle[0]!r}, so it cannot be optimised")
+            raise InputError(f"no loss depends on the variable {idle[0]!r}, so it cannot be optimized")
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         self.processes.sum_([sums, *gradients])
         return Losses(sums[0], sums[1]), batch

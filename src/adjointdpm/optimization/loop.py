@@ -1,4 +1,4 @@
-"""The one optimisation loop of all tasks.
+"""The one optimization loop of all tasks.
 
     v_0                            the variables, as the task gives them
     g_k = sum_i grad l_i(v_k, k)   over the batch of step k, in parts, over processes; the mean if shared
@@ -6,13 +6,13 @@
     result: the v_k of the lowest rank among k = 0 ... N, item by item if each item has its own row
 
 How a task uses it: subclass `Task` with `variables` (named leaves), `items` (how many things there are to
-optimise on) and `losses(step, items)`, then
+optimize on) and `losses(step, items)`, then
 
-    outcome = optimise(task, lambda leaves: torch.optim.Adam(leaves, lr=0.1), Loop(steps=100, folder=path))
+    outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, lr=0.1), Loop(steps=100, folder=path))
 
 `losses` must be a function of the variables, the step and the items: draw with `seeds.key(seed, step, item)`,
 and keep no state. Then a run that is killed and resumed, on a CPU, ends in the same bits, and one on several
-processes in the same result to rounding. When `optimise` returns, the variables hold the best iterate.
+processes in the same result to rounding. When `optimize` returns, the variables hold the best iterate.
 
 A run that is resumed may have more steps than before. With a constant rate it ends as one run of all of them would; a
 rate that falls over the N steps is that of the new N from there on, and a warning says so.
@@ -36,14 +36,14 @@ from .._types import AdjointDPMError, InputError, NonFiniteError
 from ..files.atomic_write import SavingError
 from ..files.checkpoint import check_config, has_checkpoint, load_checkpoint, plain, save_checkpoint
 from .distributed import Processes
-from .gradient_step import Batch, forked
+from .gradient_step import GradientStep, forked
 from .run_folder import run_folder
 from .seeds import key
 from .signals import Interrupted, ending, held, stop_once
-from .state import State, check
+from .state import LoopState, check
 from .task import Loop, Losses, Task
 
-__all__ = ["InterruptedRunError", "Loop", "Losses", "Outcome", "StoppedRunError", "Task", "optimise"]
+__all__ = ["InterruptedRunError", "Loop", "Losses", "Outcome", "StoppedRunError", "Task", "optimize"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +85,11 @@ class StoppedRunError(AdjointDPMError):
         self.outcome = outcome
 
 
-def optimise(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: Loop) -> Outcome:
+def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: Loop) -> Outcome:
     """Minimise a task's losses; see the head of this module.
 
     Args:
-        task: what is optimised.
+        task: what is optimized.
         optimizer: makes one of torch's optimizers for a list of leaves. Resumption rebuilds it, and gives it
             back its state.
         loop: how.
@@ -119,8 +119,8 @@ class _Run:
         self.leaves = list(task.variables.values())
         self.optimizer = _made(optimizer, self.leaves)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.state = State.fresh(task.variables, task.items if task.per_item else 1)
-        self.batch = Batch(task, loop, self.processes)
+        self.state = LoopState.fresh(task.variables, task.items if task.per_item else 1)
+        self.batch = GradientStep(task, loop, self.processes)
         self.start = time.perf_counter()
         self.between = False  # in the middle of a step: nothing that is worth saving
         if loop.resume and loop.checkpoint is not None and has_checkpoint(loop.checkpoint):

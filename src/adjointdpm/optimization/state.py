@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 
 from .._types import InputError
 
-__all__ = ["State", "check"]
+__all__ = ["LoopState", "check"]
 
 
 @dataclass(eq=False)
-class State:
+class LoopState:
     """The loop's own state; variables and optimizer are beside it.
 
     best, best_rank, best_loss, best_step   the best iterate (rows of it, where items have rows)
@@ -35,17 +35,17 @@ class State:
     unscored: "State | None" = None
 
     @classmethod
-    def fresh(cls, variables: Mapping[str, Tensor], rows: int) -> "State":
+    def fresh(cls, variables: Mapping[str, Tensor], rows: int) -> "LoopState":
         """Before the first step."""
         never = torch.full((rows,), torch.inf, dtype=torch.float64)
         best = {name: leaf.detach().clone() for name, leaf in variables.items()}
         return cls(best, never, never.clone(), torch.zeros(rows, dtype=torch.int64))
 
-    def copy(self) -> "State":
+    def copy(self) -> "LoopState":
         """As it is now."""
         best = {name: tensor.clone() for name, tensor in self.best.items()}
         ranks = (self.best_rank.clone(), self.best_loss.clone(), self.best_step.clone())
-        return State(best, *ranks, self.step, self.stale, losses=list(self.losses))
+        return LoopState(best, *ranks, self.step, self.stale, losses=list(self.losses))
 
     def note(
         self,

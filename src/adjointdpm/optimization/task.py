@@ -27,10 +27,10 @@ class Losses(NamedTuple):
 
 
 class Task(ABC):
-    """What is optimised; see the head of this module.
+    """What is optimized; see the head of this module.
 
     variables   named leaf tensors, changed in place
-    items       number of things to optimise on: starts, prompts, pictures
+    items       number of things to optimize on: starts, prompts, pictures
     per_item    whether row i of every variable belongs to item i alone (then the best is kept row by row)
     """
 

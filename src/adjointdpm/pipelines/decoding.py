@@ -57,11 +57,11 @@ def _scale(vae: Any) -> int:
 
 def _in_tiles(vae: Any, side: int, run: Run) -> Any:
     """A VAE that shares this one's modules and decodes tile by tile, as diffusers does; `run` makes each tile."""
-    twin = copy.copy(vae)
-    twin._modules = {**vae._modules, "decoder": _Tile(vae.decoder, run)}
-    twin.use_tiling = True
-    twin.tile_latent_min_size, twin.tile_sample_min_size = side, side * _scale(vae)
-    return twin
+    gradient_proxy = copy.copy(vae)
+    gradient_proxy._modules = {**vae._modules, "decoder": _Tile(vae.decoder, run)}
+    gradient_proxy.use_tiling = True
+    gradient_proxy.tile_latent_min_size, gradient_proxy.tile_sample_min_size = side, side * _scale(vae)
+    return gradient_proxy
 
 
 class _Tile(nn.Module):

@@ -32,7 +32,7 @@ from .checks import (
     warn_of_weights,
 )
 from .execution import PipelineRun
-from .gradient_proxy import denoisers, parts, twin
+from .gradient_proxy import denoisers, gradient_proxy, parts
 from .torch_interception import Watch, numbered
 
 __all__ = ["PipelineCall", "differentiable"]
@@ -129,7 +129,7 @@ class PipelineCall:
         shared = [*weights, *(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))]
         watch = self._watch()
         sampling = PipelineRun(self._adjoint, self.stats, shared, watch, wanted, asked)
-        other = twin(self._pipe, sampling)
+        other = gradient_proxy(self._pipe, sampling)
         if self._quiet:
             other.set_progress_bar_config(disable=True)
         sampling.pipe = weakref.ref(other)

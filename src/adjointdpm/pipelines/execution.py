@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .._types import InputError, NonFiniteError, Run, Stats, direct
 from ..adjoints import Truncated
 from ..adjoints.block_checkpointing import in_blocks
-from ..adjoints.call_accounting import Ledger
+from ..adjoints.call_accounting import CallAccounting
 from ..adjoints.discrete import Discrete
 from ..adjoints.recompute import recomputed, without_graph
 from .checks import refuse_blind, refuse_hooks
@@ -55,7 +55,7 @@ class PipelineRun:
     ) -> None:
         self.adjoint, self.stats, self.watch, self.wanted = adjoint, stats, watch, wanted
         self._asked = asked
-        self.ledger = Ledger(stats, shared)
+        self.accounting = CallAccounting(stats, shared)
         self.nodes: dict[str, list[Any]] = {}
         self._announced = self._total = 0
         self._whole: set[str] = set()  # the denoisers whose output depends on their state
@@ -113,12 +113,12 @@ class PipelineRun:
         self._asked = True
 
     def _begin(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        i = self.ledger.call
+        i = self.accounting.call
         self._fresh, self.watch.finished, self._step = False, False, []
         if i == 0:
             self._announced = _announced(self.pipe())
         self._total = max(self._announced, i + 1)
-        self._policy = self.adjoint.policy(i, self._total, self.ledger.graph) if self.wanted else direct
+        self._policy = self.adjoint.policy(i, self._total, self.accounting.graph) if self.wanted else direct
         if i == 0 and self._policy is without_graph:
             state = next(iter([*args, *kwargs.values()]))
             if isinstance(state, Tensor) and state.requires_grad:
@@ -127,21 +127,21 @@ class PipelineRun:
                     f"for the noise or picture that {name} starts from; use Checkpointed(), or pass it without "
                     "requires_grad"
                 )
-        self._run = self.ledger.enter(self._policy)
+        self._run = self.accounting.enter(self._policy)
 
     def _check_finite(self, name: str, out: Any, given: list[Tensor]) -> None:
         first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
         if not bool(torch.isfinite(first).all()):
             fine = all(bool(torch.isfinite(tensor).all()) for tensor in given)
             raise NonFiniteError(
-                f"{name} returned NaN or infinity at step {self.ledger.call - 1} of {self._total}; its input was "
+                f"{name} returned NaN or infinity at step {self.accounting.call - 1} of {self._total}; its input was "
                 f"{'finite' if fine else 'not finite either'}. Look at its weights and dtype (float16 overflows "
                 "above 65504), or lower the guidance scale"
             )
 
     def stepped(self) -> None:
         self._fresh = True
-        self.watch.finished = self.ledger.call >= self._total
+        self.watch.finished = self.accounting.call >= self._total
 
     def decode(self, name: str, module: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.watch.finished = True
@@ -161,7 +161,7 @@ class PipelineRun:
 
     def check(self) -> None:
         """That the denoisers ran, and as many steps as the policies were chosen for."""
-        calls = self.ledger.call
+        calls = self.accounting.call
         if calls == 0:
             raise InputError(
                 "the pipeline has not called a denoiser at all, so nothing of it was differentiated"

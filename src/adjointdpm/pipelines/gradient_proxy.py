@@ -26,13 +26,13 @@ from torch import nn
 from .call_signature import own_call
 from .token_embeddings import read_whole, tokenizers
 
-__all__ = ["Routes", "denoisers", "parts", "twin", "undecorated"]
+__all__ = ["CallHandlers", "denoisers", "gradient_proxy", "parts", "undecorated"]
 
 _DECORATED = torch.enable_grad()(lambda: None).__code__  # shared by no_grad, inference_mode and their kin
 
 
 @runtime_checkable
-class Routes(Protocol):
+class CallHandlers(Protocol):
     """Where the calls of a twin's parts go."""
 
     def evaluate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -45,9 +45,9 @@ class Routes(Protocol):
         """A scheduler has taken a step."""
 
 
-def twin(pipe: Any, routes: Routes) -> Any:
+def gradient_proxy(pipe: Any, handlers: CallHandlers) -> Any:
     """The twin of a pipeline, whose denoisers, VAE and scheduler answer through `routes`."""
-    made = _made(undecorated(type(pipe)), {k: _part(k, v, routes) for k, v in vars(pipe).items()})
+    made = _made(undecorated(type(pipe)), {k: _part(k, v, handlers) for k, v in vars(pipe).items()})
     for name, tokenizer in tokenizers(pipe).items():
         vars(made)[name] = _routed(tokenizer, "__call__", functools.partial(read_whole, pipe, name))
     vars(made).pop("_num_timesteps", None)  # an earlier run's
@@ -59,7 +59,7 @@ def twin(pipe: Any, routes: Routes) -> Any:
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The networks of a pipeline that are told the time, by their names, its sub-pipelines' included."""
-    return {name: part for name, part in parts(pipe) if _told_the_time(part)}
+    return {name: part for name, part in parts(pipe) if _takes_time(part)}
 
 
 def parts(pipe: Any) -> list[tuple[str, Any]]:
@@ -70,25 +70,25 @@ def parts(pipe: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def _part(name: str, part: Any, routes: Routes) -> Any:
-    if _told_the_time(part):
-        return _routed(part, "__call__", functools.partial(routes.evaluate, name, part))
+def _part(name: str, part: Any, handlers: CallHandlers) -> Any:
+    if _takes_time(part):
+        return _routed(part, "__call__", functools.partial(handlers.evaluate, name, part))
     if _decodes(part):
-        return _routed(part, "decode", functools.partial(routes.decode, name, part))
+        return _routed(part, "decode", functools.partial(handlers.decode, name, part))
     if _is_pipeline(part):
-        return twin(part, routes)
+        return gradient_proxy(part, handlers)
     if hasattr(part, "sub_blocks"):
         return _blocks(part)
     if hasattr(part, "set_timesteps") and hasattr(part, "step"):
         made = _made(_stepping(type(part)), _fresh(part))
-        object.__setattr__(made, "_stepped", routes.stepped)
+        object.__setattr__(made, "_stepped", handlers.stepped)
         return made
     if hasattr(part, "prepare_inputs") and hasattr(part, "set_state"):
         return _made(type(part), _fresh(part))
     return part
 
 
-def _told_the_time(part: Any) -> bool:
+def _takes_time(part: Any) -> bool:
     if not isinstance(part, nn.Module):
         return False
     plain = getattr(part, "_orig_mod", part)  # torch.compile's wrapper takes anything

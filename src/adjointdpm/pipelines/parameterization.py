@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .._types import InputError, Scalar
 from ..flow.denoisers import Prediction
-from ..flow.schedules import EDM, RectifiedFlow, Schedule, VPDiscrete
+from ..flow.schedules import EDMSchedule, RectifiedFlow, Schedule, VPDiscrete
 
-__all__ = ["Clock", "clock_of"]
+__all__ = ["Parameterization", "parameterization_of"]
 
 
 @dataclass(frozen=True)
-class Clock:
+class Parameterization:
     """A schedule, what the network predicts, and the preconditioning between the two.
 
     Args:
@@ -37,15 +37,15 @@ class Clock:
     sigma_data: float | None = None
     sign: float = 1.0
 
-    def told(self, t: Scalar) -> Scalar:
+    def time_input(self, t: Scalar) -> Scalar:
         """The time in the unit that the pipeline hands to its network."""
         return t if self.sigma_data is None else t.log() / 4
 
-    def shown(self, x: Tensor, t: Scalar) -> Tensor:
+    def precondition(self, x: Tensor, t: Scalar) -> Tensor:
         """What the network sees of x."""
         return x if self.sigma_data is None else x / (t**2 + self.sigma_data**2).sqrt()
 
-    def heard(self, out: Tensor, x: Tensor, t: Scalar) -> Tensor:
+    def postcondition(self, out: Tensor, x: Tensor, t: Scalar) -> Tensor:
         """The network's output as `prediction` means it."""
         if self.sigma_data is None:
             return out
@@ -53,7 +53,7 @@ class Clock:
         return self.sigma_data**2 / total * x + self.sign * t * self.sigma_data / total.sqrt() * out
 
 
-def clock_of(scheduler: Any) -> Clock:
+def parameterization_of(scheduler: Any) -> Parameterization:
     """The clock of a scheduler of diffusers.
 
     Raises:
@@ -66,18 +66,18 @@ def clock_of(scheduler: Any) -> Clock:
         )
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         prediction = _prediction(config.get("prediction_type", "flow_prediction"))
-        return Clock(RectifiedFlow(unit=float(config.num_train_timesteps)), prediction)
+        return Parameterization(RectifiedFlow(unit=float(config.num_train_timesteps)), prediction)
     if hasattr(scheduler, "precondition_outputs") and hasattr(scheduler, "precondition_noise"):
         sign = {"epsilon": 1.0, "v_prediction": -1.0}[config.prediction_type]
-        schedule = EDM(float(config.sigma_min), float(config.sigma_max))
-        return Clock(schedule, Prediction.X0, float(config.sigma_data), sign)
+        schedule = EDMSchedule(float(config.sigma_min), float(config.sigma_max))
+        return Parameterization(schedule, Prediction.X0, float(config.sigma_data), sign)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None or config.get("timestep_type") == "continuous":
         raise InputError(
             f"{name} has no noise schedule that is known here: it is neither variance preserving "
             "(alphas_cumprod) nor a rectified flow (FlowMatch..., use_flow_sigmas) nor EDM's"
         )
-    return Clock(VPDiscrete(alphas), _prediction(config.get("prediction_type", "epsilon")))
+    return Parameterization(VPDiscrete(alphas), _prediction(config.get("prediction_type", "epsilon")))
 
 
 def _prediction(kind: str) -> Prediction:

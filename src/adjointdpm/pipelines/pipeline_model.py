@@ -19,16 +19,16 @@ from .._types import Cond, InputError, Run, Scalar, direct
 from ..adjoints.block_checkpointing import in_blocks
 from ..flow.denoisers import Denoiser, GuidedDenoiser, Prediction
 from ..flow.grids import Grid, uniform
-from ..flow.model import Field, Latents
+from ..flow.model import DiffusionModel, Latents
 from ..flow.schedules import RectifiedFlow, Schedule
 from .call_signature import guides
 from .checks import refuse_placeholders, refuse_undecodable, warn_of_weights
 from .decoding import picture, tiled, without_overflow
-from .parameterization import Clock, clock_of
+from .parameterization import Parameterization, parameterization_of
 from .prompt_encoding import as_given, read_prompts
 from .step_probe import ProbedPipeline
 
-__all__ = ["PipelineDenoiser", "PipelineField", "UNetDenoiser"]
+__all__ = ["PipelineDenoiser", "PipelineModel", "UNetDenoiser"]
 
 
 class PipelineDenoiser(Denoiser):
@@ -46,7 +46,9 @@ class PipelineDenoiser(Denoiser):
         InputError: split guidance of a pipeline that does more than F_neg + w (F_pos - F_neg).
     """
 
-    def __init__(self, call: ProbedPipeline, network: Any, clock: Clock, split: bool = False) -> None:
+    def __init__(
+        self, call: ProbedPipeline, network: Any, parameterization: Parameterization, split: bool = False
+    ) -> None:
         super().__init__()
         self.blocks: Run = direct
         if split and not call.takes.linear_guidance:
@@ -54,10 +56,10 @@ class PipelineDenoiser(Denoiser):
                 "guidance of this pipeline cannot be split: it makes two calls already, or rescales "
                 "what it guides; leave split_guidance off"
             )
-        self.prediction, self.split = clock.prediction, split
+        self.prediction, self.split = parameterization.prediction, split
         self.network: Any = network
         self.masks = call.takes.masks | call.takes.lengths
-        self._call, self._clock = call, clock
+        self._call, self._parameterization = call, parameterization
 
     def forward(self, x: Tensor, t: Scalar, cond: Cond, run: Run = direct) -> Tensor:
         negative = [name for name in cond if name.startswith("negative_")]
@@ -73,12 +75,16 @@ class PipelineDenoiser(Denoiser):
 
     def _output(self, names: tuple[str, ...], x: Tensor, t: Scalar, *tensors: Tensor) -> Tensor:
         dtype = self.network.dtype  # looks at every weight, so once
-        shown = self._clock.shown(x, t).to(dtype)
+        shown = self._parameterization.precondition(x, t).to(dtype)
         arguments = self._arguments(dict(zip(names, tensors, strict=True)), dtype)
         with in_blocks(self.network, self.blocks):
-            out = self._call.output(shown, _network_time(self._clock.told(t), x), arguments).to(x.dtype)
+            out = self._call.output(
+                shown, _network_time(self._parameterization.time_input(t), x), arguments
+            ).to(x.dtype)
         # A learned variance comes as further channels, which the scheduler would split off.
-        return self._clock.heard(out if out.shape == x.shape else out[:, : x.shape[1]], x, t)
+        return self._parameterization.postcondition(
+            out if out.shape == x.shape else out[:, : x.shape[1]], x, t
+        )
 
     def _arguments(self, cond: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
         """The conditioning as the pipeline's arguments, in the network's dtype."""
@@ -139,7 +145,7 @@ def _network_time(t: Scalar, x: Tensor) -> Tensor:
     return t.to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
-class PipelineField(Field):
+class PipelineModel(DiffusionModel):
     """Any pipeline that makes a picture from latents and a prompt, or from noise alone.
 
     Args:
@@ -167,16 +173,16 @@ class PipelineField(Field):
         refuse_undecodable(pipe)
         self.pipe = pipe
         self._call = ProbedPipeline(pipe, height, width)
-        clock = clock_of(pipe.scheduler)
-        self.schedule = clock.schedule
+        parameterization = parameterization_of(pipe.scheduler)
+        self.schedule = parameterization.schedule
         parts = {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}
         network = parts.pop(network_name(parts, type(pipe).__name__))
         if "vae" in parts:
             parts["vae"] = without_overflow(parts["vae"])
         if direct:
-            self.denoiser: Denoiser = UNetDenoiser(network, clock.prediction, split_guidance)
+            self.denoiser: Denoiser = UNetDenoiser(network, parameterization.prediction, split_guidance)
         else:
-            self.denoiser = PipelineDenoiser(self._call, network, clock, split_guidance)
+            self.denoiser = PipelineDenoiser(self._call, network, parameterization, split_guidance)
         for name, part in parts.items():
             self.add_module(name, part)
         self.vocabulary = vocabulary
@@ -225,7 +231,7 @@ class PipelineField(Field):
         if unknown:
             raise InputError(
                 f"this model does not know the words {', '.join(sorted(unknown))}; it knows "
-                f"{len(self.vocabulary)} words, see adjointdpm.load(...).field.vocabulary"
+                f"{len(self.vocabulary)} words, see adjointdpm.load_bundled(...).model.vocabulary"
             )
 
 

@@ -16,24 +16,24 @@ from torch import Tensor, nn
 
 from .._types import Cond, InputError
 from .call_signature import LENGTHS, Arguments, arguments_of, guides
-from .gradient_proxy import twin
+from .gradient_proxy import gradient_proxy
 from .token_embeddings import rows_in_force
 
-__all__ = ["Left", "Scout", "apart", "as_given", "encoded", "read_prompts"]
+__all__ = ["Stop", "StopAtFirstCall", "apart", "as_given", "encoded", "read_prompts"]
 
 
-class Left(Exception):  # noqa: N818, it is no error
+class Stop(Exception):  # noqa: N818, it is no error
     """A pipeline has come as far as it was wanted to."""
 
 
-class Scout:
+class StopAtFirstCall:
     """Lets a pipeline run up to its first denoiser call."""
 
     def evaluate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        raise Left
+        raise Stop
 
     def decode(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        raise Left
+        raise Stop
 
     def stepped(self) -> None:
         """No step is taken."""
@@ -136,7 +136,7 @@ def as_given(
 
 def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]:
     """What encode_prompt returned in the pipeline's own call, by the names of the call's arguments."""
-    scout, names, heard = twin(pipe, Scout()), iter(takes.encoded), {}
+    scout, names, heard = gradient_proxy(pipe, StopAtFirstCall()), iter(takes.encoded), {}
     own = scout.encode_prompt
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
@@ -149,20 +149,20 @@ def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]
         heard.update(found)
         limit = kwargs.get("max_sequence_length")
         if limit is not None and _ends_at(limit, found):
-            with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+            with torch.no_grad(), warnings.catch_warnings(record=True) as message:
                 warnings.simplefilter("always")
                 _, longer = read(max_sequence_length=limit + 1)
             # Where the tokenizer cuts, it has been said in its place.
-            if _ends_at(limit + 1, longer) and not any("is lost" in str(each.message) for each in said):
+            if _ends_at(limit + 1, longer) and not any("is lost" in str(each.message) for each in message):
                 _warn_of_length(pipe, limit)
         return out
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
-        raise Left
+        raise Stop
 
     vars(scout).update(encode_prompt=encode_prompt, prepare_latents=prepare_latents)
     scout.set_progress_bar_config(disable=True)
-    with suppress(Left):
+    with suppress(Stop):
         scout(**given)
     found = {name: heard[name] for name in takes.conditioning if _there(heard.get(name))}
     if not found:

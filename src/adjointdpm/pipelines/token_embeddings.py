@@ -261,7 +261,7 @@ def _shown(tokenizer: Any, ids: list[int]) -> str:
 
 
 class TokenRows:
-    """Rows of words in each text encoder's embedding table, to be optimised.
+    """Rows of words in each text encoder's embedding table, to be optimized.
 
     `with rows: cond = sampler.encode("a <cat> on a dog")` reads the prompt with `rows.values` in place of
     the table's rows; the table itself is not changed, and nothing else is trained. The conditioning is

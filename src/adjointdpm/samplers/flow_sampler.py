@@ -16,15 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Cond, InputError, NonFiniteError, Stats
-from ..adjoints import Adjoint, Checkpointed, TooLargeError
+from ..adjoints import Adjoint, BudgetExceededError, Checkpointed
 from ..flow.denoisers import Denoiser, Prediction, weight_of
 from ..flow.grids import Grid, TimeGrid, uniform
 from ..flow.influence import Influence, reached
-from ..flow.model import Field
+from ..flow.model import DiffusionModel
 from ..flow.probability_flow import ProbabilityFlow
 from ..flow.schedules import Schedule
 from ..pipelines.checks import followed
-from ..pipelines.pipeline_model import PipelineField
+from ..pipelines.pipeline_model import PipelineModel
 from ..pipelines.prompt_encoding import encoded
 from ..solvers import DPMSolverPP, Solver
 from ..solvers.integrate import IVP
@@ -49,11 +49,11 @@ class FlowSampler(Sampler):
         InputError: steps < 1, or a grid that does not decrease or leaves the schedule.
     """
 
-    settings = ("field", "solver", "steps", "grid", "guidance_scale", "adjoint")
+    settings = ("model", "solver", "steps", "grid", "guidance_scale", "adjoint")
 
     def __init__(
         self,
-        field: Field,
+        model: DiffusionModel,
         *,
         solver: Solver | None = None,
         steps: int = 25,
@@ -62,9 +62,9 @@ class FlowSampler(Sampler):
         adjoint: Adjoint | None = None,
     ) -> None:
         super().__init__()
-        _check_field(field)
-        self.field = field
-        self.image_shape = field.image_shape
+        _check_model(model)
+        self.model = model
+        self.image_shape = model.image_shape
         self.solver = DPMSolverPP(order=2) if solver is None else solver
         self.steps, self.grid, self.guidance_scale = steps, grid, guidance_scale
         self.adjoint = Checkpointed() if adjoint is None else adjoint
@@ -98,17 +98,17 @@ class FlowSampler(Sampler):
         Raises:
             InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
         """
-        field = PipelineField(pipe, split_guidance, height=height, width=width)
-        return cls(field, **{"guidance_scale": field.guidance_scale, "grid": field.grid, **settings})
+        model = PipelineModel(pipe, split_guidance, height=height, width=width)
+        return cls(model, **{"guidance_scale": model.guidance_scale, "grid": model.grid, **settings})
 
     def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
         texts, w = listed(prompts), float(self.guidance_scale)
         return encoded(
-            getattr(self.field, "pipe", None), lambda: self.field.encode(texts, negative, w), graph
+            getattr(self.model, "pipe", None), lambda: self.model.encode(texts, negative, w), graph
         )
 
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
-        return normal((batch, *self.field.latent_shape), seed, weight_of(self.field.denoiser))
+        return normal((batch, *self.model.latent_shape), seed, weight_of(self.model.denoiser))
 
     def forward(self, noise: Tensor, cond: Cond) -> Images:
         return self.decode(self._latents(noise, cond, decoded=True))
@@ -121,34 +121,42 @@ class FlowSampler(Sampler):
         given = {f"cond[{name!r}]": tensor for name, tensor in cond.items()}
         noise, cond = self._checked(noise, cond)
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
-        flow = ProbabilityFlow(self.field.schedule, self.field.denoiser)
+        flow = ProbabilityFlow(self.model.schedule, self.model.denoiser)
         wanted = {name for name, tensor in cond.items() if tensor.requires_grad}
-        influence = Influence(wanted, self.field.denoiser) if torch.is_grad_enabled() else None
-        self.field.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))
+        influence = Influence(wanted, self.model.denoiser) if torch.is_grad_enabled() else None
+        self.model.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))
         ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond, influence)
-        room = self.adjoint.room(ivp) if decoded else None
-        reserved, tile = (0, None) if room is None else self._decoding(noise, room)
+        decoder_allowance = self.adjoint.decoder_allowance(ivp) if decoded else None
+        reserved, tile = (
+            (0, None) if decoder_allowance is None else self._decoding(noise, decoder_allowance)
+        )
         self.stats = Stats(reserved=reserved, tile=tile)
         final = self.adjoint.solve(ivp, self.stats)
         if influence is not None:
             influence.check()
         latents = flow.sample(final, grid[len(grid)])
-        self.adjoint.guard(latents, {"denoiser": self.field.denoiser}, given)
+        self.adjoint.guard(latents, {"denoiser": self.model.denoiser}, given)
         return latents
 
-    def _decoding(self, noise: Tensor, room: float) -> tuple[int, int | None]:
+    def _decoding(self, noise: Tensor, decoder_allowance: float) -> tuple[int, int | None]:
         """What the decoder's backward pass will hold, and in tiles of what side: one decoding, once a shape."""
-        if self._measured is None or self._measured[0] != noise.shape or self._measured[1] > room:
-            grey, weights = torch.zeros_like(noise).requires_grad_(), self.field.decoder_weights()
-            ways, tile, stats = {None: self.field.decode, **self.field.tiled()}, None, Stats()
+        if (
+            self._measured is None
+            or self._measured[0] != noise.shape
+            or self._measured[1] > decoder_allowance
+        ):
+            grey, weights = torch.zeros_like(noise).requires_grad_(), self.model.decoder_weights()
+            ways, tile, stats = {None: self.model.decode, **self.model.tiled()}, None, Stats()
             for tile, decode in ways.items():
                 stats, last = Stats(), tile == list(ways)[-1]
                 # The last way is measured to its end: a refusal says what is missing.
-                with suppress(TooLargeError):
-                    self.adjoint.decode(decode, grey, weights, stats, math.inf if last else room)
+                with suppress(BudgetExceededError):
+                    self.adjoint.decode(
+                        decode, grey, weights, stats, math.inf if last else decoder_allowance
+                    )
                     self._measured = (noise.shape, stats.decoder, tile)
                     break
-            if tile is not None and stats.decoder <= room:
+            if tile is not None and stats.decoder <= decoder_allowance:
                 warnings.warn(
                     f"the decoder does not fit into the budget as a whole, so it decodes in tiles of {tile} latents "
                     "a side, which changes the picture a little where they meet",
@@ -159,16 +167,16 @@ class FlowSampler(Sampler):
 
     def decode(self, latents: Tensor) -> Images:
         """Pictures of latents, the decoder's memory spared as the adjoint says."""
-        weights, tile = self.field.decoder_weights(), self.stats.tile
-        decode = self.field.decode if tile is None else self.field.tiled()[tile]
+        weights, tile = self.model.decoder_weights(), self.stats.tile
+        decode = self.model.decode if tile is None else self.model.tiled()[tile]
         image = self.adjoint.decode(decode, latents, weights, self.stats)
         wanted = {"latents": latents} if torch.is_grad_enabled() and latents.requires_grad else {}
         if wanted and not reached([image], wanted, until=[latents]):
             raise InputError(
-                f"the image does not depend on the latents: {type(self.field).__name__}.decode cuts the graph (a "
+                f"the image does not depend on the latents: {type(self.model).__name__}.decode cuts the graph (a "
                 "detach, a no_grad or numpy inside it); make it of differentiable operations"
             )
-        self.adjoint.guard(image, self.field.decoders(), {})
+        self.adjoint.guard(image, self.model.decoders(), {})
         return image
 
     @property
@@ -185,14 +193,14 @@ class FlowSampler(Sampler):
             times = self.grid.view_as(self.grid)
             if times.requires_grad and self.grid.is_leaf:
                 times.register_hook(_refuse_infinite)
-            return TimeGrid.checked(self.field.schedule, times)
-        return TimeGrid.checked(self.field.schedule, self.grid(self.field.schedule, self.steps))
+            return TimeGrid.checked(self.model.schedule, times)
+        return TimeGrid.checked(self.model.schedule, self.grid(self.model.schedule, self.steps))
 
     def _checked(self, noise: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
-        check_noise(noise, tuple(self.field.latent_shape))
+        check_noise(noise, tuple(self.model.latent_shape))
         check_cond(cond)
         for name, tensor in cond.items():
-            if not tensor.is_floating_point() and name not in self.field.denoiser.masks:
+            if not tensor.is_floating_point() and name not in self.model.denoiser.masks:
                 raise InputError(
                     f"cond[{name!r}] must be floating point, but is {tensor.dtype}; integers such as class labels go "
                     "in under names that the denoiser declares in its attribute `masks`, and have no gradient"
@@ -200,30 +208,30 @@ class FlowSampler(Sampler):
         return noise, for_batch(followed(cond), len(noise))
 
 
-def _check_field(field: Any) -> None:
+def _check_model(model: Any) -> None:
     """That a model of one's own has what a sampler needs of it, before anything is sampled."""
-    if not isinstance(field, Field):
+    if not isinstance(model, DiffusionModel):
         raise InputError(
-            "FlowSampler needs a Field (adjointdpm.fields.Field), or a pipeline by FlowSampler.from_pipeline(pipe), "
-            f"but was given a {type(field).__name__}"
+            "FlowSampler needs a DiffusionModel, or a pipeline by FlowSampler.from_pipeline(pipe), "
+            f"but was given a {type(model).__name__}"
         )
     kinds = {"schedule": Schedule, "denoiser": Denoiser, "latent_shape": tuple, "image_shape": tuple}
     for name, kind in kinds.items():
-        found = getattr(field, name, None)
+        found = getattr(model, name, None)
         if not isinstance(found, kind):
             raise InputError(
-                f"{type(field).__name__}.{name} must be a {kind.__name__}, but is {type(found).__name__}; a network of "
-                "your own is wrapped in a Denoiser (adjointdpm.denoisers.Denoiser): forward(x, t, cond, run), with its "
+                f"{type(model).__name__}.{name} must be a {kind.__name__}, but is {type(found).__name__}; a network of "
+                "your own is wrapped in a Denoiser (adjointdpm.Denoiser): forward(x, t, cond, run), with its "
                 "output's meaning in `prediction`"
             )
-    if "run" not in inspect.signature(type(field.denoiser).forward).parameters:
+    if "run" not in inspect.signature(type(model.denoiser).forward).parameters:
         raise InputError(
-            f"{type(field.denoiser).__name__}.forward must take (x, t, cond, run) and evaluate its network by "
+            f"{type(model.denoiser).__name__}.forward must take (x, t, cond, run) and evaluate its network by "
             "run(network, x, ...), so that the adjoint decides what happens to the graph"
         )
-    if not isinstance(getattr(field.denoiser, "prediction", None), Prediction):
+    if not isinstance(getattr(model.denoiser, "prediction", None), Prediction):
         raise InputError(
-            f"{type(field.denoiser).__name__}.prediction must say what its output stands for: one of "
+            f"{type(model.denoiser).__name__}.prediction must say what its output stands for: one of "
             f"{', '.join(f'Prediction.{each.name}' for each in Prediction)}"
         )
 

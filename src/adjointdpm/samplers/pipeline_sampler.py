@@ -19,8 +19,8 @@ from ..adjoints import Adjoint, Checkpointed
 from ..pipelines.call_signature import arguments_of
 from ..pipelines.checks import explained, followed
 from ..pipelines.differentiable import PipelineCall
-from ..pipelines.gradient_proxy import denoisers, parts, twin
-from ..pipelines.prompt_encoding import Left, Scout, as_given, encoded, read_prompts
+from ..pipelines.gradient_proxy import denoisers, gradient_proxy, parts
+from ..pipelines.prompt_encoding import Stop, StopAtFirstCall, as_given, encoded, read_prompts
 from ..pipelines.torch_interception import Draws, Watch
 from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
 
@@ -206,9 +206,9 @@ class PipelineSampler(Sampler):
         if self._example is None:
             self._example = self.encode("") if self._takes.encoded else Cond()
         draws = Draws()
-        scout = twin(self.pipe, Scout())
+        scout = gradient_proxy(self.pipe, StopAtFirstCall())
         scout.set_progress_bar_config(disable=True)
-        with Watch(draws=draws), torch.random.fork_rng(self._devices()), suppress(Left):
+        with Watch(draws=draws), torch.random.fork_rng(self._devices()), suppress(Stop):
             arguments = self._arguments(1, self._example.map(Tensor.detach))
             try:
                 scout(**arguments)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from .._types import Scalar
 
-__all__ = ["Brownian"]
+__all__ = ["StepNoise"]
 
 
 @dataclass(frozen=True)
-class Brownian:
+class StepNoise:
     """Independent standard normal noise for each interval of the solver's clock.
 
     Args:

@@ -1,7 +1,7 @@
 """Solvers of the reverse-time SDE, with noise that can be replayed.
 
 In the paper's coordinates, with 0 <= eta <= 1 between the ODE and the full SDE (Song et al., 2021, arXiv
-2011.13456; W a Brownian motion, rho falling):
+2011.13456; W a StepNoise motion, rho falling):
 
     dy = (1 + eta^2) eps drho + eta sqrt(2 rho) dW
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .._types import Derivative, InputError, Scalar, State, Time
 from ..flow.grids import TimeGrid
 from .base import History, Solver, combine, ends_clean
-from .step_noise import Brownian
+from .step_noise import StepNoise
 
 __all__ = ["Ancestral", "EulerMaruyama", "SDEDPMSolverPP"]
 
@@ -34,7 +34,7 @@ class EulerMaruyama(Solver):
     """
 
     eta: float = 1.0
-    noise: Brownian = Brownian()  # noqa: RUF009, it is frozen
+    noise: StepNoise = StepNoise()  # noqa: RUF009, it is frozen
     order = 1
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Ancestral(Solver):
     """
 
     eta: float = 1.0
-    noise: Brownian = Brownian()  # noqa: RUF009, it is frozen
+    noise: StepNoise = StepNoise()  # noqa: RUF009, it is frozen
     order = 1
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class SDEDPMSolverPP(Solver):
     """
 
     order: int = 2  # type: ignore[misc]
-    noise: Brownian = Brownian()  # noqa: RUF009, it is frozen
+    noise: StepNoise = StepNoise()  # noqa: RUF009, it is frozen
     drift = 2.0
 
     def __post_init__(self) -> None:

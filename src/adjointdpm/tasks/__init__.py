@@ -1,6 +1,6 @@
 """The tasks of the paper, each one call that ends in files and a page."""
 
-from ..optimization.loop import InterruptedRunError, Outcome, StoppedRunError, optimise
+from ..optimization.loop import InterruptedRunError, Outcome, StoppedRunError, optimize
 from ..optimization.task import Loop, Losses, Task
 from .audit import AuditResult, AuditSettings, Ball, NoiseClassifier, audit, pixels
 from .guide import GuideResult, GuideSettings, LookAhead, guide, guided
@@ -39,7 +39,7 @@ __all__ = [
     "guided",
     "harden",
     "invert",
-    "optimise",
+    "optimize",
     "pixels",
     "tune",
 ]

@@ -12,7 +12,7 @@ from .._types import InputError
 from ..metrics.image_classifier import Labelled
 from ..samplers.base import Sampler
 
-__all__ = ["Mean", "Rate", "example", "said"]
+__all__ = ["Mean", "Rate", "example", "predict"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def example(sampler: Sampler) -> Tensor:
     return sampler.noise(1, 0).new_zeros(tuple(shape))
 
 
-def said(classifier: Callable[[Tensor], Tensor], images: Tensor, batch: int = 64) -> Tensor:
+def predict(classifier: Callable[[Tensor], Tensor], images: Tensor, batch: int = 64) -> Tensor:
     """Logits of pictures, in parts."""
     with torch.no_grad():
         return torch.cat([classifier(part) for part in images.split(batch)])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .._types import Cond, InputError
 from ..files.diffusers_files import network_in
-from ..files.images import as_8_bit, png, read_picture
+from ..files.images import as_8_bit, png, read_image
 from ..optimization.distributed import Processes
 from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
@@ -49,7 +49,7 @@ def pipeline_of(sampler: Sampler) -> Any:
     Raises:
         InputError: it has none.
     """
-    pipe = getattr(getattr(sampler, "field", sampler), "pipe", None)
+    pipe = getattr(getattr(sampler, "model", sampler), "pipe", None)
     if pipe is None:
         raise InputError(
             f"this task needs a sampler over a pipeline, but {type(sampler).__name__} has none"
@@ -60,12 +60,12 @@ def pipeline_of(sampler: Sampler) -> Any:
 def network_of(sampler: Sampler) -> nn.Module:
     """The denoising network behind a sampler."""
     if isinstance(sampler, FlowSampler) and isinstance(
-        getattr(sampler.field.denoiser, "network", None), nn.Module
+        getattr(sampler.model.denoiser, "network", None), nn.Module
     ):
-        return sampler.field.denoiser.network  # type: ignore[return-value]
+        return sampler.model.denoiser.network  # type: ignore[return-value]
     return network_in(pipeline_of(sampler))[1]
 
 
 def on_file(images: Tensor) -> Tensor:
     """Pictures as they are read back from PNG files."""
-    return torch.stack([read_picture(png(each)) for each in as_8_bit(images)])
+    return torch.stack([read_image(png(each)) for each in as_8_bit(images)])

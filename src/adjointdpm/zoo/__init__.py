@@ -18,10 +18,10 @@ import torch
 from .._types import InputError
 from ..files.pretrained import load_pretrained_pipeline
 from ..metrics.image_classifier import Classifier, PlainClassifier, read_classifier
-from ..pipelines.pipeline_model import PipelineField
+from ..pipelines.pipeline_model import PipelineModel
 from ..samplers.flow_sampler import FlowSampler
 
-__all__ = ["Classifier", "PlainClassifier", "bundled", "folder", "load", "load_classifier"]
+__all__ = ["Classifier", "PlainClassifier", "bundled", "folder", "load_bundled", "load_classifier"]
 
 
 def bundled(name: str) -> bool:
@@ -54,7 +54,7 @@ def verified(path: Path) -> Path:
     return path
 
 
-def load(
+def load_bundled(
     name: str = "emoji",
     *,
     dtype: torch.dtype = torch.float32,
@@ -83,8 +83,8 @@ def load(
     about = json.loads((path / "emoji.json").read_text())
     phrases = [*about["concepts"], *about["colours"], *about["styles"][1:], "a an on background"]
     words = frozenset(" ".join(phrases).split())
-    field = PipelineField(pipe.to(device), split_guidance, direct=True, vocabulary=words)
-    return FlowSampler(field, **settings)
+    model = PipelineModel(pipe.to(device), split_guidance, direct=True, vocabulary=words)
+    return FlowSampler(model, **settings)
 
 
 def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = "cpu") -> Classifier:

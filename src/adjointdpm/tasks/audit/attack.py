@@ -1,11 +1,11 @@
-"""Initial noise -> a picture that a classifier misreads: the objective, and its optimisation by gradients.
+"""Initial noise -> a picture that a classifier misreads: the objective, and its optimization by gradients.
 
     minimise over x in Ball(c):   max(m(G(x)), -k) + w |f(G(x)) - f(G(c))|^2 / |f(G(c))|^2
     m = z_y - max_{j != y} z_j    untargeted;   m = max_{j != t} z_j - z_t    towards t
 
 On logits: a softmax saturates, and its gradient with it. Past the confidence k the first term rests, and only
 the second, which keeps the picture near the original's in another network's features f, is left (Carlini and
-Wagner, 2017, arXiv 1608.04644). The steps are normalised, since the gradient's length says nothing here.
+Wagner, 2017, arXiv 1608.04644). The steps are normalized, since the gradient's length says nothing here.
 """
 
 from collections.abc import Callable

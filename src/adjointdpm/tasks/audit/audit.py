@@ -26,19 +26,19 @@ from ...files.images import output_folder
 from ...metrics.image_classifier import Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
-from ...optimization.loop import optimise
+from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Loop
 from ...samplers.base import Sampler
-from ..evaluation import example, labels_of, said
+from ..evaluation import example, labels_of, predict
 from ..sampling import noise_of, on_file, rows, sampled
 from .attack import Attack, Objective
 from .baselines import random_search, spsa
 from .norm_ball import Ball
 from .report import write_page
 from .result import AuditResult, Dropped
-from .scoring import Witness
+from .scoring import Evaluator
 from .settings import AuditSettings
 
 __all__ = ["AuditSettings", "audit", "labels_of"]
@@ -185,16 +185,18 @@ class _Audit:
             s.keep_weight,
             originals,
         )
-        witness = Witness(self.sampler, self.classifier, self.judge, self.target, self.folder, s.batch_size)
-        before = witness.found("before", start, start, cond, labels, s.ball)
+        evaluator = Evaluator(
+            self.sampler, self.classifier, self.judge, self.target, self.folder, s.batch_size
+        )
+        before = evaluator.found("before", start, start, cond, labels, s.ball)
         costs = self.costs(start, cond, objective)
         noise, losses = self.attacked(s.ball, start, cond, objective)
-        after = witness.found("after", noise, start, cond, labels, s.ball)
+        after = evaluator.found("after", noise, start, cond, labels, s.ball)
         curve = {s.ball.radius: after}
         for radius in s.radii:
             ball = Ball(radius, s.ball.norm, s.ball.shell)
             at, _ = self.attacked(ball, start, cond, objective)
-            curve[radius] = witness.found(None, at, start, cond, labels, ball)
+            curve[radius] = evaluator.found(None, at, start, cond, labels, ball)
         controls = {}
         if s.controls:
             draws = max(2, round(s.steps * costs["calls_a_step"] / costs["calls_a_sampling"]))
@@ -206,7 +208,7 @@ class _Audit:
                         self.sampler, cond, start, s.ball, objective, draws, s.seed, s.batch_size, *more
                     ),
                 )
-                controls[name] = witness.found(None, at.to(start), start, cond, labels, s.ball)
+                controls[name] = evaluator.found(None, at.to(start), start, cond, labels, s.ball)
             costs["samplings_a_control"] = draws
         return AuditResult(
             folder=self.folder,
@@ -219,7 +221,7 @@ class _Audit:
             after=after,
             curve=dict(sorted(curve.items())),
             controls=controls,
-            transfer={name: witness.transferred(each, before, after) for name, each in transfer.items()},
+            transfer={name: evaluator.transferred(each, before, after) for name, each in transfer.items()},
             losses=losses,
             costs={**costs, "seconds": time.perf_counter() - began},
         )
@@ -238,7 +240,7 @@ class _Audit:
             noise = noise_of(self.sampler, [key(s.seed, "start", i, turn) for i in open_])
             cond = self.sampler.encode([self.prompts[i] for i in open_])
             images = on_file(sampled(self.sampler, noise, cond, s.batch_size))
-            says = said(self.classifier, images.to(noise)).argmax(1).tolist()
+            says = predict(self.classifier, images.to(noise)).argmax(1).tolist()
             tried += len(open_)
             for row, i in enumerate(open_):
                 if says[row] == self.labels[i]:
@@ -279,7 +281,7 @@ class _Audit:
             **self.loop,
         )
         # Plain descent without weight decay: decay would pull the noise towards zero, off its shell.
-        outcome = optimise(
+        outcome = optimize(
             task, lambda leaves: torch.optim.SGD(leaves, s.learning_rate, momentum=s.momentum), loop
         )
         return outcome.best["noise"], outcome.losses

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...files.html_report import Page, Pictures
+from ...files.html_report import ImageTable, Page
 from ..evaluation import Rate
-from .result import AuditResult, Found
+from .result import AttackOutcome, AuditResult
 
 __all__ = ["write_page"]
 
@@ -34,7 +34,7 @@ def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], rep
         _HEAD,
         [
             _row("before", result.before),
-            _row("optimised noise", result.after),
+            _row("optimized noise", result.after),
             *(_row(name, found) for name, found in result.controls.items()),
         ],
     )
@@ -85,7 +85,7 @@ def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], rep
     return page.write(path)
 
 
-def _row(name: str, found: Found) -> tuple[str, ...]:
+def _row(name: str, found: AttackOutcome) -> tuple[str, ...]:
     kept = "" if found.kept is None else str(found.kept)
     return (name, "", str(found.success), kept, f"{float(found.distances.max()):.4f}")
 
@@ -101,8 +101,8 @@ def _pairs(page: Page, heading: str, result: AuditResult, chosen: list[int]) -> 
         return
     before, after = result.before, result.after
     page.pictures(
-        Pictures("before", before.images[chosen], [f"{result.labels[i]}" for i in chosen]),
-        Pictures(
+        ImageTable("before", before.images[chosen], [f"{result.labels[i]}" for i in chosen]),
+        ImageTable(
             "after",
             after.images[chosen],
             [f"read as {after.says[i]} (by {-float(after.margins[i]):.1f})" for i in chosen],

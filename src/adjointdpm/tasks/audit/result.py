@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..evaluation import Rate
 
-__all__ = ["AuditResult", "Dropped", "Found"]
+__all__ = ["AttackOutcome", "AuditResult", "Dropped"]
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class AttackOutcome:
     """Pictures of one noise a start, and what is said about their files.
 
     noise      (starts, *shape)
@@ -97,10 +97,10 @@ class AuditResult:
     start: Tensor
     tried: int
     dropped: list[Dropped]
-    before: Found
-    after: Found
-    curve: dict[float, Found]
-    controls: dict[str, Found]
+    before: AttackOutcome
+    after: AttackOutcome
+    curve: dict[float, AttackOutcome]
+    controls: dict[str, AttackOutcome]
     transfer: dict[str, tuple[int, int]]
     losses: list[float]
     costs: dict[str, Any]

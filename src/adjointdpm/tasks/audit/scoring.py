@@ -8,20 +8,20 @@ from torch import Tensor
 
 from ..._types import Cond
 from ...files.atomic_write import write_file
-from ...files.images import as_8_bit, output_folder, png, read_picture
+from ...files.images import as_8_bit, output_folder, png, read_image
 from ...metrics.image_classifier import Labelled
 from ...optimization.distributed import Processes
 from ...samplers.base import Sampler
-from ..evaluation import said
+from ..evaluation import predict
 from ..sampling import sampled
 from .norm_ball import Ball
-from .result import Found
+from .result import AttackOutcome
 
-__all__ = ["Witness"]
+__all__ = ["Evaluator"]
 
 
 @dataclass(frozen=True, eq=False)
-class Witness:
+class Evaluator:
     """Samples noise, saves the pictures, and asks everyone.
 
     Args:
@@ -42,15 +42,15 @@ class Witness:
 
     def found(
         self, name: str | None, noise: Tensor, start: Tensor, cond: Cond, labels: Tensor, ball: Ball
-    ) -> Found:
+    ) -> AttackOutcome:
         """What everyone says about the pictures of some noise, as they lie in their files."""
         files = [png(each) for each in as_8_bit(sampled(self.sampler, noise, cond, self.batch))]
         if name is not None and Processes.here().first:
             where = output_folder(self.folder / name)
             for i, content in enumerate(files):
                 write_file(where / f"{i:04d}.png", content)
-        images = torch.stack([read_picture(content) for content in files]).to(noise)
-        logits = said(self.classifier, images)
+        images = torch.stack([read_image(content) for content in files]).to(noise)
+        logits = predict(self.classifier, images)
         says = logits.argmax(1)
         own = logits.gather(1, labels[:, None])[:, 0]
         others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
@@ -60,11 +60,11 @@ class Witness:
         names = [self.classifier.labels[int(i)] for i in labels]
         judged = None
         if self.judge is not None:
-            judged = [self.judge.labels[int(i)] for i in said(self.judge, images).argmax(1)]
+            judged = [self.judge.labels[int(i)] for i in predict(self.judge, images).argmax(1)]
         shows = (
             None if judged is None else torch.tensor([a == b for a, b in zip(judged, names, strict=True)])
         )
-        return Found(
+        return AttackOutcome(
             noise=noise.detach().clone(),
             images=as_8_bit(images),
             says=[self.classifier.labels[int(i)] for i in says],
@@ -75,10 +75,10 @@ class Witness:
             distances=ball.distance(noise, start).cpu(),
         )
 
-    def transferred(self, other: Labelled, before: Found, after: Found) -> tuple[int, int]:
+    def transferred(self, other: Labelled, before: AttackOutcome, after: AttackOutcome) -> tuple[int, int]:
         """Of what fooled the classifier and the other read right before: how many fool the other, too."""
         clean, spoilt = (
-            [other.labels[int(i)] for i in said(other, each.images.to(each.noise) / 255).argmax(1)]
+            [other.labels[int(i)] for i in predict(other, each.images.to(each.noise) / 255).argmax(1)]
             for each in (before, after)
         )
         names = before.says

@@ -17,9 +17,9 @@ class AuditSettings:
         radii: further radii, for the curve of success against the ball's size.
         starts: pictures a prompt.
         tries: noises tried for each of them until the classifier reads the picture right.
-        steps: of the optimisation.
+        steps: of the optimization.
         learning_rate: a step's length, as a fraction of the ball's radius.
-        momentum: of the normalised steps (Dong et al., 2018, arXiv 1710.06081).
+        momentum: of the normalized steps (Dong et al., 2018, arXiv 1710.06081).
         confidence: logits by which the classifier is to be wrong before only the picture's likeness counts.
         keep_weight: of that likeness; see `tasks.attack`.
         controls: whether random noise and SPSA are tried, too.

@@ -21,19 +21,19 @@ from torch import Tensor
 from ..._types import Cond, InputError, in_range
 from ...files.atomic_write import write_file
 from ...files.diffusers_files import save_noise
-from ...files.html_report import Page, Pictures
+from ...files.html_report import ImageTable, Page
 from ...files.images import as_8_bit, output_folder, png, sheet
 from ...metrics import beside
 from ...metrics.check import check_metric, score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
-from ...optimization.loop import optimise
+from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Loop, Losses, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
-from ..evaluation import Mean, Rate, labels_of, said
+from ..evaluation import Mean, Rate, labels_of, predict
 from ..sampling import noise_of, rows, sampled, saved
 from .look_ahead import LookAhead, guided
 
@@ -186,7 +186,7 @@ def guide(
             values = beside(metric, originals)(images)
         judged = None
         if judge is not None and truth is not None:
-            says = said(judge, saved(images)).argmax(1).cpu()
+            says = predict(judge, saved(images)).argmax(1).cpu()
             judged = Rate.of_mask(says == truth.repeat_interleave(s.noises))
         return Way(images, values, judged, calls)
 
@@ -206,7 +206,7 @@ def guide(
     )
     task = Guide(sampler, metric, noise, cond, originals)
     # No weight decay: it would pull the noise towards zero, off its sphere.
-    outcome = optimise(task, lambda leaves: torch.optim.Adam(leaves, s.learning_rate), loop)
+    outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, s.learning_rate), loop)
     # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
     budget = 2 * plain_calls * s.steps
     ways = {"no guidance": way(originals, plain_calls)}
@@ -263,7 +263,7 @@ def _write(result: GuideResult, about: Mapping[str, Any], each: list[str], repea
     )
     captions = each[:8]
     page.pictures(
-        *(Pictures(name, as_8_bit(way.images[:8]), captions) for name, way in result.ways.items())
+        *(ImageTable(name, as_8_bit(way.images[:8]), captions) for name, way in result.ways.items())
     )
     images = torch.cat([as_8_bit(way.images[:8]) for way in result.ways.values()])
     write_file(result.folder / "pictures.png", png(sheet(images, len(captions))))

@@ -81,9 +81,9 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
     Raises:
         InputError: the metric has no gradient. NonFiniteError: it is not finite.
     """
-    field, solver = sampler.field, sampler.solver
-    grid = TimeGrid.checked(field.schedule, sampler.times())
-    flow = ProbabilityFlow(field.schedule, field.denoiser)
+    model, solver = sampler.model, sampler.solver
+    grid = TimeGrid.checked(model.schedule, sampler.times())
+    flow = ProbabilityFlow(model.schedule, model.denoiser)
     cond = cond.map(lambda t: t.expand(len(noise), *t.shape[1:]) if t.ndim and len(t) == 1 else t)
     z = flow.initial(noise, grid[0])
     ivp = IVP(flow, solver, grid, z, cond)
@@ -97,12 +97,12 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
     history: History = ()
     for i in range(len(grid)):
         if ahead.first <= i / len(grid) < ahead.last:
-            path = TimeGrid(field.schedule, grid.times[i:]).resampled(min(ahead.steps, len(grid) - i))
+            path = TimeGrid(model.schedule, grid.times[i:]).resampled(min(ahead.steps, len(grid) - i))
             for _ in range(ahead.repeats):
                 leaf = z.detach().requires_grad_()
                 with torch.enable_grad():
                     (end,) = integrate(f, (leaf,), path, Euler())
-                    values = score(metric, field.decode(flow.sample(end, path[len(path)])))
+                    values = score(metric, model.decode(flow.sample(end, path[len(path)])))
                     (gradient,) = torch.autograd.grad(values.sum(), leaf)
                 calls += len(path)  # each was differentiated, too
                 losses.append(float(values.detach().mean()))
@@ -110,7 +110,7 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
         with torch.no_grad():
             (z,), history = solver.step(f, (z,), grid, i, history)
     with torch.no_grad():
-        return Guided(field.decode(flow.sample(z, grid[len(grid)])), losses, calls)
+        return Guided(model.decode(flow.sample(z, grid[len(grid)])), losses, calls)
 
 
 def _moved(z: Tensor, gradient: Tensor, length: float) -> Tensor:

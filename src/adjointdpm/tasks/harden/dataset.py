@@ -21,7 +21,7 @@ from ..audit.result import AuditResult
 from ..audit.settings import AuditSettings
 from ..sampling import noise_of, sampled
 
-__all__ = ["Labelled", "attacked_in", "clean_pictures"]
+__all__ = ["Labelled", "attacked_in", "clean_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def attacked_in(found: AuditResult) -> Labelled:
     return sum(every[1:], every[0])
 
 
-def clean_pictures(
+def clean_images(
     sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings
 ) -> Labelled:
     """Pictures of every prompt as files hold them."""

@@ -28,15 +28,15 @@ from ...files.images import output_folder
 from ...metrics.image_classifier import Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
-from ...optimization.loop import optimise
+from ...optimization.loop import optimize
 from ...optimization.seeds import key
 from ...optimization.task import Loop
 from ...samplers.base import Sampler
 from ..audit.audit import audit
 from ..audit.result import AuditResult
 from ..audit.settings import AuditSettings
-from ..evaluation import Rate, example, said
-from .dataset import attacked_in, clean_pictures
+from ..evaluation import Rate, example, predict
+from .dataset import attacked_in, clean_images
 from .finetune import FineTune
 
 __all__ = ["HardenResult", "HardenSettings", "harden"]
@@ -170,10 +170,10 @@ def harden(
             quiet=quiet,
         )
 
-    clean = clean_pictures(sampler, pairs, settings.clean, settings.seed, attack)
+    clean = clean_images(sampler, pairs, settings.clean, settings.seed, attack)
     more = clean
     if more_pairs:
-        more += clean_pictures(sampler, more_pairs, settings.others, settings.seed, attack)
+        more += clean_images(sampler, more_pairs, settings.others, settings.seed, attack)
     for turn in range(settings.rounds):
         if turn:
             seed = key(attack.seed, "round", turn)
@@ -192,7 +192,7 @@ def harden(
             decay="cosine",
             config={**asdict(settings), "audit": asdict(attack), "pictures": len(shown.labels)},
         )
-        optimise(
+        optimize(
             FineTune(hard, *shown.of(hard), settings.variant_steps, settings.seed + turn),
             lambda leaves: torch.optim.Adam(leaves, settings.learning_rate),
             loop,
@@ -204,8 +204,8 @@ def harden(
 
     def right(of: Mapping[str, str]) -> tuple[Rate, Rate]:
         seed = key(settings.seed, "held out")
-        images, labels = clean_pictures(sampler, of, settings.held_out, seed, attack).of(classifier)
-        before, after = (said(each, images).argmax(1) == labels for each in (classifier, hard))
+        images, labels = clean_images(sampler, of, settings.held_out, seed, attack).of(classifier)
+        before, after = (predict(each, images).argmax(1) == labels for each in (classifier, hard))
         return Rate.of_mask(before), Rate.of_mask(after)
 
     clean_rates, other_rates = right(pairs), right(more_pairs) if more_pairs else (None, None)

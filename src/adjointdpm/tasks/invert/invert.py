@@ -22,19 +22,19 @@ from torch import Tensor
 
 from ..._types import InputError, in_range
 from ...files.atomic_write import write_file
-from ...files.html_report import Page, Pictures
+from ...files.html_report import ImageTable, Page
 from ...files.images import as_8_bit, output_folder, png, sheet
 from ...metrics import EffectDistance, Pixels, Sum, beside
 from ...metrics.base import Paired
 from ...metrics.check import check_metric, score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
-from ...optimization.loop import optimise
+from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Loop, Losses, Task
 from ...samplers.base import Sampler
-from ..evaluation import Rate, said
+from ..evaluation import Rate, predict
 from ..sampling import noise_of, sampled, saved
 from .learned_token import Goal, Learned, worded
 
@@ -230,7 +230,7 @@ def invert(
         report=report,
     )
     # No weight decay: it would pull the embedding towards zero, which is no word.
-    outcome = optimise(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
+    outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
     stats = sampler.stats
     costs: dict[str, Any] = {"bytes_saved": stats.bytes_saved}
     reports = {}
@@ -243,7 +243,7 @@ def invert(
             far = [float(beside(distance, target)(images).mean()) for images in (before, after)]
         rates: list[Rate | None] = [None, None]
         if judge is not None and wanted is not None:
-            rates = [Rate.of_mask(said(judge, saved(i)).argmax(1) == wanted) for i in (after, target)]
+            rates = [Rate.of_mask(predict(judge, saved(i)).argmax(1) == wanted) for i in (after, target)]
         reports[name] = Inverted(each, before, after, target, far[0], far[1], rates[0], rates[1])
     costs |= {"calls_a_sampling": sampler.stats.nfe_forward, "seconds": time.perf_counter() - began}
     artefact = learned.save(folder) if Processes.here().first else folder
@@ -301,7 +301,7 @@ def _write(result: InvertResult, about: Mapping[str, Any], repeat: str) -> None:
         page.heading(name)
         captions = each.prompts[shown]
         triple = {"without the word": each.before, "with it": each.after, "target": each.target}
-        page.pictures(*(Pictures(k, as_8_bit(v[shown]), captions) for k, v in triple.items()))
+        page.pictures(*(ImageTable(k, as_8_bit(v[shown]), captions) for k, v in triple.items()))
         images = torch.cat([as_8_bit(v[shown]) for v in triple.values()])
         write_file(folder / f"{name.replace(' ', '-')}.png", png(sheet(images, len(captions))))
     page.heading("What was differentiated, and how to repeat it")

@@ -145,9 +145,9 @@ class TokenVectors(Learned):
             if len(table) < len(tokenizer):  # some tables have rows to spare
                 encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
                 encoder.get_input_embeddings().weight.requires_grad_(False)
-        field = getattr(sampler, "field", None)
-        if field is not None and getattr(field, "vocabulary", None) is not None:
-            field.vocabulary = field.vocabulary | {token}
+        model = getattr(sampler, "model", None)
+        if model is not None and getattr(model, "vocabulary", None) is not None:
+            model.vocabulary = model.vocabulary | {token}
         self.rows = TokenRows(pipe, names)
         with torch.no_grad():
             for ours, theirs in zip(self.rows.values, start.values, strict=True):

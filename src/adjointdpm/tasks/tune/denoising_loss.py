@@ -28,7 +28,7 @@ def latents_of(sampler: Sampler, picture: Tensor) -> Tensor:
     Raises:
         InputError: the sampler is no FlowSampler with a VAE of one picture's latents.
     """
-    vae = getattr(getattr(sampler, "field", None), "vae", None)
+    vae = getattr(getattr(sampler, "model", None), "vae", None)
     if not isinstance(sampler, FlowSampler) or vae is None or not hasattr(vae.config, "scaling_factor"):
         raise InputError(
             "training on the denoising loss needs a FlowSampler over a pipeline with a VAE; leave the comparison out"
@@ -80,8 +80,8 @@ class Denoise(Task):
             return float(self._of("validation", list(range(16))).values.mean())
 
     def _of(self, draw: str, items: list[int]) -> Losses:
-        field = self.sampler.field
-        schedule, denoiser = field.schedule, field.denoiser
+        model = self.sampler.model
+        schedule, denoiser = model.schedule, model.denoiser
         values = []
         for item in items:  # a denoiser is told one time a call
             generator = torch.Generator().manual_seed(key(self.seed, "denoise", draw, item))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...files.atomic_write import write_file
-from ...files.html_report import Page, Pictures
+from ...files.html_report import ImageTable, Page
 from ...files.images import as_8_bit, png, sheet
 from ..evaluation import Rate
 
@@ -92,9 +92,9 @@ def write_tuning(
         ],
     )
     if picture is not None:
-        page.pictures(Pictures("reference", as_8_bit(picture[None]), ["the one picture"]))
+        page.pictures(ImageTable("reference", as_8_bit(picture[None]), ["the one picture"]))
     page.pictures(
-        *(Pictures(way, as_8_bit(each.images[shown]), captions[shown]) for way, each in ways.items())
+        *(ImageTable(way, as_8_bit(each.images[shown]), captions[shown]) for way, each in ways.items())
     )
     for way, each in ways.items():
         if each.losses:

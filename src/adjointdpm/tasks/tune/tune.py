@@ -24,19 +24,19 @@ from ...metrics import beside
 from ...metrics.check import check_metric
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
-from ...optimization.loop import optimise
+from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Loop, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
-from ..evaluation import Rate, labels_of, said
+from ..evaluation import Rate, labels_of, predict
 from ..sampling import network_of, noise_of, pipeline_of, sampled, saved
 from .adapters import NetworkState
 from .denoising_loss import Denoise, latents_of
 from .result import Tuned, TuneResult, write_tuning
 from .trainable_weights import Lora, Weights
-from .tune_to_metric import Stylise
+from .tune_to_metric import TuneToMetric
 
 __all__ = ["TuneSettings", "tune"]
 
@@ -160,7 +160,7 @@ def tune(
             config={**about, "way": name},
             report=report if name == "metric" else None,
         )
-        return optimise(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop).losses
+        return optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop).losses
 
     if picture is not None and isinstance(sampler, FlowSampler):
         with _training(weights, network, settings.seed, before) as leaves:
@@ -168,7 +168,7 @@ def tune(
             losses = trained("denoising", task)
             ways["denoising"] = exam.taken(losses)
     with _training(weights, network, settings.seed, before, keep=True) as leaves:
-        losses = trained("metric", Stylise(sampler, metric, prompts, leaves, settings.seed, batch))
+        losses = trained("metric", TuneToMetric(sampler, metric, prompts, leaves, settings.seed, batch))
         ways["metric"] = exam.taken(losses)
         costs = {**exam.costs(metric, leaves), "seconds": time.perf_counter() - began}
         costs["weights"] = sum(leaf.numel() for leaf in leaves.values())
@@ -230,7 +230,7 @@ class _Exam:
                 distances[name] = float(torch.cat([beside(metric, o)(i) for i, o in parts]).mean())
         judged = None
         if self.judge is not None and self.truth is not None:
-            says = said(self.judge, saved(images)).argmax(1).cpu()
+            says = predict(self.judge, saved(images)).argmax(1).cpu()
             judged = Rate.of_mask(says == self.truth.repeat_interleave(self.noises))
         return Tuned(images, distances, judged, losses)
 

@@ -31,7 +31,7 @@ def untuned(leaves: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Iterat
                 leaf.copy_(kept[name])
 
 
-class Stylise(Task):
+class TuneToMetric(Task):
     """Weights towards a metric, on some prompts and fresh noise a step.
 
     Args:
