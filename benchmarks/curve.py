@@ -35,9 +35,10 @@ def contenders(N: int) -> dict[str, adp.Adjoint]:
         "Backprop()": adp.Backprop(),
         "Checkpointed()": adp.Checkpointed(),
         **{
-            f"Continuous(steps={part:g} N)": adp.Continuous(steps=max(1, round(part * N))) for part in PARTS
+            f"CoarseAdjoint(steps={part:g} N)": adp.CoarseAdjoint(steps=max(1, round(part * N)))
+            for part in PARTS
         },
-        "paper's form, Euler, stored": adp.Continuous(solver=adp.Euler(), transposed=False),
+        "paper's form, Euler, stored": adp.Continuous(solver=adp.Euler()),
         "paper's release: Euler, resolved": adp.Continuous(solver=adp.Euler(), trajectory="resolved"),
         "Truncated(last=N/4)": adp.Truncated(last=max(1, N // 4)),
         "one step: Truncated(last=1)": adp.Truncated(last=1),
@@ -128,14 +129,18 @@ def main(argv: list[str]) -> None:
 
 def _panel(rows: list[dict[str, Any]], of: str) -> Panel:
     """Error against time: a curve over M, and everybody else."""
-    known = [row for row in rows if f"{of}_error" in row and row["method"] != "Continuous(steps=1 N)"]
+    known = [row for row in rows if f"{of}_error" in row and row["method"] != "CoarseAdjoint(steps=1 N)"]
     at = {row["method"]: (row["time_ratio"], row[f"{of}_error"]["median"]) for row in known}
     curve = [place for name, place in at.items() if name.startswith("Continuous")]
     x, y = zip(*curve, strict=True)
     marks = {name: place for name, place in at.items() if not name.startswith("Continuous")}
     title = f"error of the gradient, {of} (median)"
     return Panel(
-        "time, plain backpropagation = 1", title, {"Continuous(steps=M)": (x, y)}, marks, ("linear", "log")
+        "time, plain backpropagation = 1",
+        title,
+        {"CoarseAdjoint(steps=M)": (x, y)},
+        marks,
+        ("linear", "log"),
     )
 
 

@@ -55,8 +55,12 @@ def contenders(
             adp.Euler(),
             PLAIN,
         ),
-        "ours: Continuous(steps=0.5 N)": (adp.Continuous(steps=max(1, N // 2)), adp.Euler(), PLAIN),
-        "ours: Continuous(steps=0.3 N)": (adp.Continuous(steps=max(1, round(0.3 * N))), adp.Euler(), PLAIN),
+        "ours: CoarseAdjoint(steps=0.5 N)": (adp.CoarseAdjoint(steps=max(1, N // 2)), adp.Euler(), PLAIN),
+        "ours: CoarseAdjoint(steps=0.3 N)": (
+            adp.CoarseAdjoint(steps=max(1, round(0.3 * N))),
+            adp.Euler(),
+            PLAIN,
+        ),
         "ours: Reversible(), coupled Euler": (
             adp.Reversible(tolerance=1e9),
             adp.Coupled(adp.Euler()),

@@ -4,7 +4,7 @@
 
     exact     Checkpointed()                                        2 N forward, N backward calls a step
     Euler     the paper's release: Euler, states solved again       2 N forward, N backward
-    half      Continuous(steps=N/2)                                 1.5 N forward, N/2 backward
+    half      CoarseAdjoint(steps=N/2)                                 1.5 N forward, N/2 backward
 
 so that the last one takes one and a half times as many steps of the optimization. Success of an audit is read from
 the saved 8-bit pictures (Wilson's 95 % interval over all starts of all seeds); a metric's interval is over pictures, by
@@ -39,7 +39,7 @@ def gradients(sampler: adp.FlowSampler) -> dict[str, adp.FlowSampler]:
     return {
         "exact": sampler.replace(adjoint=adp.Checkpointed()),
         "Euler": sampler.replace(adjoint=adp.Continuous(solver=adp.Euler(), trajectory="resolved")),
-        "half": sampler.replace(adjoint=adp.Continuous(steps=N // 2)),
+        "half": sampler.replace(adjoint=adp.CoarseAdjoint(steps=N // 2)),
     }
 
 

@@ -23,7 +23,7 @@ import adjointdpm as adp
 ADJOINTS: dict[str, Callable[[int], adp.Adjoint]] = {
     "Backprop()": lambda steps: adp.Backprop(),
     "Checkpointed()": lambda steps: adp.Checkpointed(),
-    "Continuous(steps=N/2)": lambda steps: adp.Continuous(steps=max(1, steps // 2)),
+    "CoarseAdjoint(steps=N/2)": lambda steps: adp.CoarseAdjoint(steps=max(1, steps // 2)),
 }
 # What grows, its sizes, and what stays: (steps, batch, side of the latents).
 AXES: dict[str, tuple[Sequence[int], Callable[[int], tuple[int, int, int]]]] = {

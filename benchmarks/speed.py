@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         for name, adjoint in {
             "ours: Checkpointed()": adp.Checkpointed(),
             f"ours: Checkpointed(keep={args.steps})": adp.Checkpointed(keep=args.steps),
-            f"ours: Continuous(steps={args.steps // 2})": adp.Continuous(steps=args.steps // 2),
+            f"ours: CoarseAdjoint(steps={args.steps // 2})": adp.CoarseAdjoint(steps=args.steps // 2),
         }.items()
     }
     paper, model = torchdiffeq_peer(sampler, cond)

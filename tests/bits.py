@@ -32,8 +32,8 @@ ADJOINTS = {
     "checkpointed": adp.Checkpointed(),
     "keep": adp.Checkpointed(keep=3),
     "budget": adp.Checkpointed(budget=400_000),
-    "coarse": adp.Continuous(steps=3),
-    "continuous": adp.Continuous(solver=adp.Euler(), transposed=False),
+    "coarse": adp.CoarseAdjoint(steps=3),
+    "continuous": adp.Continuous(solver=adp.Euler()),
     "resolved": adp.Continuous(solver=adp.Euler(), trajectory="resolved"),
     "truncated": adp.Truncated(last=2),
 }

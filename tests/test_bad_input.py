@@ -169,7 +169,7 @@ def test_noise_gradient_of_truncated():
 
 
 def test_time_gradient_of_truncated_and_continuous():
-    for adjoint in (adp.Truncated(last=1), adp.Continuous()):
+    for adjoint in (adp.Truncated(last=1), adp.CoarseAdjoint()):
         sampler = unet_sampler(adjoint=adjoint)
         grid = adp.grids.uniform(sampler.model.schedule, 4).requires_grad_()
         with pytest.raises(adp.InputError, match="time grid"):
@@ -177,7 +177,7 @@ def test_time_gradient_of_truncated_and_continuous():
 
 
 def test_weights_captured_by_a_closure():
-    sampler = unet_sampler(steps=4, adjoint=adp.Continuous())
+    sampler = unet_sampler(steps=4, adjoint=adp.CoarseAdjoint())
     hidden = torch.ones((), dtype=torch.float64, requires_grad=True)
     calls = calls_of(sampler)
     sampler.model.denoiser.network.register_forward_hook(lambda module, args, out: (out[0] * hidden,))
@@ -204,7 +204,7 @@ def test_weights_captured_by_a_closure():
         (lambda: adp.Checkpointed(budget="lots"), "8GiB"),
         (lambda: adp.Checkpointed(budget=0), "8GiB"),
         (lambda: adp.Truncated(last=0), "at least 1"),
-        (lambda: adp.Continuous(steps=0), "at least 1"),
+        (lambda: adp.CoarseAdjoint(steps=0), "at least 1"),
         (lambda: adp.Continuous(trajectory="guessed"), "resolved"),
         (lambda: unet_sampler().replace(step=3), "has no step"),
         (lambda: unet_sampler().encode([]), "at least one prompt"),

@@ -66,7 +66,7 @@ def test_compare_prints_a_table_and_writes_json_and_a_picture(tmp_path):
     assert any(check["agrees"] for check in found["checks"])
     assert found["recommendation"] in done.stdout
     assert (tmp_path / "compare.png").stat().st_size > 1000
-    exact = [row for row in found["rows"] if row["adjoint"] in ("Backprop()", "Continuous(steps=2)")]
+    exact = [row for row in found["rows"] if row["adjoint"] in ("Backprop()", "CoarseAdjoint(steps=2)")]
     assert all(row["relative_error"] < 1e-5 for row in exact)
 
 

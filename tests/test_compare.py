@@ -9,7 +9,7 @@ from adjointdpm.analysis.finite_difference import Check, finite_difference
 from tests.test_bad_input import picture_sampler
 from tests.tiny_families import FAMILIES
 
-PAPER = adp.Continuous(solver=adp.Euler(), transposed=False)
+PAPER = adp.Continuous(solver=adp.Euler())
 
 
 def metric(images):
@@ -88,15 +88,15 @@ def test_the_finite_difference_confirms_the_exact_gradient_and_catches_a_wrong_o
 
 
 def test_the_profile_says_where_the_error_arises(tmp_path):
-    found = compared([adp.Backprop(), PAPER, adp.Continuous(steps=2)], variables=["noise"], check=True)
+    found = compared([adp.Backprop(), PAPER, adp.CoarseAdjoint(steps=2)], variables=["noise"], check=True)
     exact, paper, coarse = found.profiles
     assert max(exact.errors) == 0
     assert paper.errors[0] == 0  # the cotangent of the end is given
     assert paper.errors[-1] == pytest.approx(
-        row(found, "Continuous(solver", "noise").relative_error, rel=1e-6
+        row(found, "CoarseAdjoint(solver", "noise").relative_error, rel=1e-6
     )
     assert coarse.errors[-1] == pytest.approx(
-        row(found, "Continuous(steps=2", "noise").relative_error, rel=1e-6
+        row(found, "CoarseAdjoint(steps=2", "noise").relative_error, rel=1e-6
     )
     assert len(exact.times) == 5
     assert len(coarse.times) == 3

@@ -75,7 +75,7 @@ def steps_for(solver):
 @pytest.mark.parametrize("trajectory", ["stored", "resolved"])
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_the_papers_form_converges_at_the_solvers_order(solver, trajectory, truth):
-    adjoint = adp.Continuous(solver=solver, trajectory=trajectory, transposed=False)
+    adjoint = adp.Continuous(solver=solver, trajectory=trajectory)
     check_slopes(solver, adjoint, truth, steps_for(solver))
 
 
@@ -89,7 +89,7 @@ def test_gaussian_gradient_is_the_closed_form(trajectory):
     """dx_end/dx_start of a Gaussian flow is the ratio of the standard deviations, whatever x is."""
     schedule = adp.VPLinear()
     model = Mixture(schedule, GaussianMixture(schedule, torch.zeros(1, 2).double(), 0.5), (2,))
-    adjoint = adp.Continuous(trajectory=trajectory, transposed=False)
+    adjoint = adp.Continuous(trajectory=trajectory)
     sampler = adp.FlowSampler(model, solver=adp.RK4(), steps=200, grid=adp.grids.log_snr, adjoint=adjoint)
     noise, cond = leaves_of(sampler)
     (found,) = torch.autograd.grad(sampler.latents(noise, cond).sum(), noise)
@@ -114,7 +114,7 @@ def test_arrival_point_is_what_the_paper_release_computes():
     scale = float(grid[2].scale * schedule.prior_std(grid[0].t) / grid[0].scale)
     for adjoint, at in (
         (adp.Checkpointed(), (0, 1)),
-        (adp.Continuous(solver=adp.Euler(), transposed=False), (1, 2)),
+        (adp.Continuous(solver=adp.Euler()), (1, 2)),
     ):
         sampler = adp.FlowSampler(model, solver=adp.Euler(), grid=grid.times, adjoint=adjoint)
         noise, cond = leaves_of(sampler)
@@ -127,7 +127,7 @@ def test_fewer_backward_than_forward_steps():
     schedule = adp.VPLinear()
     exact = gradient(mixture(schedule, solver=adp.RK4(), steps=400))
     for steps, tolerance in ((100, 0.06), (50, 0.25)):
-        adjoint = adp.Continuous(steps=steps, solver=adp.AdamsBashforth(2), transposed=False)
+        adjoint = adp.Continuous(steps=steps, solver=adp.AdamsBashforth(2))
         sampler = mixture(schedule, solver=adp.DPMSolverPP(2), steps=200, adjoint=adjoint)
         found = gradient(sampler)
         assert sampler.stats.nfe_forward == 200 + steps
@@ -142,7 +142,7 @@ def test_stored_trajectory_is_interpolated_at_fourth_order():
     exact = gradient(mixture(schedule, solver=adp.RK4(), steps=600))
     errors = []
     for n in (41, 82, 164):
-        adjoint = adp.Continuous(steps=n - 3, transposed=False)
+        adjoint = adp.Continuous(steps=n - 3)
         found = gradient(mixture(schedule, solver=adp.RK4(), steps=n, adjoint=adjoint))
         errors.append(float((found[0] - exact[0]).norm() / exact[0].norm()))
     assert slope(errors, [41, 82, 164]) > 3.7
@@ -151,7 +151,7 @@ def test_stored_trajectory_is_interpolated_at_fourth_order():
 def test_all_variables_in_one_backward_pass_on_a_unet():
     """Noise, prompt, negative prompt, guidance scale and every weight, near the exact ones at fine steps."""
     exact, found = [], []
-    for store, adjoint in ((exact, adp.Checkpointed()), (found, adp.Continuous(transposed=False))):
+    for store, adjoint in ((exact, adp.Checkpointed()), (found, adp.Continuous())):
         sampler = unet_sampler(solver=adp.RK4(), steps=40, grid=adp.grids.log_snr, adjoint=adjoint)
         noise = torch.randn(1, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         cond = sampler.encode("a prompt").requires_grad_()
@@ -167,7 +167,7 @@ def test_all_variables_in_one_backward_pass_on_a_unet():
 
 
 def test_writes_no_grad_behind_autograds_back():
-    sampler = unet_sampler(steps=3, adjoint=adp.Continuous())
+    sampler = unet_sampler(steps=3, adjoint=adp.CoarseAdjoint())
     noise, cond = sampler.noise(1), sampler.encode("a prompt")
     loss = sampler.latents(noise.requires_grad_(), cond).sum()
     torch.autograd.grad(loss, noise)
@@ -175,7 +175,7 @@ def test_writes_no_grad_behind_autograds_back():
 
 
 def test_sampling_without_a_gradient_remembers_nothing():
-    sampler = unet_sampler(steps=3, adjoint=adp.Continuous())
+    sampler = unet_sampler(steps=3, adjoint=adp.CoarseAdjoint())
     with torch.no_grad():
         plain = sampler.replace(adjoint=adp.Backprop()).latents(
             sampler.noise(1), sampler.encode("a prompt")

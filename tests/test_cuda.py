@@ -19,7 +19,7 @@ def float32_convolutions(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "adjoint", [adp.Checkpointed(), adp.Checkpointed(keep=2), adp.Continuous()], ids=repr
+    "adjoint", [adp.Checkpointed(), adp.Checkpointed(keep=2), adp.CoarseAdjoint()], ids=repr
 )
 def test_gradients_on_a_gpu_are_those_of_the_cpu(adjoint):
     results = []

@@ -82,7 +82,7 @@ def test_the_continuous_adjoint_works_there(family):
     # A short span, over which even an untrained network is smooth at four steps.
     grid = torch.linspace(0.6, 0.5, 5, dtype=torch.float64) * sampler.model.schedule.start
     found = []
-    for adjoint in (adp.Checkpointed(), adp.Continuous(solver=adp.RK4())):
+    for adjoint in (adp.Checkpointed(), adp.CoarseAdjoint(solver=adp.RK4())):
         latents = sampler.replace(adjoint=adjoint, grid=grid).latents(noise, cond)
         found.append(torch.autograd.grad(latents.square().sum(), leaves))
     for exact, near in zip(*found, strict=True):

@@ -205,12 +205,12 @@ def test_what_can_be_no_model(name):
 def test_adjoints_by_name():
     assert adjoint_of("checkpointed:3") == adp.Checkpointed(keep=3)
     assert adjoint_of("truncated:2") == adp.Truncated(last=2)
-    assert adjoint_of("continuous:7") == adp.Continuous(steps=7)
+    assert adjoint_of("coarse:7") == adp.CoarseAdjoint(steps=7)
     assert adjoint_of("backprop") == adp.Backprop()
-    for text in ("truncated", "backprop:2", "continuous:x"):
+    for text in ("truncated", "backprop:2", "coarse:x"):
         with pytest.raises(adp.InputError, match="cannot be read"):
             adjoint_of(text)
-    for text in ("truncated:0", "continuous:0", "checkpointed:99999999"):
+    for text in ("truncated:0", "coarse:0", "checkpointed:99999999"):
         with pytest.raises(adp.InputError, match="the number of the adjoint"):
             adjoint_of(text)
 

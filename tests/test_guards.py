@@ -84,7 +84,7 @@ def test_clamped_pixels_are_reported():
 def test_continuous_is_refused():
     with (
         pytest.raises(adp.InputError, match="FlowSampler"),
-        adp.differentiable(small(), adp.Continuous()),
+        adp.differentiable(small(), adp.CoarseAdjoint()),
     ):
         pass
 

@@ -15,7 +15,7 @@ ADJOINTS = [
     adp.Checkpointed(),
     adp.Checkpointed(keep=2),
     adp.Truncated(last=2),
-    adp.Continuous(),
+    adp.CoarseAdjoint(),
     adp.Reversible(),
 ]
 QUANTIZING = pytest.mark.filterwarnings(

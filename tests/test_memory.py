@@ -44,7 +44,7 @@ def peak(sampler):
     [
         (adp.Checkpointed(), 1.10),
         (adp.Checkpointed(keep=2), 1.10),
-        (adp.Continuous(), 1.10),
+        (adp.CoarseAdjoint(), 1.10),
         (adp.Continuous(trajectory="resolved"), 1.00),
     ],
     ids=lambda value: repr(value),

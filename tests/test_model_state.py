@@ -26,8 +26,8 @@ ADJOINTS = {
     "budget": adp.Checkpointed(budget="1GiB"),
     "small budget": adp.Checkpointed(budget="180KB"),
     "Truncated": adp.Truncated(last=2),
-    "Continuous": adp.Continuous(),
-    "fewer": adp.Continuous(steps=2),
+    "Continuous": adp.CoarseAdjoint(),
+    "fewer": adp.CoarseAdjoint(steps=2),
     "resolved": adp.Continuous(solver=adp.Euler(), trajectory="resolved"),
     "Reversible": adp.Reversible(),
 }

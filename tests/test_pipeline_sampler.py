@@ -265,7 +265,7 @@ def test_bad_input():
     with pytest.raises(adp.InputError, match=r"refuses its arguments: .*must have the same shape"):
         sampler(sampler.noise(1), cond(prompt_embeds=draw(1, 7, 8)))
     with pytest.raises(adp.InputError, match="FlowSampler"):
-        adp.PipelineSampler(pipe, adjoint=adp.Continuous())
+        adp.PipelineSampler(pipe, adjoint=adp.CoarseAdjoint())
     with pytest.raises(adp.InputError, match="has no solver"):
         sampler.replace(solver=adp.Euler())
     with pytest.raises(adp.InputError, match=r"noise must be \(batch, 4, 8, 8\)"):

@@ -41,8 +41,8 @@ def test_rescaling_saves_small_cotangents_from_float16():
     found = []
     for adjoint, size in (
         (adp.Backprop(), 1.0),
-        (adp.Continuous(), 1e-9),
-        (adp.Continuous(rescale=True), 1e-9),
+        (adp.CoarseAdjoint(), 1e-9),
+        (adp.CoarseAdjoint(rescale=True), 1e-9),
     ):
         cond = family.cond().requires_grad_()
         latents = sampler.replace(adjoint=adjoint).latents(family.noise(), cond)

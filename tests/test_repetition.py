@@ -11,7 +11,7 @@ from adjointdpm.flow.denoisers import Denoiser, Prediction
 from tests.conftest import BareModel, scaled_linear, tiny_pipeline, unet_sampler
 from tests.test_exactness import inputs, loss_of
 
-RECOMPUTING = [adp.Checkpointed(), adp.Checkpointed(keep=1), adp.Continuous(), adp.Reversible()]
+RECOMPUTING = [adp.Checkpointed(), adp.Checkpointed(keep=1), adp.CoarseAdjoint(), adp.Reversible()]
 
 
 class Remembering(Denoiser):

@@ -9,7 +9,7 @@ from adjointdpm.flow.denoisers import Denoiser, Prediction
 from adjointdpm.flow.model import DiffusionModel
 from tests.conftest import scaled_linear
 
-ADJOINTS = [adp.Checkpointed(), adp.Checkpointed(budget="1GiB"), adp.Continuous(), adp.Reversible()]
+ADJOINTS = [adp.Checkpointed(), adp.Checkpointed(budget="1GiB"), adp.CoarseAdjoint(), adp.Reversible()]
 
 
 class Network(nn.Module):

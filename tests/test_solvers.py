@@ -220,7 +220,7 @@ def test_no_network_is_evaluated_at_sigma_zero(solver, name, prediction):
     assert min(times) > schedule.limit
     assert len(times) == sampler.stats.nfe_forward == solver.calls(5, clean=True)
     assert all(bool(torch.isfinite(g).all()) for g in (end, *exact))
-    adjoints = [adp.Checkpointed(), adp.Continuous()]
+    adjoints = [adp.Checkpointed(), adp.CoarseAdjoint()]
     for adjoint in [*adjoints, *([adp.Reversible()] if isinstance(solver, adp.Coupled) else [])]:
         found = down_to_zero(schedule, solver, prediction, adjoint)[2]
         for g, e in zip(found, exact, strict=True):
@@ -244,7 +244,7 @@ def test_heun_is_algorithm_1_of_edm():
 
 def test_a_backward_pass_from_sigma_zero_is_refused_before_the_sampling():
     """The paper's own form evaluates the network where its backward pass begins."""
-    adjoint = adp.Continuous(solver=adp.Euler(), transposed=False)
+    adjoint = adp.Continuous(solver=adp.Euler())
     with pytest.raises(adp.InputError, match="evaluated at t = -1, where sigma = 0"):
         down_to_zero(SCHEDULES["vp-discrete"], adp.Euler(), Prediction.EPS, adjoint)
     found = down_to_zero(SCHEDULES["rectified-flow"], adp.Euler(), Prediction.VELOCITY, adjoint)[2]

@@ -100,7 +100,7 @@ def test_the_same_step_as_diffusers_own():
 def test_gradients_along_the_path(solver):
     """Exact adjoints, the transpose and plain autograd agree on the noise that was drawn."""
     found = []
-    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.Continuous()):
+    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.CoarseAdjoint()):
         found.append(gradient(mixture(adp.VPLinear(), solver=solver, steps=8, adjoint=adjoint)))
     for exact, checkpointed, transposed in zip(*found, strict=True):
         assert torch.equal(exact, checkpointed)
@@ -127,7 +127,7 @@ def test_the_deterministic_adjoint_converges_to_the_paths_gradient(solver, fewer
     for steps in counts:
         sampler = mixture(adp.VPLinear(), solver=solver, steps=steps)
         exact = gradient(sampler)
-        adjoint = adp.Continuous(steps=steps // fewer, solver=adp.Euler(), transposed=False)
+        adjoint = adp.Continuous(steps=steps // fewer, solver=adp.Euler())
         found = gradient(sampler.replace(adjoint=adjoint))
         errors.append(max(float((g - e).norm() / e.norm()) for g, e in zip(found, exact, strict=True)))
     assert errors[-1] < 0.3
@@ -136,7 +136,7 @@ def test_the_deterministic_adjoint_converges_to_the_paths_gradient(solver, fewer
 
 def test_every_variable_of_a_guided_unet():
     found = []
-    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.Continuous()):
+    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.CoarseAdjoint()):
         sampler = unet_sampler(solver=adp.SDEDPMSolverPP(2), steps=4, adjoint=adjoint)
         noise, cond = inputs(sampler)
         leaves = [noise, *cond.values(), *sampler.parameters()]
@@ -173,13 +173,13 @@ def sampled(adjoint):
                     adp.VPLinear(),
                     solver=adp.Ancestral(),
                     steps=2,
-                    adjoint=adp.Continuous(transposed=False),
+                    adjoint=adp.Continuous(),
                 )
             ),
             "one call a step",
         ),
-        (lambda: sampled(adp.Continuous(solver=adp.Euler())), "does not solve the SDE"),
-        (lambda: sampled(adp.Continuous(tolerance=0.1)), "other noise"),
+        (lambda: sampled(adp.CoarseAdjoint(solver=adp.Euler())), "does not solve the SDE"),
+        (lambda: sampled(adp.CoarseAdjoint(tolerance=0.1)), "other noise"),
     ],
 )
 def test_bad_input(make, message):

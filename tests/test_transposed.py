@@ -34,7 +34,7 @@ def unet_gradient(adjoint, solver, prediction=Prediction.EPS, steps=6):
 def test_all_nodes_and_the_samplers_solver_are_the_exact_gradient(solver, prediction):
     """Noise, prompt, negative prompt, guidance scale and every weight, at six coarse steps."""
     exact, _ = unet_gradient(adp.Backprop(), solver, prediction)
-    found, sampler = unet_gradient(adp.Continuous(), solver, prediction)
+    found, sampler = unet_gradient(adp.CoarseAdjoint(), solver, prediction)
     for g, e in zip(found, exact, strict=True):
         assert float((g - e).abs().max()) <= 1e-12 * float(e.abs().max()) + 1e-18
     assert sampler.stats.nfe_forward == 2 * sampler.stats.nfe_backward == 2 * solver.calls(6)
@@ -43,8 +43,8 @@ def test_all_nodes_and_the_samplers_solver_are_the_exact_gradient(solver, predic
 def test_the_same_solver_given_by_name_is_exact_and_rescaling_changes_nothing():
     exact, _ = unet_gradient(adp.Backprop(), adp.DPMSolverPP(2))
     for adjoint in (
-        adp.Continuous(steps=6, solver=adp.DPMSolverPP(2), rescale=True),
-        adp.Continuous(tolerance=1e-12),
+        adp.CoarseAdjoint(steps=6, solver=adp.DPMSolverPP(2), rescale=True),
+        adp.CoarseAdjoint(tolerance=1e-12),
     ):
         found, sampler = unet_gradient(adjoint, adp.DPMSolverPP(2))
         assert sampler.stats.backward_steps == 6
@@ -60,7 +60,7 @@ def test_a_coarser_transpose_converges_at_its_order(solver, schedule):
     errors, steps = [], [60, 120]
     for n in steps:
         sampler = mixture(schedule, solver=adp.RK4(), steps=2 * n)
-        found = gradient(sampler.replace(adjoint=adp.Continuous(steps=n, solver=solver)))
+        found = gradient(sampler.replace(adjoint=adp.CoarseAdjoint(steps=n, solver=solver)))
         errors.append([float((g - e).norm() / e.norm()) for g, e in zip(found, exact, strict=True)])
     for each in zip(*errors, strict=True):
         assert slope(list(each), steps) > solver.order - 0.25
@@ -91,7 +91,7 @@ def test_a_written_out_two_step_transpose():
         )
         mu = sum(w[k + j, j] * a[k + j + 1] for j in (0, 1) if (k + j, j) in w)
         a[k] = a[k + 1] + jacobian.T @ mu
-    own = sampler.replace(adjoint=adp.Continuous(steps=4, solver=adp.AdamsBashforth(2)))
+    own = sampler.replace(adjoint=adp.CoarseAdjoint(steps=4, solver=adp.AdamsBashforth(2)))
     x = noise.clone().requires_grad_()
     (found,) = torch.autograd.grad((own.latents(x, cond) * weight).sum(), x)
     written = a[0].T * (schedule.prior_std(grid[0].t) / grid[0].scale)
@@ -114,7 +114,7 @@ def test_nodes_are_distinct_forward_nodes(end):
 def test_the_tolerance_chooses_and_reports():
     chosen = []
     for tolerance in (1.0, 0.03, 1e-4):
-        adjoint = adp.Continuous(tolerance=tolerance)
+        adjoint = adp.CoarseAdjoint(tolerance=tolerance)
         sampler = mixture(adp.VPLinear(), solver=adp.DPMSolverPP(2), steps=60, adjoint=adjoint)
         gradient(sampler)
         stats = sampler.stats
@@ -143,7 +143,7 @@ def test_a_gradient_that_overflows_is_named_with_its_step():
     sampler.model.denoiser._output = lambda x, t, *rest: plain(
         Breaks.apply(x) if float(t) == at else x, t, *rest
     )
-    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.Continuous(), adp.Continuous(transposed=False)):
+    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.CoarseAdjoint(), adp.Continuous()):
         with pytest.raises(adp.NonFiniteError, match=r"at step 3 of 8"):
             gradient(sampler.replace(adjoint=adjoint))
 
@@ -151,7 +151,7 @@ def test_a_gradient_that_overflows_is_named_with_its_step():
 def test_the_trace_is_the_gradient_of_each_state():
     """The exact adjoints record the same norms; the first is that of the end, the last that of the start."""
     traces = []
-    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.Continuous()):
+    for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.CoarseAdjoint()):
         sampler = mixture(adp.VPLinear(), solver=adp.DPMSolverPP(2), steps=5, adjoint=adjoint)
         noise_gradient = gradient(sampler)[0]
         traces.append(sampler.stats.trace)

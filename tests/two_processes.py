@@ -145,7 +145,7 @@ def checks():
     """Every check by name."""
     import adjointdpm as adp
 
-    exact, paper = adp.Checkpointed(), adp.Continuous()
+    exact, paper = adp.Checkpointed(), adp.CoarseAdjoint()
     return {
         "ddp-weights-checkpointed": lambda rank: data_parallel(rank, "weights", exact),
         "ddp-weights-continuous": lambda rank: data_parallel(rank, "weights", paper),

@@ -1,7 +1,7 @@
 """Gradients through diffusion samplers: exact by default, at the memory of one denoiser call."""
 
 from ._types import AdjointDPMError, Cond, DriftError, InputError, NonFiniteError, RecomputationError, Stats
-from .adjoints import Adjoint, Backprop, Checkpointed, Continuous, Reversible, Truncated
+from .adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Reversible, Truncated
 from .analysis.comparison import compare
 from .analysis.comparison_report import Comparison
 from .analysis.gradients import Gradients, gradients
@@ -44,6 +44,7 @@ __all__ = [
     "Ancestral",
     "Backprop",
     "Checkpointed",
+    "CoarseAdjoint",
     "Comparison",
     "Cond",
     "Continuous",

@@ -165,7 +165,7 @@ class Stats:
     predicted      the planner's figure for `bytes_saved`
     trace          (t, |dL/dz| there) at each node, in the order of the backward pass
     backward_steps steps of a backward pass that has its own; None where it has the sampler's
-    error_estimate what `Continuous(tolerance=)` estimated
+    error_estimate what `CoarseAdjoint(tolerance=)` estimated
     drift          how far `Reversible` came back from its start, relative to it
 
     Weights and conditioning are not counted: they are there anyway.

@@ -1,6 +1,7 @@
 """Gradients as values: exact by recomputation or reversal, truncated, or the flow's on fewer nodes."""
 
 from .base import Adjoint
+from .coarse import CoarseAdjoint
 from .continuous import Continuous
 from .discrete import Backprop, Checkpointed, Truncated
 from .reversible import Reversible
@@ -11,6 +12,7 @@ __all__ = [
     "Backprop",
     "BudgetExceededError",
     "Checkpointed",
+    "CoarseAdjoint",
     "Continuous",
     "Reversible",
     "Truncated",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._types import Cond, InputError
-from ..adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from ..adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Truncated
 from ..adjoints.budget import free_memory
 from ..adjoints.cotangents import cotangents
 from ..metrics.base import Metric
@@ -110,10 +110,10 @@ def default_adjoints(sampler: Sampler) -> list[Adjoint]:
     return [
         *everyone,
         *(
-            Continuous(steps=m)
+            CoarseAdjoint(steps=m)
             for m in sorted({max(1, sampler.length // part) for part in (2, 3)}, reverse=True)
         ),
-        Continuous(solver=Euler(), transposed=False),
+        Continuous(solver=Euler()),
         Continuous(solver=Euler(), trajectory="resolved"),
     ]
 

@@ -203,7 +203,10 @@ SolverFlag = Annotated[
 ]
 AdjointFlag = Annotated[
     str,
-    typer.Option("--adjoint", help="checkpointed[:keep], backprop, truncated:last, continuous[:steps]."),
+    typer.Option(
+        "--adjoint",
+        help="checkpointed[:keep], backprop, truncated:last, coarse[:steps], continuous[:steps].",
+    ),
 ]
 Device = Annotated[
     str, typer.Option("--device", help="auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps.")

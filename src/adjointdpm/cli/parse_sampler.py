@@ -1,7 +1,7 @@
 """Models by name, as the command line takes them: bundled, a local folder, or a name on a model hub.
 
 solver    dpm++ (2M), euler (= ddim), midpoint, heun, rk4, ab1 ... ab4, or pipeline: its own scheduler
-adjoint   checkpointed[:keep], backprop, truncated:last, continuous[:steps]
+adjoint   checkpointed[:keep], backprop, truncated:last, coarse[:steps], continuous[:steps]
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .._types import AdjointDPMError, InputError, in_range
-from ..adjoints import Adjoint, Backprop, Checkpointed, Continuous, Truncated
+from ..adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Truncated
 from ..adjoints.budget import free_memory
 from ..files.pretrained import load_pretrained_pipeline
 from ..metrics.image_classifier import Classifier
@@ -158,14 +158,15 @@ def adjoint_of(text: str) -> Adjoint:
         "checkpointed": lambda n: Checkpointed(keep=n or 0),
         "backprop": lambda _: Backprop(),
         "truncated": lambda n: Truncated(last=n or 0),
-        "continuous": lambda n: Continuous() if n is None else Continuous(steps=n),
+        "coarse": lambda n: CoarseAdjoint(steps=n),
+        "continuous": lambda n: Continuous(solver=Euler(), steps=n),
     }
     _choice("adjoint", name, makes)
     wrong = number and (not number.isdecimal() or name == "backprop")
     if wrong or (name == "truncated" and not number):
         raise InputError(
             f"adjoint {text!r} cannot be read; write checkpointed, checkpointed:5, backprop, truncated:5, "
-            "continuous or continuous:25"
+            "coarse:25 or continuous:25"
         )
     if number:
         in_range(

@@ -32,7 +32,7 @@ class LoopState:
     stale: int = 0
     finished: bool = False
     losses: list[float] = field(default_factory=list)
-    unscored: "State | None" = None
+    unscored: "LoopState | None" = None
 
     @classmethod
     def fresh(cls, variables: Mapping[str, Tensor], rows: int) -> "LoopState":
