@@ -8,6 +8,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "adjointdpm"
 FILES = sorted(PACKAGE.rglob("*.py"))
+# The order of packages, as CONTRIBUTING.md's map has it: one row a package.
+PACKAGES = re.findall(
+    r"^\| `(\w+)/` \|", (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text(), re.MULTILINE
+)
 
 
 def name_of(path):
@@ -45,25 +49,41 @@ def test_imports_run_one_way():
         visit(module)
 
 
+def test_the_map_of_contributing_names_every_package():
+    there = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(PACKAGES) == there
+    top = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert top - there == {"__init__.py", "__main__.py", "_types.py", "py.typed"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_package_imports_only_from_those_above_it(path):
+    order = ["_types", *PACKAGES, "__init__", "__main__"]
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for module in imports_of(path):
+        parts = module.split(".")[1:]
+        if parts and parts[0] in order:
+            assert order.index(parts[0]) <= order.index(own), f"{name_of(path)} imports {module}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_gradient_policy_lives_with_the_adjoints(path):
     """no_grad, detach and checkpoint decide what a gradient is: in adjoints/, or on finished results."""
     allowed = {
-        "adjoints/base.py", "adjoints/model_state.py", "adjoints/repetition.py",
-        "adjoints/continuous.py", "adjoints/discrete.py", "adjoints/meter.py",
-        "adjoints/products.py", "adjoints/recompute.py", "adjoints/reversible.py", "adjoints/trace.py",
-        "influence.py",  # in a message, and of copies that a call is looked at with
-        "ivp.py",  # in an error message
-        "formats.py", "tokens.py", "prompts.py",  # files, and leaves to be optimized
-        "gradients.py", "finite.py", "pictures.py", "demo.py", "cli.py",  # above the sampler: leaves and results
-        "models.py", "specs.py",  # trials before the work
-        "metrics/features.py", "metrics/clip.py", "metrics/image_classifier.py",  # what a metric compares with
-        "tasks/tune.py", "tasks/tuning.py", "tasks/denoising.py", "tasks/invert.py", "tasks/guide.py",
-        "tasks/trajectory.py", "tasks/inversion.py",
-        "tasks/loop.py", "tasks/batch.py", "tasks/state.py", "tasks/checkpoint.py", "tasks/attack.py",
-        "tasks/controls.py", "tasks/scores.py", "tasks/witness.py", "tasks/harden.py", "tasks/task.py",
-        "tasks/finetune.py", "tasks/precision.py",
+        "flow/influence.py",  # in a message, and of copies that a call is looked at with
+        "solvers/integrate.py",  # in an error message
+        "files/diffusers_files.py", "files/images.py", "files/checkpoint.py",  # finished results
+        "pipelines/token_embeddings.py", "pipelines/prompt_encoding.py",  # leaves to be optimized
+        "metrics/style_content.py", "metrics/clip.py", "metrics/image_classifier.py",  # what a metric compares with
+        "metrics/check.py",  # in an error message
     }  # fmt: skip
+    package = path.relative_to(PACKAGE).parts[0]
+    if (
+        package == "adjoints"
+        or package in PACKAGES[PACKAGES.index("samplers") + 1 :]
+        or package == "optimization"
+    ):
+        return  # everything above the samplers is free
     found = re.findall(r"\bno_grad\(|\.detach\(|\bcheckpoint\(|\.data\b", path.read_text())
     assert not found or str(path.relative_to(PACKAGE)) in allowed
 

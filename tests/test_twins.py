@@ -53,12 +53,22 @@ def test_two_threads_share_one_pipeline():
 
     alone = [gradient(n) for n in steps]
     together = {}
-    threads = [threading.Thread(target=lambda n=n: together.__setitem__(n, gradient(n))) for n in steps]
+
+    def kept(n):
+        try:
+            together[n] = gradient(n)
+        except Exception as error:
+            together[n] = error
+
+    threads = [threading.Thread(target=kept, args=(n,)) for n in steps]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(g, together[n]) for g, n in zip(alone, steps, strict=True))
+    for exact, n in zip(alone, steps, strict=True):
+        if isinstance(together[n], Exception):
+            raise together[n]
+        assert torch.equal(exact, together[n])
 
 
 def test_keep_and_budget_mean_what_they_mean_elsewhere():

@@ -8,10 +8,12 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import adjointdpm as adp
 from adjointdpm.flow.schedules import VPDiscrete
@@ -117,6 +119,8 @@ def killed(folder, kills, seed=0):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # tqdm's own lock is shared between forks: one that is killed while it holds it would block all that come after.
+    tqdm.set_lock(threading.RLock())
     where = Path(sys.argv[1])
     killed(where, int(sys.argv[2]))
     print(digest(run(where)))
