@@ -12,7 +12,7 @@ from adjointdpm.flow.denoisers import Denoiser, GaussianMixture, Prediction
 from adjointdpm.flow.model import DiffusionModel
 from adjointdpm.flow.schedules import Schedule
 from adjointdpm.pipelines.pipeline_model import UNetDenoiser
-from tests.tiny_parts import clip, ddim, kl, unet2d
+from tests.tiny.parts import clip, ddim, kl, unet2d
 
 torch.set_num_threads(1)
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.

@@ -25,7 +25,7 @@ import torch
 import transformers
 from PIL import Image
 
-from tests.tiny_families import of
+from tests.tiny.families import of
 
 MINUTES = float(os.environ.get("ADJOINTDPM_FUZZ_MINUTES", "0"))
 LIMIT = 60  # seconds that a command line may take

@@ -1,0 +1,198 @@
+import json
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from adjointdpm.analysis.comparison_report import Comparison, Row
+from adjointdpm.analysis.finite_difference import Check, finite_difference
+from tests.system.test_bad_input import picture_sampler
+from tests.tiny.families import FAMILIES
+
+PAPER = adp.Continuous(solver=adp.Euler())
+
+
+def metric(images):
+    return (images * torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype).view_as(images[0])).sum(
+        (1, 2, 3)
+    )
+
+
+def compared(adjoints, **settings):
+    sampler = picture_sampler(solver=adp.Euler())
+    settings = {"check": False, **settings}
+    return adp.compare(sampler, metric, adjoints, repeats=1, cond=sampler.encode("a"), **settings)
+
+
+def row(comparison, adjoint, variable):
+    (found,) = [r for r in comparison.rows if r.adjoint.startswith(adjoint) and r.variable == variable]
+    return found
+
+
+def test_exact_adjoints_have_no_error_and_the_papers_does():
+    comparison = compared([adp.Backprop(), adp.Checkpointed(keep=1), PAPER])
+    for variable in ("noise", "prompt_embeds", "weights"):
+        assert row(comparison, "Backprop", variable).relative_error == 0
+        assert row(comparison, "Checkpointed", variable).relative_error == 0
+        paper = row(comparison, "Continuous", variable)
+        assert paper.relative_error > 1e-4
+        assert -1 <= paper.cosine <= 1
+    assert row(comparison, "Backprop", "noise").nfe_forward == 4
+    assert row(comparison, "Checkpointed", "noise").nfe_forward == 7
+    assert (
+        row(comparison, "Checkpointed", "noise").bytes_saved
+        < row(comparison, "Backprop", "noise").bytes_saved
+    )
+
+
+def test_error_cosine_and_norm_are_those_of_the_two_gradients():
+    sampler = picture_sampler(solver=adp.Euler())
+    noise, cond = sampler.noise(), sampler.encode("a")
+    g, exact = (
+        adp.gradients(sampler.replace(adjoint=each), metric, noise, cond).variables["noise"].flatten()
+        for each in (PAPER, adp.Backprop())
+    )
+    found = row(compared([PAPER], variables=["noise"]), "Continuous", "noise")
+    assert found.relative_error == pytest.approx(float((g - exact).norm() / exact.norm()), rel=1e-12)
+    assert found.cosine == pytest.approx(float(torch.cosine_similarity(g, exact, dim=0)), rel=1e-12)
+    assert found.norm_ratio == pytest.approx(float(g.norm() / exact.norm()), rel=1e-12)
+
+
+def test_a_refused_variable_is_said_to_be_refused():
+    comparison = compared([adp.Truncated(last=1)])
+    assert row(comparison, "Truncated", "noise").relative_error is None
+    assert "Checkpointed" in row(comparison, "Truncated", "noise").refusal
+    assert row(comparison, "Truncated", "prompt_embeds").relative_error > 0
+    assert "refused" in str(comparison)
+
+
+def test_no_repeats():
+    with pytest.raises(adp.InputError, match="at least 1"):
+        adp.compare(picture_sampler(), metric, repeats=0)
+
+
+def test_the_finite_difference_confirms_the_exact_gradient_and_catches_a_wrong_one():
+    sampler = picture_sampler(solver=adp.DPMSolverPP(2))
+    noise, cond = sampler.noise(), sampler.encode("a")
+    exact = adp.gradients(sampler, metric, noise, cond, ["noise", "prompt_embeds", "weights"]).variables
+    before = [p.clone() for p in sampler.parameters()]
+    for name, g in exact.items():
+        right = finite_difference(sampler, metric, noise, cond, name, g)
+        assert right.agrees, name
+        assert right.relative_error < 1e-5
+        half = g.clone()
+        half.view(-1)[::2] = 0
+        for wrong in (1.05 * g, -g, half):
+            assert not finite_difference(sampler, metric, noise, cond, name, wrong).agrees, name
+    assert all(torch.equal(*pair) for pair in zip(before, sampler.parameters(), strict=True))
+
+
+def test_the_profile_says_where_the_error_arises(tmp_path):
+    found = compared([adp.Backprop(), PAPER, adp.CoarseAdjoint(steps=2)], variables=["noise"], check=True)
+    exact, paper, coarse = found.profiles
+    assert max(exact.errors) == 0
+    assert paper.errors[0] == 0  # the cotangent of the end is given
+    assert paper.errors[-1] == pytest.approx(
+        row(found, "CoarseAdjoint(solver", "noise").relative_error, rel=1e-6
+    )
+    assert coarse.errors[-1] == pytest.approx(
+        row(found, "CoarseAdjoint(steps=2", "noise").relative_error, rel=1e-6
+    )
+    assert len(exact.times) == 5
+    assert len(coarse.times) == 3
+    stored = json.loads(found.to_json())
+    assert stored["profiles"][1]["errors"] == list(paper.errors)
+    assert stored["checks"][0]["agrees"]
+    assert found.picture(tmp_path / "sub" / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(adp.InputError, match="cannot write"):
+        found.picture("/dev/null/a.png")
+
+
+def made(adjoint, error, cosine, held, seconds):
+    return Row(adjoint, "noise", error, cosine, 1.0, held, 1, 1, seconds)
+
+
+@pytest.mark.parametrize(
+    ("free", "chosen", "beside"),
+    [
+        (None, "Use Exact()", "Fast()"),
+        (250, "Use Exact()", ""),
+        (10_000, "Use Exact()", "Fast()"),
+        (100, "Use Checkpointed() in smaller parts", ""),
+    ],
+)
+def test_the_recommendation_is_exact_and_names_what_is_cheaper(free, chosen, beside):
+    rows = (
+        made("Exact()", 0.0, 1.0, 100, 2.0),
+        made("Fast()", 0.1, 0.995, 1000, 1.0),
+        made("Wrong()", 0.5, 0.9, 10, 0.1),
+    )
+    says = Comparison(rows, free_bytes=free).recommendation
+    assert says.startswith(chosen)
+    assert ("Fast() has a cosine of 0.995 or better in 0.50 of the time; on another" in says) == bool(
+        beside
+    )
+    assert "Wrong()" not in says
+
+
+def test_an_exact_gradient_is_recommended_where_it_costs_no_more():
+    rows = (made("Exact()", 0.0, 1.0, 100, 1.05), made("Fast()", 0.1, 0.995, 100, 1.0))
+    assert Comparison(rows).recommendation == (
+        "Use Exact(): its error is 0e+00 and nothing exact is faster, in 0.0 MB."
+    )
+
+
+@pytest.mark.parametrize(
+    ("check", "says"),
+    [
+        (Check("noise", 1.0, 1.001, 0.01), "Use Exact()"),
+        (
+            Check("noise", 1.0, 1.2, 0.01),
+            "Finite differences contradict the gradient that counts as exact here",
+        ),
+        (Check("noise", 1.0, 1.2, 0.01, 0.3), "Use Exact()"),
+        (
+            Check("noise", 1.0, 1.2, 9.0, 0.0, "rounding"),
+            "Finite differences could not confirm the exact",
+        ),
+    ],
+)
+def test_a_check_that_does_not_confirm_is_said_first(check, says):
+    found = Comparison((made("Exact()", 0.0, 1.0, 100, 1.0),), checks=(check,))
+    assert found.recommendation.startswith(says)
+    assert json.loads(found.to_json())["checks"][0]["verdict"] == check.verdict
+    assert ("since rounding" in str(found)) == bool(check.reason)
+
+
+def test_a_frozen_model_without_prompts_is_compared():
+    family = next(each for each in FAMILIES if each.name == "ddim")
+    sampler = family.sampler(family.make(), steps=3)
+    sampler.requires_grad_(False)
+    found = adp.compare(sampler, lambda images: images.square().mean((1, 2, 3)), repeats=1)
+    assert {each.variable for each in found.rows} == {"noise"}
+    assert "Checkpointed" in row(found, "Truncated", "noise").refusal
+    assert row(found, "Checkpointed", "noise").relative_error < 1e-4
+    assert [check.verdict for check in found.checks] == ["agrees"]
+
+
+def test_all_of_the_conditioning_is_compared_by_default():
+    found = compared([adp.Checkpointed()])
+    assert {each.variable for each in found.rows} == {
+        "noise", "prompt_embeds", "negative_prompt_embeds", "guidance_scale", "weights"
+    }  # fmt: skip
+
+
+def test_a_bad_metric_is_reported_as_itself():
+    with pytest.raises(adp.InputError, match="one value a picture"):
+        adp.compare(picture_sampler(), lambda images: images.mean(), variables=["noise"], repeats=1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_single_number_is_checked_whatever_the_sign_of_its_gradient(sign):
+    sampler = picture_sampler(solver=adp.Euler())
+    noise, cond = sampler.noise(), sampler.encode("a")
+    signed = lambda images: sign * metric(images)  # noqa: E731
+    exact = adp.gradients(sampler, signed, noise, cond, ["guidance_scale"]).variables["guidance_scale"]
+    found = finite_difference(sampler, signed, noise, cond, "guidance_scale", exact)
+    assert found.verdict == "agrees"
+    assert abs(found.predicted) == pytest.approx(abs(float(exact)))

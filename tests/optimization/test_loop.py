@@ -1,0 +1,446 @@
+"""The tasks' loop: kills, stops and processes leave the same bits; the best iterate is kept."""
+
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import adjointdpm as adp
+from adjointdpm.files import atomic_write, checkpoint
+from adjointdpm.files.checkpoint import load_checkpoint
+from adjointdpm.optimization import gradient_step, loop, seeds, state
+from adjointdpm.optimization.seeds import epoch_batch, key
+from adjointdpm.tasks import (
+    AuditSettings,
+    InterruptedRunError,
+    Loop,
+    Losses,
+    StoppedRunError,
+    Task,
+    optimize,
+)
+from adjointdpm.tasks.harden.dataset import clean_images
+from tests import ROOT
+from tests.tiny import two_tasks
+from tests.tiny.tasks import Points, Shift, adam, digest, mixture_sampler, run
+
+
+class Parabola(Task):
+    """(v - 1)^2, with a failure on demand."""
+
+    items = 1
+
+    def __init__(self, fail=None, start=0.0):
+        self.variables = {"v": torch.tensor([start], dtype=torch.float64)}
+        self.fail, self.steps = fail or (lambda step: None), []
+
+    def losses(self, step, items):
+        self.steps.append(step)
+        spoilt = self.fail(step)
+        value = (self.variables["v"] - 1) ** 2
+        return Losses(value * float("nan") if spoilt else value)
+
+
+def sgd(rate):
+    return lambda leaves: torch.optim.SGD(leaves, lr=rate)
+
+
+class Killed(BaseException):
+    pass
+
+
+# A kill between opening a file and holding it leaves the file to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", [Points, Shift])
+def test_an_end_at_any_line_and_a_resumption_leave_the_same_bits(tmp_path, kind):
+    """As a kill would, without a chance to save: at random lines of the loop, its state and its files."""
+    truth = digest(run(None, kind))
+    modules = (loop, state, checkpoint, seeds, gradient_step, atomic_write)
+    files = {module.__file__ for module in modules}
+    draw, kills = random.Random(1), 0
+    while kills < 20:
+        left = draw.randint(1, 900)
+
+        def at_lines(frame, event, _):
+            nonlocal left
+            if frame.f_code.co_filename not in files:
+                return None
+            left -= event == "line"
+            if left == 0:
+                raise Killed
+            return at_lines
+
+        sys.settrace(at_lines)
+        try:
+            run(tmp_path, kind)
+        except Killed:
+            kills += 1
+        else:
+            for each in tmp_path.iterdir():  # it came to its end: begin again
+                each.unlink()
+        finally:
+            sys.settrace(None)
+    assert digest(run(tmp_path, kind)) == truth
+
+
+def test_twenty_kills_leave_the_same_bits(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tiny.tasks", str(tmp_path), "20"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == digest(run(None))
+
+
+def test_the_gradient_does_not_depend_on_its_parts():
+    one, parts = run(None, Shift), run(None, Shift, accumulation=4)
+    assert float((one.best["shift"] - parts.best["shift"]).abs().max()) < 1e-12
+    assert one.losses == pytest.approx(parts.losses, rel=1e-12)
+
+
+def test_the_step_is_the_optimizers_on_the_mean_over_the_batch():
+    task = Shift()
+    run_ = optimize(task, sgd(0.05), Loop(steps=1, validation_steps=1, quiet=True))
+    other = Shift()
+    other.variables["shift"].requires_grad_()
+    mean = other.losses(0, list(range(6))).values.mean()
+    (gradient,) = torch.autograd.grad(mean, other.variables["shift"])
+    assert run_.losses[0] == pytest.approx(float(mean.detach()), rel=1e-12)
+    moved = task.variables["shift"].detach()
+    assert float((moved + 0.05 * gradient).abs().max()) < 1e-12
+
+
+def test_the_best_iterate_is_kept_not_the_last():
+    """A rate of 1.1 diverges: |v - 1| grows by 1.2 a step, so the first iterate is the best."""
+    task = Parabola()
+    found = optimize(task, sgd(1.1), Loop(steps=4, quiet=True))
+    assert found.losses == pytest.approx([1.44**k for k in range(5)])
+    assert (float(found.best["v"]), int(found.best_step)) == (0.0, 0)
+    assert float(task.variables["v"].detach()) == 0.0
+
+
+def test_the_last_iterate_is_scored_too():
+    found = optimize(Parabola(), sgd(0.25), Loop(steps=3, quiet=True))
+    assert int(found.best_step) == 3
+    assert float(found.best["v"]) == pytest.approx(1 - 0.5**3)
+
+
+def test_each_item_keeps_its_own_best():
+    found = run(None, Points, steps=15, batch_size=None, warmup=0, decay="constant")
+    assert len(set(found.best_step.tolist())) > 1
+    task = Points()
+    with torch.random.fork_rng([]), torch.no_grad():
+        for i, step in enumerate(found.best_step.tolist()):
+            torch.manual_seed(key(0, step, 0))
+            task.variables["noise"].copy_(found.best["noise"])
+            again = task.losses(step, [0, 1, 2, 3, 4]).values[i]
+            assert float(again) == pytest.approx(float(found.best_loss[i]), rel=1e-12)
+    assert float((found.best["noise"] - task.centre).abs().max()) <= 0.8 + 1e-12
+
+
+def test_validation_decides_where_it_is_asked():
+    found = run(None, Shift, validation_steps=5, steps=30)
+    assert int(found.best_step) % 5 == 0
+    assert len(found.losses) == 31
+
+
+def test_patience_and_aim_end_early():
+    assert optimize(Parabola(), sgd(1.1), Loop(steps=50, patience=3, quiet=True)).steps == 4
+    aimed = optimize(Parabola(), sgd(0.25), Loop(steps=50, stop_at=1e-3, quiet=True))
+    assert aimed.steps == 6  # 4^-5 < 1e-3, and the step after it is not scored
+    assert float(aimed.best_loss) == pytest.approx(4**-5)
+
+
+def test_rates_and_clipping_are_as_written():
+    cosine = Loop(steps=10, decay="cosine", warmup=1)
+    assert [cosine.rate(0), cosine.rate(1), cosine.rate(10)] == pytest.approx([0.5, 1.0, 0.0])
+    assert Loop(steps=10, decay="linear").rate(5) == 0.5
+    task = Parabola(start=-9.0)
+    optimize(task, sgd(1.0), Loop(steps=1, max_grad_norm=0.5, quiet=True))
+    assert float(task.variables["v"].detach()) == pytest.approx(-8.5)
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_changes_nothing(tmp_path):
+    truth = digest(run(None))
+
+    class Interrupted(Points):
+        def losses(self, step, items):
+            if step == 7:
+                signal.raise_signal(signal.SIGINT)
+            return super().losses(step, items)
+
+    Interrupted.__name__ = "Points"
+    with pytest.raises(InterruptedRunError, match=r"step 7 of 12.*--resume"):
+        run(tmp_path, Interrupted, checkpointing_steps=0)
+    assert digest(run(tmp_path)) == truth
+
+
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(tmp_path):
+    class Interrupted(Points):
+        def project(self):
+            signal.raise_signal(signal.SIGINT)
+            super().project()
+
+    Interrupted.__name__ = "Points"
+    with pytest.raises(InterruptedRunError, match="step 1 of 12"):
+        run(tmp_path, Interrupted, checkpointing_steps=0)
+    assert digest(run(tmp_path)) == digest(run(None))
+
+
+def raised(step):
+    if step == 3:
+        raise ZeroDivisionError("of the user's own")
+
+
+@pytest.mark.parametrize(
+    ("fail", "word"), [(raised, "ZeroDivisionError: of the user's own"), (lambda k: k == 3, "not finite")]
+)
+def test_a_metric_that_fails_keeps_the_best_and_names_it(tmp_path, fail, word):
+    with pytest.raises(
+        StoppedRunError, match=f"step 3 of 9.*{word}.*step 2.*checkpoint.safetensors"
+    ) as caught:
+        optimize(Parabola(fail), sgd(0.25), Loop(steps=9, folder=tmp_path, quiet=True))
+    assert float(caught.value.outcome.best["v"]) == pytest.approx(0.75)
+    tensors, _ = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert float(tensors["best/v"]) == pytest.approx(0.75)
+    healed = optimize(Parabola(), sgd(0.25), Loop(steps=9, folder=tmp_path, resume=True, quiet=True))
+    assert float(healed.best["v"]) == 1 - 0.5**9
+
+
+def test_a_metric_that_fails_at_once_is_just_its_error():
+    with pytest.raises(adp.NonFiniteError):
+        optimize(Parabola(lambda step: True), sgd(0.1), Loop(steps=2, quiet=True))
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path):
+    run(tmp_path, steps=2)
+    with pytest.raises(adp.InputError, match="task = 'Points', but this run has 'Shift'"):
+        run(tmp_path, Shift)
+    with pytest.raises(adp.InputError, match=r"radius = None, but this run has 0\.1"):
+        run(tmp_path, config={"task": "Points", "radius": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"seed": 1}, "seed = 0, but this run has 1"),
+        ({"batch_size": 3}, "batch_size = 4, but this run has 3"),
+        ({"decay": "linear"}, "decay = 'cosine', but this run has 'linear'"),
+        (
+            {"steps": 1},
+            r"is of 2 steps, more than the 1 of this run.*--max_train_steps \(steps\) of at least 2",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path, more, words):
+    run(tmp_path, steps=2)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(adp.InputError, match=words):
+        run(tmp_path, **{"steps": 2} | more)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_optimizer_items_or_dtype_is_refused_by_name(tmp_path):
+    loop = Loop(steps=2, folder=tmp_path, resume=True, quiet=True)
+    optimize(Points(), adam, loop)
+    with pytest.raises(adp.InputError, match="optimizer = 'Adam', but this run has 'SGD'"):
+        optimize(Points(), sgd(0.1), loop)
+    with pytest.raises(adp.InputError, match="items = 5, but this run has 4"):
+        optimize(Points(4), adam, loop)
+    other = Points()
+    other.variables = {"noise": other.variables["noise"].float()}
+    with pytest.raises(adp.InputError, match=r"'noise' is float64 of shape .* but this run's is float32"):
+        optimize(other, adam, loop)
+    other.variables = {"moved": other.centre.clone()}
+    with pytest.raises(adp.InputError, match="'moved' is missing, but this run's is float64"):
+        optimize(other, adam, loop)
+
+
+@pytest.mark.parametrize("first", [1, 6, 7])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Points, {}),
+        (Points, {"patience": 3}),
+        (Shift, {"validation_steps": 5}),
+        (Shift, {"batch_size": None, "max_grad_norm": 0.5}),
+    ],
+)
+def test_more_steps_end_in_the_bits_of_one_run_of_all_of_them(tmp_path, kind, settings, first):
+    """The last iterate of the shorter run was scored, and perhaps validated, which a longer run would not do there."""
+    given = {"decay": "constant", "config": {"steps": 3}} | settings
+    shorter = run(tmp_path, kind, steps=first, **given)
+    longer = run(tmp_path, kind, steps=14, **given | {"config": {"steps": 5}})
+    assert digest(longer) == digest(run(None, kind, steps=14, **given))
+    assert longer.steps > shorter.steps or "patience" in settings
+    assert digest(run(tmp_path, kind, steps=14, **given)) == digest(longer)
+
+
+def test_more_steps_of_a_falling_rate_go_on_with_a_warning(tmp_path):
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+
+    def steps(n):
+        loop = Loop(steps=n, decay="cosine", folder=tmp_path, resume=True, quiet=True)
+        return optimize(Parabola(), lambda leaves: Watched(leaves, 0.25), loop)
+
+    steps(4)
+    with pytest.warns(
+        UserWarning, match=r"cosine decay.*over 4 steps for the first 4, and is that of 8 from now"
+    ):
+        assert steps(8).steps == 8
+    four, eight = (Loop(steps=n, decay="cosine") for n in (4, 8))
+    assert rates == [0.25 * four.rate(k) for k in range(4)] + [0.25 * eight.rate(k) for k in range(4, 8)]
+    assert steps(8).steps == 8  # without a warning
+
+
+def test_an_interrupted_run_goes_on_with_more_steps(tmp_path):
+    class Interrupted(Shift):
+        def losses(self, step, items):
+            if step == 4:
+                raise KeyboardInterrupt
+            return super().losses(step, items)
+
+    Interrupted.__name__ = "Shift"
+    with pytest.raises(InterruptedRunError):
+        run(tmp_path, Interrupted, steps=6, decay="constant")
+    assert digest(run(tmp_path, Shift, steps=9, decay="constant")) == digest(
+        run(None, Shift, steps=9, decay="constant")
+    )
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"not one")
+    with pytest.raises(adp.InputError, match="damaged"):
+        run(tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_is_intact(tmp_path):
+    given = {
+        "config": {"x": "y" * 5000},
+        "decay": "constant",
+    }  # so that it is longer than the trial at the start
+    run(tmp_path, steps=3, **given)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # as many bytes as the disk takes
+    try:
+        with pytest.raises(adp.InputError, match=r"cannot write.*File too large.*is intact") as caught:
+            run(tmp_path, steps=6, **given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    names = {each.name for each in tmp_path.iterdir()}
+    assert names == {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
+
+
+def test_a_variable_that_no_loss_depends_on():
+    task = Parabola()
+    task.variables["w"] = torch.zeros(2)
+    with pytest.raises(adp.InputError, match="'w'"):
+        optimize(task, adam, Loop(steps=1, quiet=True))
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulation", "patience"])
+def test_numbers_below_one(name):
+    with pytest.raises(adp.InputError, match=f"{name} must be at least 1"):
+        Loop(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["warmup", "validation_steps", "checkpointing_steps"])
+def test_numbers_below_zero(name):
+    with pytest.raises(adp.InputError, match=f"{name} must be at least 0"):
+        Loop(**{name: -1})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0])
+def test_numbers_that_are_none(value):
+    with pytest.raises(adp.InputError, match="max_grad_norm must be above 0 and finite"):
+        Loop(max_grad_norm=value)
+    if value not in (-1.0, 0.0):
+        with pytest.raises(adp.InputError, match="stop_at must be finite"):
+            Loop(stop_at=value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (sgd(float("nan")), "lr of the optimizer must be finite, but is nan"),
+        (sgd(float("inf")), "lr of the optimizer must be finite, but is inf"),
+        (sgd(-0.1), "the optimizer cannot be made: Invalid learning rate: -0.1"),
+        (lambda leaves: torch.optim.SGD(leaves, 0.1, momentum=float("nan")), "momentum .* nan"),
+        (lambda leaves: torch.optim.Adam(leaves, 0.1, weight_decay=float("inf")), "weight_decay .* inf"),
+    ],
+)
+def test_settings_of_the_optimizer_are_checked_before_the_work(optimizer, words):
+    task = Parabola()
+    with pytest.raises(adp.InputError, match=words):
+        optimize(task, optimizer, Loop(steps=1, quiet=True))
+    assert not task.steps
+
+
+def test_an_epoch_shows_each_item_once():
+    for epoch in range(3):
+        seen = [i for step in range(3) for i in epoch_batch(7, 3, 3 * epoch + step, seed=4)]
+        assert sorted(seen) == list(range(7))
+    assert epoch_batch(7, 3, 0, 4) != epoch_batch(7, 3, 3, 4)
+
+
+def test_the_loop_takes_no_draw_from_outside():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(None)
+    assert torch.equal(torch.rand(3), expected)
+    assert loop.Processes() == loop.Processes.here()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with what two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    for kind in (Points, Shift):
+        (folder / kind.__name__).mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(two_tasks.work, (port, str(folder)), nprocs=two_tasks.WORLD)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [Points, Shift])
+def test_two_processes_end_as_one(two, kind):
+    first, second = (load_file(two / f"{kind.__name__}.{rank}") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Points draws once a part of a batch; with as many parts as processes the draws are the same.
+    alone = run(None, kind)
+    if kind is Shift:
+        assert float((first["shift"] - alone.best["shift"]).abs().max()) < 1e-12
+        assert first["losses"].tolist() == pytest.approx(alone.losses, rel=1e-6)
+    else:
+        assert float((first["noise"] - Points().centre).abs().max()) <= 0.8 + 1e-12
+
+
+def test_two_processes_share_the_clean_pictures(two):
+    alone = clean_images(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(batch_size=2))
+    assert alone.labels == ["a"] * 3 + ["b"] * 3
+    assert len(alone.images.flatten(1).unique(dim=0)) == 6
+    for rank in range(2):
+        assert torch.equal(load_file(two / f"clean.{rank}")["images"], alone.images)
+
+
+def test_a_failure_in_one_process_ends_both(two):
+    message = [(two / f"failed.{rank}").read_text() for rank in range(2)]
+    assert "another process failed" in message[0]
+    assert "ZeroDivisionError: in one of them" in message[1]

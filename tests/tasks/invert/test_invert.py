@@ -1,0 +1,142 @@
+"""Inversion: a word's gradient, its file elsewhere, and words whose answer is known."""
+
+import json
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from adjointdpm.files.checkpoint import load_checkpoint
+from adjointdpm.metrics import effect
+from adjointdpm.tasks.invert.invert import InvertSettings, invert
+from adjointdpm.tasks.invert.learned_token import EffectGoal, PromptGoal, PromptRows, TokenVectors, worded
+from tests.tiny.families import FAMILIES
+
+PROMPTS, HELD_OUT = ["a <new> cat", "a <new> dog"], ["a <new> pear"]
+SETTINGS = InvertSettings(steps=4, learning_rate=0.05, noises=1)
+
+
+def sampler(pipe=None):
+    family = next(each for each in FAMILIES if each.name == "sd")
+    return family.sampler(pipe or family.make(), steps=2, guidance_scale=3.0)
+
+
+def make():
+    return next(each for each in FAMILIES if each.name == "sd").make()
+
+
+def test_words_and_articles():
+    assert worded("a <new> red apple on a <new>x", "<new>", "") == "a red apple on a <new>x"
+    assert worded("an <new> cat", "<new>", "") == "a cat"
+    assert worded("a <new> cat", "<new>", "inverted") == "an inverted cat"
+    with pytest.raises(adp.InputError, match="must hold the token"):
+        worded("a cat", "<new>", "")
+
+
+def test_a_word_that_starts_at_the_answer_stays_there(tmp_path):
+    """The effect of "red", learned from "red": distance zero at once, and the best iterate is the first."""
+    ours = sampler()
+    learned = TokenVectors(ours, "<new>", "red")
+    found = invert(
+        ours, learned, PromptGoal("red"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path, settings=SETTINGS,
+        quiet=True,
+    )  # fmt: skip
+    assert found.losses[0] == 0.0
+    for each in found.reports.values():
+        assert torch.equal(each.after, each.target)
+        assert each.distance_before > 0
+
+
+@pytest.mark.parametrize("kind", [TokenVectors, PromptRows])
+def test_learning_brings_pictures_nearer(tmp_path, kind):
+    ours = sampler()
+    found = invert(
+        ours, kind(ours, "<new>", "and"), PromptGoal("blue"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path,
+        settings=SETTINGS, quiet=True,
+    )  # fmt: skip
+    assert min(found.losses) < 0.9 * found.losses[0]
+    read = json.loads((tmp_path / "result.json").read_text())
+    assert list(read["reports"]) == ["seen noise", "unseen noise", "unseen concepts"]
+    assert found.artefact.is_file()
+
+
+def test_the_best_iterate_is_the_best_over_all_pairs(tmp_path):
+    """Not the one that met the easiest batch: its rank is the mean distance of all pictures that were trained on."""
+    ours = sampler()
+    settings = InvertSettings(steps=6, learning_rate=0.3, batch_size=1, noises=2, validation_steps=2)
+    learned = TokenVectors(ours, "<new>", "and")
+    found = invert(
+        ours, learned, PromptGoal("blue"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path, settings=settings,
+        quiet=True,
+    )  # fmt: skip
+    tensors, _ = load_checkpoint(tmp_path / "state" / "checkpoint.safetensors")
+    reached = found.reports["seen noise"].distance_after
+    assert float(tensors["best_rank"]) == pytest.approx(reached, rel=1e-5)
+    assert min(found.losses) < 0.9 * reached  # an easy batch was there to be taken
+
+
+def test_the_learned_token_is_the_same_elsewhere(tmp_path):
+    ours = sampler()
+    learned = TokenVectors(ours, "<new>", "and", vectors=2)
+    goal = EffectGoal(effect("inverted"))
+    invert(
+        ours,
+        learned,
+        goal,
+        PROMPTS,
+        HELD_OUT,
+        token="<new>",
+        output=tmp_path,
+        settings=SETTINGS,
+        quiet=True,
+    )
+    fresh = make()
+    fresh.load_textual_inversion(str(tmp_path / "learned_embeds.safetensors"))
+    again = sampler(fresh)
+    with torch.no_grad():
+        noise = ours.noise(1, 5)
+        expected = ours(noise, learned.encode(["a <new> pear"]))
+        assert torch.equal(again(noise, again.encode(["a <new> pear"])), expected)
+
+
+def test_rows_of_the_prompt_are_those_of_the_word():
+    ours = sampler()
+    learned = PromptRows(ours, "<new>", "red")
+    with torch.no_grad():
+        learned.row.fill_(7.0)
+    embeds = learned.encode(["a <new> on red", "on a <new> dog"])["prompt_embeds"]
+    plain = ours.encode(["a red on red", "on a red dog"])["prompt_embeds"]
+    assert (embeds == 7.0).all(2).nonzero().tolist() == [
+        [0, learned.places(["a <new> cat"], "<new>")[0]],
+        [1, 3],
+    ]
+    changed = (embeds != plain).any(2)
+    assert int(changed.sum()) == 2
+
+
+def test_a_row_that_is_the_answer_gives_the_answers_prompt():
+    ours = sampler()
+    learned, goal = PromptRows(ours, "<new>", "cat"), ours.encode(["a red cat"])["prompt_embeds"]
+    with torch.no_grad():
+        learned.row.copy_(goal[0, learned.places(["a <new> cat"], "<new>")[0]])
+        embeds = learned.encode(["a <new> cat"])["prompt_embeds"]
+    same = (embeds == goal).all(2)[0]
+    assert bool(
+        same[: learned.places(["a <new> cat"], "<new>")[0] + 1].all()
+    )  # later words saw another one
+
+
+def test_effects_are_of_the_picture_without_the_word():
+    ours = sampler()
+    noise = ours.noise(1, 2)
+    target = EffectGoal(effect("inverted")).targets(ours, ["a <new> cat"], "<new>", noise)
+    with torch.no_grad():
+        assert torch.equal(target, 1 - ours(noise, ours.encode(["a cat"])))
+
+
+def test_tokens_that_cannot_be():
+    ours = sampler()
+    with pytest.raises(adp.InputError, match="a token already"):
+        TokenVectors(ours, "cat", "red")
+    with pytest.raises(adp.InputError, match="no token"):
+        TokenVectors(ours, "<new>", "aardvark")
