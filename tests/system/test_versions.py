@@ -53,7 +53,7 @@ WRONG = {"--seed": ["sample", "a cat", "--seed", "x"], "--no_such": ["tune", "--
 # In a process of its own: here the types of arguments are checked, and typer's contexts are its own business.
 SCRIPT = """
 import contextlib, io, json, sys
-from adjointdpm.cli import main
+from adjointdpm.cli.main import main
 from tests import ROOT
 from tests import ROOT
 found = []
