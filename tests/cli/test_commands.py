@@ -30,7 +30,7 @@ TWO = ["--prompt", "a <effect> cat", "--validation_prompt", "a <effect> car"]
 # In one process of its own: the types of flags are typer's business, and imports take seconds.
 SCRIPT = """
 import json, sys
-from adjointdpm.cli import app
+from adjointdpm.cli.main import app
 for arguments in json.loads(sys.argv[1]):
     try:
         app(arguments, standalone_mode=False)
