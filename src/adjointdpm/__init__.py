@@ -7,7 +7,7 @@ from ._types import AdjointDPMError, Cond, DriftError, InputError, NonFiniteErro
 from .adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Reversible, Truncated
 from .analysis.gradients import Gradients, gradients
 from .flow import grids
-from .flow.denoisers import Denoiser, Prediction
+from .flow.denoisers import Denoiser, NetworkDenoiser, Prediction
 from .flow.model import DiffusionModel
 from .flow.schedules import EDMSchedule, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from .metrics.base import Metric
@@ -66,6 +66,7 @@ __all__ = [
     "InputError",
     "Metric",
     "Midpoint",
+    "NetworkDenoiser",
     "NonFiniteError",
     "PipelineModel",
     "PipelineSampler",

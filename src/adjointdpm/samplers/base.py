@@ -26,8 +26,29 @@ class Sampler(nn.Module, ABC):
     image_shape: tuple[int, ...]
     """(channels, height, width) of one image; 3 channels, or 1 for grey."""
 
-    settings: ClassVar[tuple[str, ...]]
+    settings: ClassVar[tuple[str, ...]] = ()
     """What `replace` can exchange: arguments of the constructor, kept as attributes of the same names."""
+
+    # These four are of narrower types in the samplers that have them.
+    steps: Any = None
+    """Number of steps, an int, where there is such a number."""
+
+    guidance_scale: Any = None
+    """w of classifier-free guidance, a float, where there is guidance."""
+
+    adjoint: Any = None
+    """How the gradient is made, an `Adjoint`; None where it is plain autograd's."""
+
+    solver: Any = None
+    """The `Solver` of the steps; None where a pipeline's scheduler makes them."""
+
+    pipe: Any = None
+    """The stock pipeline behind this sampler; None where there is none."""
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The denoising network; None where it is not known."""
+        return None
 
     @abstractmethod
     def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:

@@ -59,6 +59,10 @@ class PipelineSampler(Sampler):
             that `differentiable` refuses.
     """
 
+    steps: int
+    guidance_scale: float
+    adjoint: Adjoint
+
     settings = ("pipe", "steps", "guidance_scale", "seed", "adjoint", "arguments")
 
     def __init__(

@@ -64,7 +64,7 @@ def load_bundled(
 ) -> FlowSampler:
     """A bundled text-to-image model as a sampler, its weights frozen.
 
-    For gradients of the weights call `sampler.field.denoiser.requires_grad_()`. The same folder is a
+    For gradients of the weights call `sampler.model.denoiser.requires_grad_()`. The same folder is a
     stock pipeline: `StableDiffusionPipeline.from_pretrained(adjointdpm.zoo.folder("emoji"))`.
 
     Args:
@@ -83,7 +83,7 @@ def load_bundled(
     about = json.loads((path / "emoji.json").read_text())
     phrases = [*about["concepts"], *about["colours"], *about["styles"][1:], "a an on background"]
     words = frozenset(" ".join(phrases).split())
-    model = PipelineModel(pipe.to(device), split_guidance, direct=True, vocabulary=words)
+    model = PipelineModel(pipe.to(device), split_guidance, call_unet_directly=True, vocabulary=words)
     return FlowSampler(model, **settings)
 
 
