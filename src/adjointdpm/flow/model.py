@@ -72,7 +72,7 @@ class DiffusionModel(nn.Module):
         """
         if any([*prompts, negative]):
             raise InputError(
-                f"{type(self).__name__} takes no prompts, but got {' '.join([*prompts, negative])[:40]!r}; "
+                f"{type(self).__name__} takes no prompts, but got {' '.join([*prompts, negative]).strip()[:40]!r}; "
                 "override encode, or pass empty ones"
             )
         return Cond()
