@@ -206,7 +206,7 @@ def test_weights_captured_by_a_closure():
         (lambda: adp.Truncated(last=0), "at least 1"),
         (lambda: adp.CoarseAdjoint(steps=0), "at least 1"),
         (lambda: adp.Continuous(trajectory="guessed"), "resolved"),
-        (lambda: unet_sampler().replace(step=3), "has no step"),
+        (lambda: unet_sampler().replace(step=3), "unexpected keyword argument 'step'"),
         (lambda: unet_sampler().encode([]), "at least one prompt"),
     ],
 )

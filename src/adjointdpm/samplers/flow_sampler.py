@@ -82,7 +82,11 @@ class FlowSampler(Sampler):
         split_guidance: bool = False,
         height: int | None = None,
         width: int | None = None,
-        **settings: Any,
+        solver: Solver | None = None,
+        steps: int = 25,
+        grid: Grid | Tensor | None = None,
+        guidance_scale: float | None = None,
+        adjoint: Adjoint | None = None,
     ) -> "FlowSampler":
         """A sampler over a stock pipeline of diffusers, which shares its modules and is not changed.
 
@@ -94,14 +98,47 @@ class FlowSampler(Sampler):
             pipe: the pipeline.
             split_guidance: make two network calls of half the size a step, which halves the memory of
                 one graph.
-            height, width: of the picture; the pipeline's own by default.
-            settings: those of `FlowSampler`. Of the pipeline's own: the default guidance scale, and for
-                flow models the grid, with the shift for the resolution.
+            height, width: of the image, in pixels; the pipeline's own by default.
+            solver, steps, adjoint: as in `FlowSampler`.
+            grid: as in `FlowSampler`; of a flow model the pipeline's own by default, with the shift for the
+                resolution.
+            guidance_scale: as in `FlowSampler`; the pipeline's own by default.
         Raises:
             InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
         """
         model = PipelineModel(pipe, split_guidance, height=height, width=width)
-        return cls(model, **{"guidance_scale": model.guidance_scale, "grid": model.grid, **settings})
+        return cls(
+            model,
+            solver=solver,
+            steps=steps,
+            grid=model.grid if grid is None else grid,
+            guidance_scale=model.guidance_scale if guidance_scale is None else guidance_scale,
+            adjoint=adjoint,
+        )
+
+    def replace(
+        self,
+        *,
+        model: DiffusionModel | None = None,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        grid: Grid | Tensor | None = None,
+        guidance_scale: float | None = None,
+        adjoint: Adjoint | None = None,
+    ) -> "FlowSampler":
+        """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
+
+        Args:
+            model, solver, steps, grid, guidance_scale, adjoint: as in the constructor.
+        """
+        return self._replaced(
+            model=model,
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            guidance_scale=guidance_scale,
+            adjoint=adjoint,
+        )
 
     def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
         texts, w = listed(prompts), float(self.guidance_scale)
