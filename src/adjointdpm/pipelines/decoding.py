@@ -1,4 +1,4 @@
-"""From latents to a picture: the pipeline's own decoding, block by block, without its clamp; or in tiles."""
+"""From latents to an image: the pipeline's own decoding without its clamp, block by block or in tiles."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -12,21 +12,25 @@ from .._types import Run, direct
 from ..adjoints.block_checkpointing import in_blocks
 from .step_probe import ProbedPipeline
 
-__all__ = ["picture", "tiled", "without_overflow"]
+__all__ = ["decoded", "tiled", "without_overflow"]
 
-SMALLEST_TILE = 8  # of latents: below it, what is seen from a tile's edge is most of it
+SMALLEST_TILE = 8  # side in latents; in a smaller tile, most of it would be affected by its edge
 
 
-def picture(
+def decoded(
     call: ProbedPipeline, vae: Any, latents: Tensor, run: Run = direct, *, tile: int | None = None
 ) -> Tensor:
-    """Pictures in [0, 1], not clamped, in the latents' dtype.
+    """Decode latents with the pipeline's own code.
 
     Args:
-        call: the pipeline; scaling, shift and unpacking of latents are its own.
+        call: the pipeline, which scales, shifts and unpacks the latents.
         vae: its decoder, or None where latents are pixels in [-1, 1].
-        run: executes the decoder's blocks, if it can be asked for them, or its tiles.
-        tile: side of the tiles, in latents.
+        latents: (batch, *latent_shape).
+        run: executes the decoder's blocks, if it exposes them, or its tiles.
+        tile: the side of the tiles, in latents; None to decode the image as a whole.
+
+    Returns:
+        images (batch, channels, height, width), nominally in [0, 1], not clamped, in the latents' dtype.
     """
     if vae is None:
         return latents / 2 + 0.5
@@ -39,33 +43,43 @@ def picture(
 def tiled(
     call: ProbedPipeline, vae: Any, image_shape: tuple[int, ...]
 ) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
-    """`picture` in overlapping tiles of each side that halves the latents', the largest first; none if it cannot."""
+    """The function `decoded` in overlapping tiles, for tiles of 1/2, 1/4, ... of the latents' side.
+
+    Args:
+        call: the pipeline.
+        vae: its decoder, or None.
+        image_shape: (channels, height, width) of one image.
+
+    Returns:
+        a function of latents and `run` for each side of a tile, in latents, the largest first; empty if the decoder
+        cannot decode in tiles.
+    """
     if not (hasattr(vae, "tile_latent_min_size") and hasattr(vae, "tile_sample_min_size")):
         return {}
     side, found = max(image_shape[1:]) // _scale(vae) // 2, {}
     while side >= SMALLEST_TILE:
         side -= side % 4  # the overlap of a quarter is whole
-        found[side] = partial(picture, call, vae, tile=side)
+        found[side] = partial(decoded, call, vae, tile=side)
         side //= 2
     return found
 
 
 def _scale(vae: Any) -> int:
-    """Pixels a latent, along a side."""
+    """The number of pixels a latent, along a side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _in_tiles(vae: Any, side: int, run: Run) -> Any:
-    """A VAE that shares this one's modules and decodes tile by tile, as diffusers does; `run` makes each tile."""
-    gradient_proxy = copy.copy(vae)
-    gradient_proxy._modules = {**vae._modules, "decoder": _Tile(vae.decoder, run)}
-    gradient_proxy.use_tiling = True
-    gradient_proxy.tile_latent_min_size, gradient_proxy.tile_sample_min_size = side, side * _scale(vae)
-    return gradient_proxy
+    """A VAE that shares this one's modules and decodes in tiles, as diffusers does; `run` executes each tile."""
+    tiling = copy.copy(vae)
+    tiling._modules = {**vae._modules, "decoder": _Tile(vae.decoder, run)}
+    tiling.use_tiling = True
+    tiling.tile_latent_min_size, tiling.tile_sample_min_size = side, side * _scale(vae)
+    return tiling
 
 
 class _Tile(nn.Module):
-    """A decoder that is run as a policy says."""
+    """A decoder that the policy `run` executes."""
 
     def __init__(self, decoder: nn.Module, run: Run) -> None:
         super().__init__()
@@ -76,9 +90,15 @@ class _Tile(nn.Module):
 
 
 def without_overflow(vae: Any) -> Any:
-    """A VAE that float16 overflows (SDXL's says so in its config), in float32.
+    """A copy in float32 of a VAE that overflows in float16, as SDXL's does by its config; any other VAE itself.
 
-    The pipeline would switch the shared module there and back, and recomputation would find it changed.
+    The pipeline would cast the shared module to float32 and back, and recomputation would find it changed.
+
+    Args:
+        vae: the VAE.
+
+    Returns:
+        the copy or the VAE.
     """
     if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         return copy.deepcopy(vae).float()

@@ -23,7 +23,7 @@ from ..flow.model import DiffusionModel, Latents
 from ..flow.schedules import RectifiedFlow, Schedule
 from .call_signature import guides
 from .checks import refuse_placeholders, refuse_undecodable, warn_of_weights
-from .decoding import picture, tiled, without_overflow
+from .decoding import decoded, tiled, without_overflow
 from .parameterization import Parameterization, parameterization_of
 from .prompt_encoding import as_given, read_prompts
 from .step_probe import ProbedPipeline
@@ -210,7 +210,7 @@ class PipelineModel(DiffusionModel):
         return read_prompts(self._call.pipe, prompts, negative, guidance_scale, self._call.fixed)
 
     def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
-        return picture(self._call, getattr(self, "vae", None), latents, run)
+        return decoded(self._call, getattr(self, "vae", None), latents, run)
 
     def tiled(self) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
         return tiled(self._call, getattr(self, "vae", None), self.image_shape)
