@@ -61,8 +61,8 @@ class Budget:
         """
         if self.states + self.decoder > self.total:
             raise InputError(
-                f"the decoder's backward pass needs {_shown(self.states + self.decoder)} with the states, and "
-                f"the budget is {_shown(self.total)}: {_shown(self.states + self.decoder - self.total)} are "
+                f"the decoder's backward pass needs {_as_text(self.states + self.decoder)} with the states, and "
+                f"the budget is {_as_text(self.total)}: {_as_text(self.states + self.decoder - self.total)} are "
                 "missing. Tiles were tried where the decoder has them: use a smaller image or batch, or raise "
                 "the budget"
             )
@@ -86,8 +86,8 @@ class Budget:
     def refuse(self, graph: int) -> InputError:
         """The error for a graph that does not fit; its message states the missing bytes."""
         return InputError(
-            f"one graph of the denoiser needs {_shown(graph)}, with the states {_shown(self.states + graph)}, and "
-            f"the budget is {_shown(self.total)}: {_shown(self.states + graph - self.total)} are missing. "
+            f"one graph of the denoiser needs {_as_text(graph)}, with the states {_as_text(self.states + graph)}, and "
+            f"the budget is {_as_text(self.total)}: {_as_text(self.states + graph - self.total)} are missing. "
             "Guidance was split and blocks were recomputed one by one where that is possible: use a smaller batch "
             "or image, or raise the budget"
         )
@@ -193,7 +193,7 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
-def _shown(size: int) -> str:
+def _as_text(size: int) -> str:
     """A size as text, to three digits."""
     for unit, worth in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(size) >= worth:
