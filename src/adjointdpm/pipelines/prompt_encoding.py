@@ -213,8 +213,8 @@ def _warn_of_length(pipe: Any, limit: int) -> None:
         InputError: a token that is being learned may be among them.
     """
     what = (
-        f"{type(pipe).__name__} cuts the encoded prompt after max_sequence_length = {limit} tokens, so the text after "
-        "them is lost"
+        f"{type(pipe).__name__} cuts the encoded prompt after max_sequence_length = {limit} tokens, so "
+        "later tokens are lost"
     )
     if _learning(pipe):
         raise InputError(

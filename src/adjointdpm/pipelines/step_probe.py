@@ -134,7 +134,7 @@ class ProbedPipeline:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._checked: set[Any] = set()
 
-    def _ask(self, replaced: dict[str, Any], **arguments: Any) -> Any:
+    def _call_until_result(self, replaced: dict[str, Any], **arguments: Any) -> Any:
         # A fresh copy each time: a pipeline's call leaves its settings behind on the object.
         pipe = copy.copy(self.pipe)
         pipe.__dict__.update(replaced, _progress_bar_config={"disable": True})
@@ -177,8 +177,10 @@ class ProbedPipeline:
                 others
             )  # such as the guidance scale that a distilled network takes as an input
             with Numbers() if scales else nullcontext():
-                return self._ask(replaced, latents=x, **{**arguments, **scales})
-        return self._ask({**replaced, "unet": _Fed(self.pipe.unet, x)}, generator=torch.Generator())
+                return self._call_until_result(replaced, latents=x, **{**arguments, **scales})
+        return self._call_until_result(
+            {**replaced, "unet": _Fed(self.pipe.unet, x)}, generator=torch.Generator()
+        )
 
     def _see(self, arguments: Mapping[str, Any]) -> None:
         """Store the shapes of one sample's conditioning, for stand-ins."""
@@ -226,10 +228,10 @@ class ProbedPipeline:
         own = {"vae": vae, "image_processor": processor, "safety_checker": None, "watermark": None}
         none = torch.zeros(0, device=latents.device)
         stand_ins = self._stand_ins(len(latents), latents)
-        image = self._ask({**self._probe(none), **own}, latents=latents, **stand_ins)
+        image = self._call_until_result({**self._probe(none), **own}, latents=latents, **stand_ins)
         return image / 2 + 0.5 if processor.config.get("do_normalize", True) else image
 
-    def asks(self, steps: int, like: Tensor) -> dict[str, Any]:
+    def timestep_arguments(self, steps: int, like: Tensor) -> dict[str, Any]:
         """The arguments that the pipeline passes to its scheduler's `set_timesteps`.
 
         Args:
@@ -240,7 +242,7 @@ class ProbedPipeline:
             the arguments, by name.
         """
         arguments = {**self._generator(), **self._stand_ins(1, like), "num_inference_steps": steps}
-        return self._ask(self._probe(None), **arguments)
+        return self._call_until_result(self._probe(None), **arguments)
 
     def times(self, steps: int, like: Tensor) -> Tensor:
         """The times that the pipeline's own scheduler visits.
@@ -254,7 +256,7 @@ class ProbedPipeline:
         """
         own = self.pipe.scheduler
         scheduler = type(own).from_config(own.config)
-        scheduler.set_timesteps(**self.asks(steps, like))
+        scheduler.set_timesteps(**self.timestep_arguments(steps, like))
         return scheduler.timesteps.to("cpu", torch.float64)
 
     def sizes(self, like: Tensor) -> tuple[tuple[int, ...], int, int]:
@@ -277,7 +279,7 @@ class ProbedPipeline:
 
         # The scheduler visits no time, so that the call continues if it sets the times before the latents.
         replaced = {**self._probe(torch.zeros(0)), "prepare_latents": prepare_latents}
-        return self._ask(replaced, **self._generator(), **self._stand_ins(1, like))
+        return self._call_until_result(replaced, **self._generator(), **self._stand_ins(1, like))
 
     def _generator(self) -> dict[str, torch.Generator]:
         """A separate generator for latents that are not used, so that the global one is not advanced."""

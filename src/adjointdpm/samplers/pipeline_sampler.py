@@ -226,12 +226,12 @@ class PipelineSampler(Sampler):
         if self._example is None:
             self._example = self.encode("") if self._takes.encoded else Cond()
         draws = Draws()
-        scout = gradient_proxy(self.pipe, StopAtFirstCall())
-        scout.set_progress_bar_config(disable=True)
+        proxy = gradient_proxy(self.pipe, StopAtFirstCall())
+        proxy.set_progress_bar_config(disable=True)
         with Watch(draws=draws), torch.random.fork_rng(self._devices()), suppress(Stop):
             arguments = self._arguments(1, self._example.map(Tensor.detach))
             try:
-                scout(**arguments)
+                proxy(**arguments)
             except (RuntimeError, ValueError, TypeError) as error:
                 tensors = {name: each for name, each in arguments.items() if isinstance(each, Tensor)}
                 reason = explained(error, self.pipe, denoisers(self.pipe), tensors)
