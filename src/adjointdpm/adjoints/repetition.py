@@ -84,13 +84,13 @@ class Repeated:
         except (AdjointDPMError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a CheckpointError, where the graph grew, or an error of the network
-            raise _impure(self._name, f"ended in {type(error).__name__}: {error}") from error
+            raise _impure(self._name, f"it raised {type(error).__name__}: {error}") from error
         away = self._first.distance(Checksum(out))
         if not away <= self._tolerance:
-            raise _impure(self._name, f"differs by {away:.1e} of its norm")
+            raise _impure(self._name, f"its result differs from the first one by {away:.1e} of its norm")
         # A cache may return the same value without its graph. Where the first result had no graph, none is compared.
         if self._last_operations and self._last_operations != _last_operations(out, tensors):
-            raise _impure(self._name, "comes from other operations than the one")
+            raise _impure(self._name, "its result comes from other operations than the first one")
         return out
 
 
@@ -110,7 +110,7 @@ def _last_operations(out: Any, tensors: tuple[Any, ...]) -> tuple[str, ...]:
 
 def _impure(name: str, how: str) -> RecomputationError:
     return RecomputationError(
-        f"{name} was made again in the backward pass, and its result {how} from the forward pass: the denoiser is not "
+        f"{name} was recomputed in the backward pass, and {how}. The denoiser is not "
         "the same function when it is called again (a random generator, a counter or a cache of its own, or weights "
         "that were changed meanwhile); use adjoint=Backprop(), or make it depend on its arguments alone"
     )
