@@ -23,9 +23,7 @@ from .._types import AdjointDPMError, RecomputationError
 
 __all__ = ["Checksum", "Repeated", "rounding"]
 
-_OPERATIONS = (
-    4  # number of operations compared; more would reach into the graphs of the step's other networks
-)
+_OPERATIONS = 4  # compared operations; more would reach into the graphs of the step's other networks
 _LENGTH = 4096  # length of the projection's pattern; longer outputs are folded
 
 

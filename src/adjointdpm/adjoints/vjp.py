@@ -74,9 +74,8 @@ class VJP:
         self._size = 0  # size of the first evaluation's graph
         # FSDP puts operations of its own into graphs, and these differ between the passes.
         self._gathered = any(hasattr(module, "unshard") for module in ivp.flow.denoiser.modules())
-        self.compared = (
-            False  # whether a velocity of the backward pass has been compared with the forward pass
-        )
+        # Whether a velocity of the backward pass has been compared with one of the forward pass.
+        self.compared = False
 
     def made(self, time: Time, z: Tensor, slope: Tensor) -> None:
         """Store the checksums of an evaluation of the forward pass.

@@ -28,9 +28,7 @@ from .token_embeddings import read_whole, tokenizers
 
 __all__ = ["CallHandlers", "denoisers", "gradient_proxy", "parts", "undecorated"]
 
-_DECORATED = torch.enable_grad()(
-    lambda: None
-).__code__  # shared by no_grad, inference_mode and similar decorators
+_DECORATED = torch.enable_grad()(lambda: None).__code__  # shared by no_grad, inference_mode and the like
 
 
 @runtime_checkable

@@ -173,9 +173,7 @@ class ProbedPipeline:
                 for k, v in arguments.items()
                 if k not in (*self.takes.conditioning, self.takes.guidance)
             }
-            scales = numbered(
-                others
-            )  # such as the guidance scale that a distilled network takes as an input
+            scales = numbered(others)  # such as the guidance scale, an input of distilled networks
             with Numbers() if scales else nullcontext():
                 return self._call_until_result(replaced, latents=x, **{**arguments, **scales})
         return self._call_until_result(
