@@ -1,7 +1,7 @@
 """The words every other module speaks: a time, a conditioning, a policy, an error.
 
 Time     one instant: the network's t, the solver's tau, and alpha, sigma with x = alpha x0 + sigma eps
-Cond     what the denoiser is told besides (x, t): named tensors, each of which can want a gradient
+Cond     what the denoiser is given besides (x, t): named tensors, each of which can require a gradient
 Run      how one denoiser call is executed: kept, recomputed or without a graph (the adjoint decides)
 State    what a solver advances: a tuple of tensors, so that the same solvers do the augmented ODE
 """
@@ -37,7 +37,7 @@ __all__ = [
 
 Scalar = Float64[Tensor, ""]
 """A 0-dimensional float64 tensor on the CPU: it multiplies tensors of any dtype and device exactly
-as a Python float would, and carries a gradient where the time grid wants one."""
+as a Python float would, and carries a gradient if the time grid requires one."""
 
 State = tuple[Tensor, ...]
 
@@ -93,7 +93,7 @@ def direct(fn: Callable[..., Any], *tensors: Any) -> Any:
 class Time:
     """One instant of the flow, in the three clocks the equations use.
 
-    t      what the network is told (its own unit: a training step, a noise level, a fraction)
+    t      the time that the network takes (its own unit: a training step, a noise level, a fraction)
     tau    what the solver integrates over (rho = sigma / alpha, or s = sigma / (alpha + sigma))
     alpha, sigma   the noise schedule there: x = alpha x0 + sigma eps
     scale  x = scale z, with z the solver's state (alpha, or alpha + sigma)

@@ -137,5 +137,5 @@ def test_what_a_repeated_call_raises_names_the_call():
     answers = iter([torch.ones(3)])
     call = Repeated(lambda: next(answers), "denoiser call 2", 1e-6)
     call()
-    with pytest.raises(adp.RecomputationError, match=r"denoiser call 2 was made again.*StopIteration"):
+    with pytest.raises(adp.RecomputationError, match=r"denoiser call 2 was recomputed.*StopIteration"):
         call()

@@ -23,7 +23,7 @@ def stock(family, pipe, cond, noise, steps, **options):
 def driven(sampler, pipe, cond, noise, steps, generator=None):
     """The pipeline's scheduler stepping on what the probe says."""
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(**sampler.model._call.asks(steps, noise))
+    scheduler.set_timesteps(**sampler.model._call.timestep_arguments(steps, noise))
     x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     extra = {"generator": generator} if generator else {}
     for t in scheduler.timesteps:

@@ -139,8 +139,11 @@ def test_pipelines_that_take_other_things_are_refused(name, message):
     ("scheduler", "message"),
     [
         (lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "from data to noise"),
-        (lambda: diffusers.EulerDiscreteScheduler(timestep_type="continuous"), "no noise schedule"),
-        (lambda: diffusers.KarrasVeScheduler(), "no noise schedule"),
+        (
+            lambda: diffusers.EulerDiscreteScheduler(timestep_type="continuous"),
+            "the noise schedule of .* is unknown",
+        ),
+        (lambda: diffusers.KarrasVeScheduler(), "the noise schedule of .* is unknown"),
     ],
 )
 def test_schedulers_without_a_known_schedule_are_refused(scheduler, message):

@@ -166,8 +166,8 @@ def test_a_negative_prompt_that_is_not_used_is_named():
         ({"prompt_2": "a dog"}, "the argument prompt_2 is a prompt"),
         ({"negative_prompt": "a dog"}, "the argument negative_prompt is a prompt"),
         ({"prompt_embeds": torch.zeros(1, 6, 16)}, "the argument prompt_embeds is what encode makes"),
-        ({"guidance_scale": 7.0}, "guidance_scale is what the sampler itself passes"),
-        ({"num_images_per_prompt": 2}, "num_images_per_prompt is what the sampler itself passes"),
+        ({"guidance_scale": 7.0}, "the sampler itself passes guidance_scale"),
+        ({"num_images_per_prompt": 2}, "the sampler itself passes num_images_per_prompt"),
     ],
 )
 def test_arguments_that_encoding_would_ignore_are_refused(arguments, message):

@@ -173,7 +173,7 @@ def unwrapped():
         (lambda: (sampler_of(Pairs(Network())), adp.Cond()), "returned tuple"),
         (lambda: (sampler_of(Absent(Network(5))), adp.Cond()), "no 'label'; it holds no tensors"),
         (lambda: (sampler_of(Runless(Network())), adp.Cond()), r"must take \(x, t, cond, run\)"),
-        (lambda: (sampler_of(Numpy(Network())), adp.Cond()), "into numpy in the middle"),
+        (lambda: (sampler_of(Numpy(Network())), adp.Cond()), "to numpy inside its forward pass"),
         (lambda: (sampler_of(meaningless()), adp.Cond()), r"one of Prediction\.EPS"),
         (
             lambda: (adp.FlowSampler(unwrapped()), adp.Cond()),

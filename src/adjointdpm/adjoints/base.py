@@ -1,7 +1,7 @@
-"""Adjoints: how the gradient of a sampling is made, as a value.
+"""Adjoints: the methods that compute the gradient of a sampling, as values.
 
-An adjoint is chosen apart from the solver: `sampler.replace(adjoint=Checkpointed())`. All of them
-return the same sample; they differ in what the backward pass costs and in how true it is.
+The adjoint is chosen independently of the solver: `sampler.replace(adjoint=Checkpointed())`. All adjoints return the
+same sample. They differ in the cost and in the accuracy of the backward pass.
 """
 
 import math
@@ -22,17 +22,35 @@ __all__ = ["Adjoint", "differentiable_inputs", "wants_gradient"]
 
 
 class Adjoint(ABC):
-    """A way to differentiate a sampling."""
+    """A method to differentiate a sampling.
+
+    Pass one to a sampler: `Checkpointed()` is exact at the memory of one denoiser call and the default; `Backprop()` is
+    plain autograd; the others save time or memory at the conditions that they document. Derive from this class for a
+    method of your own: implement `solve`.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, adjoint=adp.Backprop())
+        >>> isinstance(sampler.adjoint, adp.Adjoint)
+        True
+    """
 
     recomputes: bool = True
-    """Whether calls are made again in the backward pass, the decoder's blocks among them."""
+    """Whether the backward pass recomputes calls, those of the decoder's blocks included."""
 
     @abstractmethod
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
-        """z at the clean end, with whatever graph this adjoint gives it; fills `stats` as it goes.
+        """Solve the initial value problem of a sampling, and connect its result to the graph of this adjoint.
+
+        Args:
+            ivp: the problem.
+            stats: the record of the sampling, filled as it proceeds.
+
+        Returns:
+            z at the clean end, (batch, *shape).
 
         Raises:
-            InputError: a gradient is asked for that this adjoint cannot give.
+            InputError: this adjoint cannot give a gradient that is required.
             NonFiniteError: the denoiser returned NaN or infinity; the message names the step.
         """
 
@@ -44,12 +62,23 @@ class Adjoint(ABC):
         stats: Stats,
         limit: float = math.inf,
     ) -> Any:
-        """The picture of latents; `decode` hands its blocks to the policy it is given.
+        """Decode latents; in the backward pass the decoder's blocks are recomputed one by one.
 
-        BudgetExceededError ends it as soon as more than `limit` bytes are saved for the backward pass.
+        The decoder is not recomputed as a whole, since its peak is far above a denoiser's. By blocks, only the inputs
+        of the blocks are held.
 
-        Recomputing block by block, not as a whole: a decoder's peak is far above a denoiser's, and
-        only its blocks' inputs need to outlive it.
+        Args:
+            decode: decodes latents, and executes its blocks with the policy that it receives.
+            latents: (batch, *latent_shape).
+            weights: the decoder's weights.
+            stats: the record of the sampling, which receives the bytes.
+            limit: the most bytes that may be saved for the backward pass.
+
+        Returns:
+            the result of `decode`.
+
+        Raises:
+            BudgetExceededError: more than `limit` bytes are saved; the decoding stops there.
         """
         blocks = Blocks(weights, limit)
         wanted = torch.is_grad_enabled() and (
@@ -73,26 +102,41 @@ class Adjoint(ABC):
         tensors: Mapping[str, Tensor],
         restored: frozenset[str] = frozenset(),
     ) -> None:
-        """See to it that a backward pass through `out` finds what the forward pass ran: see `ModelState`.
+        """Check in the backward pass through `out` that the model has not changed since the forward pass.
+
+        `ModelState` lists what is compared.
+
+        Args:
+            out: the result of the forward pass.
+            modules: the modules that the backward pass runs again, by name.
+            tensors: the arguments that it reads again, by name.
+            restored: attributes of modules that a recomputation restores, so that they may change.
 
         Raises:
-            RecomputationError: in the backward pass, naming what changed.
+            RecomputationError: in the backward pass; the message names the change.
         """
         if self.recomputes and out.requires_grad:
             ModelState(modules, tensors, restored).follow(out)
 
     def decoder_allowance(self, ivp: IVP) -> float | None:
-        """Bytes that the decoder's backward pass may take beside the states; None for an adjoint without a plan."""
+        """Bytes that the decoder's backward pass may use besides the states; None for an adjoint without a budget."""
         return None
 
 
 def differentiable_inputs(ivp: IVP) -> Iterator[Tensor]:
-    """Every tensor of the problem that wants a gradient: noise, conditioning, weights, times."""
+    """Every tensor of a problem that requires a gradient: noise, conditioning, weights, times.
+
+    Args:
+        ivp: the problem.
+
+    Yields:
+        the tensors, in this order.
+    """
     for tensor in (ivp.initial, *ivp.cond.values(), *ivp.flow.denoiser.parameters(), ivp.grid.times):
         if tensor.requires_grad:
             yield tensor
 
 
 def wants_gradient(ivp: IVP) -> bool:
-    """Whether this sampling will be differentiated at all."""
+    """Whether gradients are enabled and some input of this sampling requires a gradient."""
     return torch.is_grad_enabled() and next(differentiable_inputs(ivp), None) is not None

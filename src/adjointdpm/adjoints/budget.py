@@ -1,13 +1,15 @@
-"""How many graphs fit: the plan of `Checkpointed(budget=)`.
+"""How many graphs fit into a memory budget: the plan of `Checkpointed(budget=)`.
 
     held = states + max(k G + D, L),     k = floor((budget - states - D) / G), at most N - 1
 
-with G the bytes of one denoiser call's graphs, measured in the first call (which stops there, if the graph outgrows
-the budget and a smaller way is left), L those of the largest of them
-(two where guidance is split, else one), and D those of the decoder's backward pass. Where L does not fit,
-guidance is split into two evaluations with a graph each; where a half does not fit, the network's blocks are
-recomputed one by one, and L is the blocks' inputs and the largest block's graph. A plan never changes the image: where
-D does not fit, the budget is refused.
+G    bytes of the graphs of one denoiser call (two graphs where guidance is split, else one), measured in the first
+     call; that call stops early if its graph exceeds the budget and a smaller method is left
+L    bytes of the largest of these graphs
+D    bytes of the decoder's backward pass
+
+Where L does not fit, guidance is split into two evaluations with a graph each. Where half of it does not fit, the
+network's blocks are recomputed one by one, and L is the blocks' inputs and the largest block's graph. A plan never
+changes the image: where D does not fit, the budget is refused.
 """
 
 import copy
@@ -29,12 +31,12 @@ __all__ = ["Budget", "by_blocks", "bytes_of", "free_memory", "parsed", "split"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Memory for what the backward pass holds.
+    """The memory that the backward pass may hold.
 
     Args:
-        total: bytes.
+        total: the budget in bytes.
         states: bytes of the states that recomputation holds.
-        decoder: bytes of the decoder's backward pass, on top of the kept graphs.
+        decoder: bytes of the decoder's backward pass, besides the kept graphs.
     """
 
     total: int
@@ -42,16 +44,24 @@ class Budget:
     decoder: int = 0
 
     def keep(self, calls: int, graph: int, largest: int) -> int:
-        """k, the number of last calls that keep their graph; the first is never among them.
+        """The number k of last calls that keep their graph; the first call never does.
+
+        Args:
+            calls: number of denoiser calls.
+            graph: bytes of the graphs of one call.
+            largest: bytes of the largest single graph.
+
+        Returns:
+            k, 0 to calls - 1.
 
         Raises:
-            BudgetExceededError: not one graph fits.
+            BudgetExceededError: not even one graph fits.
             InputError: the decoder does not fit.
         """
         if self.states + self.decoder > self.total:
             raise InputError(
-                f"the decoder's backward pass needs {_shown(self.states + self.decoder)} with the states, and "
-                f"the budget is {_shown(self.total)}: {_shown(self.states + self.decoder - self.total)} are "
+                f"the decoder's backward pass needs {_as_text(self.states + self.decoder)} with the states, and "
+                f"the budget is {_as_text(self.total)}: {_as_text(self.states + self.decoder - self.total)} are "
                 "missing. Use a smaller image or batch, raise the budget, or decode in tiles, which changes the image "
                 "a little where they meet: pipe.vae.enable_tiling()"
             )
@@ -60,23 +70,36 @@ class Budget:
         return min(max(calls - 1, 0), (self.total - self.states - self.decoder) // max(graph, 1))
 
     def held(self, keep: int, graph: int, largest: int) -> int:
-        """Bytes held at the peak of the backward pass with k graphs kept."""
+        """Bytes held at the peak of the backward pass, states + max(k G + D, L).
+
+        Args:
+            keep: k, the number of calls whose graphs are kept.
+            graph: G, bytes of the graphs of one call.
+            largest: L, bytes of the largest single graph.
+
+        Returns:
+            the bytes.
+        """
         return self.states + max(keep * graph + self.decoder, largest)
 
     def refuse(self, graph: int) -> InputError:
-        """The error that says what is missing."""
+        """The error for a graph that does not fit; its message states the missing bytes."""
         return InputError(
-            f"one graph of the denoiser needs {_shown(graph)}, with the states {_shown(self.states + graph)}, and "
-            f"the budget is {_shown(self.total)}: {_shown(self.states + graph - self.total)} are missing. "
+            f"one graph of the denoiser needs {_as_text(graph)}, with the states {_as_text(self.states + graph)}, and "
+            f"the budget is {_as_text(self.total)}: {_as_text(self.states + graph - self.total)} are missing. "
             "Guidance was split and blocks were recomputed one by one where that is possible: use a smaller batch "
-            "or picture, or raise the budget"
+            "or image, or raise the budget"
         )
 
 
 def split(ivp: IVP) -> IVP | None:
-    """The same problem with guidance in two calls, each half the graph; None where it cannot be split.
+    """The same problem with guidance in two calls, each with half the graph.
 
-    The copy shares all weights: only the switch is its own.
+    Args:
+        ivp: the problem.
+
+    Returns:
+        a copy that shares all weights and differs in the switch `split` alone; None if guidance cannot be split.
     """
     denoiser = ivp.flow.denoiser
     guided = any(name.startswith("negative_") for name in ivp.cond)
@@ -88,7 +111,14 @@ def split(ivp: IVP) -> IVP | None:
 
 
 def by_blocks(ivp: IVP) -> IVP | None:
-    """The same problem with the network's blocks recomputed one by one; None where it cannot be asked for them."""
+    """The same problem with the network's blocks recomputed one by one.
+
+    Args:
+        ivp: the problem.
+
+    Returns:
+        a copy that shares all weights; None if the network does not expose its blocks.
+    """
     denoiser = ivp.flow.denoiser
     if not has_blocks(denoiser.network):
         return None
@@ -98,17 +128,38 @@ def by_blocks(ivp: IVP) -> IVP | None:
 
 
 def bytes_of(size: int | str, device: torch.device) -> int:
-    """Bytes of a size such as 1000, "500MB", "8GiB", or "auto": 0.8 of what is free on the device."""
+    """The bytes of a size, where "auto" is 0.8 of the free memory of a device.
+
+    Args:
+        size: a number of bytes, a text such as "500MB" or "8GiB", or "auto".
+        device: the device.
+
+    Returns:
+        the bytes.
+
+    Raises:
+        InputError: the size cannot be read; or it is "auto", and the system does not report its free memory.
+    """
     if size == "auto":
         free = free_memory(device)
         if free is None:
-            raise InputError('this system does not tell its free memory; give a budget such as "8GiB"')
+            raise InputError('this system does not report its free memory; give a budget such as "8GiB"')
         return int(0.8 * free)
     return parsed(size)
 
 
 def parsed(size: int | str) -> int:
-    """Bytes of a size such as 1000, "500MB" or "8GiB"."""
+    """The bytes of a size.
+
+    Args:
+        size: a positive number of bytes, or a text such as "500MB" or "8GiB".
+
+    Returns:
+        the bytes.
+
+    Raises:
+        InputError: the size cannot be read.
+    """
     if isinstance(size, int) and size > 0:
         return size
     units = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -121,10 +172,10 @@ def parsed(size: int | str) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be had on a device; None where the system does not say."""
+    """The free memory of a device, in bytes; None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:  # what is cached counts as free here, but not in the system's own figure of free pages
+    try:  # this figure counts cached pages as free, as the one below does not
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
@@ -135,8 +186,8 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
-def _shown(size: int) -> str:
-    """A size to three digits."""
+def _as_text(size: int) -> str:
+    """A size as text, to three digits."""
     for unit, worth in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(size) >= worth:
             return f"{size / worth:.3g} {unit}"

@@ -1,7 +1,7 @@
-"""Where along a trajectory a gradient grows, vanishes or breaks: dL/dz at each node, as it passes.
+"""Where along a trajectory a gradient grows, vanishes or overflows: dL/dz at each node of the backward pass.
 
-A backward pass that overflows leaves NaN in every gradient and says nothing of where. Here the cotangent
-of each state is looked at when it arrives; the first that is not finite is named with its step.
+A backward pass that overflows leaves NaN in every gradient and does not say at which step. This module checks the
+cotangent of each state when it arrives, and raises an error at the first that is not finite, naming the step.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,11 @@ _KEPT: ContextVar[list[tuple[float, Tensor]] | None] = ContextVar("_KEPT", defau
 
 @contextmanager
 def cotangents() -> Iterator[list[tuple[float, Tensor]]]:
-    """Keep (t, dL/dz at t) of every sampling made inside, in the order of the backward pass: N states."""
+    """A context that keeps the cotangents of every sampling made inside it; this holds N states more.
+
+    Yields:
+        the list of (t, dL/dz at t), in the order of the backward pass.
+    """
     kept: list[tuple[float, Tensor]] = []
     token = _KEPT.set(kept)
     try:
@@ -35,26 +39,37 @@ class CotangentNorms:
     """Records |dL/dz| at the nodes of one sampling into `stats.trace`.
 
     Args:
-        stats: where (t, norm) goes.
-        grid: the forward grid, to name steps by.
+        stats: the record of the sampling, which receives (t, norm).
+        grid: the forward grid, by which the messages number the steps.
+
     Raises:
         NonFiniteError: in the backward pass, at the first cotangent that is NaN or infinite.
     """
 
     def __init__(self, stats: Stats, grid: TimeGrid) -> None:
         self._stats, self._times, self._steps = stats, grid.times, len(grid)
-        self._kept = _KEPT.get()  # now, since a backward pass may run in another thread
+        self._kept = _KEPT.get()  # read now, since a backward pass may run in another thread
 
     def follow(self, time: Time, z: Tensor) -> None:
-        """Record the cotangent of a state when autograd has it."""
+        """Record the cotangent of a state as soon as autograd has computed it.
+
+        Args:
+            time: the instant of the state.
+            z: the state; ignored if it requires no gradient.
+        """
         if z.requires_grad:
             z.register_hook(partial(self.record, time))
 
     def record(self, time: Time, cotangent: Tensor) -> None:
-        """Record dL/dz at an instant."""
+        """Record dL/dz at an instant.
+
+        Args:
+            time: the instant.
+            cotangent: dL/dz, (batch, *shape).
+        """
         t, cotangent = float(time.t), cotangent.detach()
         if self._stats.trace and self._stats.trace[-1][0] == t:
-            return  # a sampling that was begun anew, with guidance split, has hooked its start twice
+            return  # a sampling that was restarted with guidance split has hooked its start twice
         norm = float(torch.linalg.vector_norm(cotangent, dtype=_wide(cotangent)))
         self._stats.trace.append((t, norm))
         if self._kept is not None:
@@ -62,7 +77,16 @@ class CotangentNorms:
         self.check(time, cotangent, "of the state")
 
     def check(self, time: Time, cotangent: Tensor, what: str) -> None:
-        """Raise if a cotangent is not finite."""
+        """Raise if a cotangent is not finite.
+
+        Args:
+            time: its instant.
+            cotangent: the cotangent.
+            what: which cotangent it is, for the message.
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+        """
         if bool(torch.isfinite(cotangent).all()):
             return
         step = int((self._times.detach() >= time.t.detach()).sum()) - 1
@@ -71,7 +95,7 @@ class CotangentNorms:
         last = f"; the last finite one, a step later, had norm {later[-1]:g}" if later else ""
         raise NonFiniteError(
             f"the gradient {what} became {'NaN' if is_nan else 'infinite'} in the backward pass at step "
-            f"{max(step, 0)} of {self._steps} (t = {float(time.t):g}){last}. Look at the network's dtype "
+            f"{max(step, 0)} of {self._steps} (t = {float(time.t):g}){last}. Check the network's dtype "
             "(float16 overflows above 65504: use bfloat16), the size of the loss, or the guidance scale"
         )
 

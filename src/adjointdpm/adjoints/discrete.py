@@ -41,7 +41,7 @@ class Discrete(Adjoint):
         """How call `i` of `calls` is run; `graph` is the size of one graph in bytes, once known."""
 
     def refuse(self, ivp: IVP) -> None:
-        """Raise if this adjoint cannot give a gradient that is asked for."""
+        """Raise if this adjoint cannot give a gradient that is required."""
 
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
         wanted = wants_gradient(ivp)
@@ -193,18 +193,18 @@ def _known(graph: int | None) -> int:
 class Truncated(Discrete):
     """DRaFT-K: no gradient before the last K denoiser calls (Clark et al., 2023, arXiv 2309.17400).
 
-    Cheap, and biased: what the early calls, which lay out the picture, contribute to the gradient is
+    Cheap, and biased: what the early calls, which lay out the image, contribute to the gradient is
     left out. Use it for weights when steps are many and the metric is about detail; not for noise
     (refused, as that gradient passes through every call), and not where `compare` shows it is far off.
 
     Args:
         last: K >= 1, how many calls are differentiated, each recomputed when its turn comes.
         repeats: n > 1 is DRaFT-LV: the finished latents are noised again to the last step's level n times,
-            and the last step's gradient is the mean over them, in n calls more. The picture stays what
+            and the last step's gradient is the mean over them, in n calls more. The image stays what
             it was, and the metric's own gradient is taken there once, where the paper takes it at each of
-            the n pictures; for a metric linear in the latents it is the same. The noise is torch's global.
+            the n images; for a metric linear in the latents it is the same. The noise is torch's global.
     Raises:
-        InputError: last < 1, repeats < 1, repeats with last > 1, or a gradient is asked of the noise or
+        InputError: last < 1, repeats < 1, repeats with last > 1, or a gradient of the noise is required, or of
             the grid.
     """
 

@@ -1,4 +1,4 @@
-"""The states of a sampling, remembered so that a continuous adjoint need not solve for them again."""
+"""The stored states of a sampling, so that a continuous adjoint need not solve for them again."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ __all__ = ["Evaluations", "Interpolation"]
 
 
 class Interpolation:
-    """z at the nodes of the forward grid, and between them by interpolation.
+    """The states z at the nodes of the forward grid, and between them by interpolation.
 
-    Between two nodes: the cubic Hermite polynomial through both states and slopes (error O(h^4)); in
-    the last interval, whose far slope is never evaluated, the quadratic (O(h^3), once).
+    Between two nodes it is the cubic Hermite polynomial through both states and slopes, with an error of O(h^4). In the
+    last interval, whose second slope is never evaluated, it is a quadratic, with an error of O(h^3) once.
     """
 
     def __init__(self) -> None:
@@ -21,36 +21,53 @@ class Interpolation:
         self._slopes: list[Tensor] = []
 
     def add_state(self, time: Time, z: Tensor) -> None:
-        """Remember the state at the next node."""
+        """Store the state at the next node."""
         self._taus.append(time.tau)
         self._states.append(z)
 
     def add_slope(self, time: Time, z: Tensor, slope: Tensor) -> None:
-        """Remember dz/dtau at the newest node; only the first one given there is its own."""
+        """Store dz/dtau at the newest node; later slopes before the next node are those of stages, and are ignored."""
         if len(self._slopes) < len(self._states):
             self._slopes.append(slope)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """The bytes that are held."""
         return sum(tensor.nbytes for tensor in (*self._states, *self._slopes))
 
     def node(self, time: Time) -> int | None:
-        """The node at an instant, if there is one."""
+        """The number of the node at an instant; None if there is none."""
         taus = torch.stack(self._taus)
         near = int((taus - time.tau).abs().argmin())
-        # The inverse of tau is only right to rounding; a node is meant when it is that close.
+        # The inverse of tau is exact to rounding only, so an instant this close to a node is that node.
         return near if abs(float(taus[near] - time.tau)) <= 1e-10 * abs(float(taus[0])) else None
 
     def slope(self, time: Time) -> Tensor:
-        """dz/dtau at a node."""
+        """The stored dz/dtau at a node.
+
+        Args:
+            time: the instant of the node.
+
+        Returns:
+            dz/dtau, (batch, *shape).
+
+        Raises:
+            LookupError: there is no node at this instant.
+        """
         i = self.node(time)
         if i is None:
             raise LookupError(f"no slope was evaluated at t = {float(time.t):g}")
         return self._slopes[i]
 
     def __call__(self, time: Time) -> Tensor:
-        """z at an instant of the span."""
+        """The state at an instant of the span.
+
+        Args:
+            time: the instant.
+
+        Returns:
+            z, (batch, *shape).
+        """
         near = self.node(time)
         if near is not None:
             return self._states[near]
@@ -67,9 +84,9 @@ class Interpolation:
 
 
 class Evaluations(Interpolation):
-    """z at every evaluation of the velocity, in their order: for a backward pass that makes the same ones.
+    """The states z at every evaluation of the velocity, in order, for a backward pass with the same evaluations.
 
-    A Runge-Kutta stage is not a point of the trajectory; interpolation would miss it by O(h^2).
+    A Runge-Kutta stage is not a point of the trajectory, so interpolation would differ from it by O(h^2).
     """
 
     def __init__(self) -> None:
@@ -77,14 +94,14 @@ class Evaluations(Interpolation):
         self._next = 0
 
     def add_state(self, time: Time, z: Tensor) -> None:
-        """Nodes are evaluations already."""
+        """Do nothing, since every node is also an evaluation."""
 
     def add_slope(self, time: Time, z: Tensor, slope: Tensor) -> None:
-        """Remember the state of the next evaluation."""
+        """Store the state of the next evaluation."""
         self._states.append(z)
 
     def __call__(self, time: Time) -> Tensor:
-        """The state of the next evaluation; after the last, the first again."""
+        """The state of the next evaluation; after the last one, the first again."""
         state = self._states[self._next % len(self._states)]
         self._next += 1
         return state

@@ -1,7 +1,7 @@
-"""What a recomputation reads besides its arguments, as it was when the forward pass ended.
+"""The state that a recomputation reads besides its arguments, compared with that at the end of the forward pass.
 
-Plain autograd saves what it needs, or notices by a version counter that it is gone. A recomputed call reads the
-model as it is when the backward pass arrives, so that must be the model that ran:
+Plain autograd saves the tensors that it needs, or detects by a version counter that they have changed. A recomputed
+call reads the model at the time of the backward pass, so that must be the model that ran. These are compared:
 
     weights, buffers     the same tensors, versions, addresses and sampled values; the same `requires_grad`
     modules              the same ones; train or eval, hooks, own `forward`, attention processors
@@ -9,7 +9,7 @@ model as it is when the backward pass arrives, so that must be the model that ra
                          active adapters
     arguments            the versions of the tensors that the sampling was given
 
-It is taken once a sampling and compared once a backward pass, never per call.
+The state is read once in a sampling and compared once in a backward pass, not in each call.
 """
 
 import weakref
@@ -26,17 +26,17 @@ __all__ = ["ModelState"]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _Value = bool | int | float | complex
 _SIMPLE = (bool, float, str, type(None))  # not int: a counter that nothing depends on is no change
-# How a graph is made, not what it is of; and what modules of torch keep for themselves.
+# Settings that change how a graph is made and not its function, and the internal attributes of torch's modules.
 _NOT_SETTINGS = frozenset({"gradient_checkpointing", "training", *vars(nn.Module())})
 
 
 class ModelState:
-    """The state of some modules and tensors; `check` compares it with the present.
+    """The state of some modules and tensors; `check` compares it with their present state.
 
     Args:
-        modules: those that a backward pass runs again, by the names that a message should use.
-        tensors: arguments that are read again, by name.
-        restored: attributes of modules that are put back as they were for a recomputation, so that they may change.
+        modules: the modules that a backward pass runs again, by the names for messages.
+        tensors: the arguments that it reads again, by name.
+        restored: attributes of modules that a recomputation restores, so that they may change.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ModelState:
         self._arguments = {name: (weakref.ref(t), _version(t)) for name, t in tensors.items()}
         parts = self._each_module()
         self._parts = {name: (weakref.ref(m), self._settings(m)) for name, m in parts.items()}
-        # Where models are moved between devices, addresses change; FSDP gathers and drops its weights at will.
+        # Addresses change where models are moved between devices; FSDP gathers and frees its weights at any time.
         self._moves = any(hasattr(module, "_hf_hook") for module in modules.values())
         self._sharded = any(hasattr(m, "unshard") and hasattr(m, "reshard") for m in parts.values())
         own = {} if self._sharded else _tensors(parts)
@@ -57,7 +57,11 @@ class ModelState:
         self._sampled = _sampled(own)
 
     def follow(self, out: Tensor) -> None:
-        """Compare as soon as a backward pass reaches this tensor, before it goes on."""
+        """Compare as soon as a backward pass reaches a tensor, before it goes on.
+
+        Args:
+            out: the tensor; it requires a gradient.
+        """
 
         def compare(cotangent: Tensor) -> None:
             self.check()
@@ -65,16 +69,16 @@ class ModelState:
         out.register_hook(compare)
 
     def check(self) -> None:
-        """Raise if the present state is another one.
+        """Raise if the present state differs.
 
         Raises:
-            RecomputationError: naming the first thing that changed.
+            RecomputationError: it does; the message names the first change.
         """
         change = next(self._changes(), None)
         if change is not None:
             raise RecomputationError(
                 f"{change} between the forward and the backward pass, which recomputes the model's calls and would "
-                "differentiate another model than the one that ran; call backward() first, or use "
+                "differentiate another model than the one that ran; call backward() before the change, or use "
                 "adjoint=Backprop(), which recomputes nothing"
             )
 
@@ -121,7 +125,7 @@ class ModelState:
         for (
             name,
             module,
-        ) in queue:  # not named_modules(), which passes each name up through a generator a level
+        ) in queue:  # named_modules() would be slower: it passes each name up through one generator a level
             for inner, part in module._modules.items():
                 if part is not None and part not in seen and inner not in self._restored:
                     found[f"{name}.{inner}"] = part
@@ -152,7 +156,7 @@ def _tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _settings(module: nn.Module, other: frozenset[str]) -> dict[str, Any]:
-    """What decides a module's function besides tensors, submodules and some other attributes."""
+    """The settings that decide a module's function, besides tensors, submodules and the attributes in `other`."""
     state = vars(module)
     own: dict[str, Any] = {key: tuple(state[key]) for key in _HOOKS if state.get(key)}
     own["train mode"] = module.training
@@ -190,13 +194,14 @@ def _change(key: str, then: Any, now: Any) -> str:
 
 
 def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, _Value]:
-    """One value of each tensor: what is written past the version counters (`.data`) shows there.
+    """One value of each tensor, to detect writes that bypass the version counters (through `.data`).
 
-    One stack a device and dtype, so that a model of hundreds of weights costs a few milliseconds.
+    The values are read in one stack for each device and dtype, so that a model of hundreds of weights costs a few
+    milliseconds.
     """
     groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
     for name, tensor in tensors.items():
-        # Subclasses (quantized, sharded) have no plain elements, placeholders none at all.
+        # Subclasses (quantized, sharded) have no plain elements, and placeholders have none at all.
         if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
             groups.setdefault((tensor.device, tensor.dtype), []).append(name)
     found: dict[str, _Value] = {}
@@ -210,12 +215,12 @@ def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, _Value]:
 
 
 def _sharded(tensor: Tensor | None) -> bool:
-    """Whether it is a shard (DTensor), in whose place the whole weight stands while FSDP has gathered it."""
+    """Whether a tensor is a shard (DTensor); while FSDP has gathered it, the whole weight replaces it."""
     return hasattr(tensor, "full_tensor")
 
 
 def _same(then: _Value, now: _Value | None) -> bool:
-    return then == now or (now is not None and then != then and now != now)  # NaN is what it was
+    return then == now or (now is not None and then != then and now != now)  # NaN counts as equal to NaN
 
 
 def _version(tensor: Tensor) -> int:

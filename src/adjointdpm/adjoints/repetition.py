@@ -1,14 +1,14 @@
-"""A denoiser call that is made again in the backward pass must give what it gave.
+"""The check that a recomputed denoiser call returns the same output as in the forward pass.
 
-    |P F' - P F| <= tolerance * |F|       P a fixed random projection to 4 numbers, F an output, F' when made again
+    |P F' - P F| <= tolerance * |F|       F an output, F' its recomputation, P a fixed random projection to 4 numbers
 
-Five numbers an output, its norm among them, are kept from the forward pass. A denoiser that answers differently when
-called again (its own random generator, a step counter, a cache of earlier answers, weights written past their version
-counters) has no gradient that a recomputation could find, so it is an error, not a number.
+Five numbers of each output, its norm among them, are kept from the forward pass. A denoiser may return another output
+when it is called again: because of its own random generator, a step counter, a cache of earlier outputs, or weights
+that were written without their version counters. A recomputation cannot find its gradient, so this is an error.
 
-The tolerance is rounding's: eps^0.8 on a CPU (3e-6 in float32), where a repeated call differs at most by the choice
-of a kernel with or without a graph, and eps^0.6 on other devices (7e-5; 0.05 in bfloat16), where sums change their
-order. eps is that of the coarsest dtype in use.
+The tolerance allows for rounding. On a CPU it is eps^0.8 (3e-6 in float32), since a repeated call differs at most by
+the choice of a kernel with or without a graph. On other devices, where the order of sums changes, it is eps^0.6 (7e-5
+in float32, 0.05 in bfloat16). eps is that of the coarsest dtype in use.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,21 +23,32 @@ from .._types import AdjointDPMError, RecomputationError
 
 __all__ = ["Checksum", "Repeated", "rounding"]
 
-_OPERATIONS = 4  # that are compared: more would reach into what other networks of the step have made
-_LENGTH = 4096  # of the projection's pattern; longer outputs are folded
+_OPERATIONS = 4  # compared operations; more would reach into the graphs of the step's other networks
+_LENGTH = 4096  # length of the projection's pattern; longer outputs are folded
 
 
 class Checksum:
-    """The norm and a projection of each tensor of a result."""
+    """The norm and a projection of each tensor of a result.
+
+    Args:
+        out: the result: a tensor, or nested containers of tensors.
+    """
 
     def __init__(self, out: Any) -> None:
         tensors = [each.detach() for each in tree_leaves(out) if isinstance(each, Tensor)]
         kind = tensors[0].device.type if tensors else "cpu"
-        with torch.autocast(kind, enabled=False):  # sums in half precision would say little
+        with torch.autocast(kind, enabled=False):  # sums in half precision would be too inexact
             self._parts = [_projected(each) for each in tensors]
 
     def distance(self, other: "Checksum") -> float:
-        """How far two results are apart, relative to the first one's norm: 0 for the same bits."""
+        """The distance of two results, relative to the norm of this one.
+
+        Args:
+            other: the checksum of the other result.
+
+        Returns:
+            the largest distance over the tensors; 0 for the same bits, infinity for another number of tensors.
+        """
         if len(self._parts) != len(other._parts):
             return float("inf")
         pairs = zip(self._parts, other._parts, strict=True)
@@ -45,14 +56,15 @@ class Checksum:
 
 
 class Repeated:
-    """A function whose first result is remembered by its checksum, and whose later ones must agree with it.
+    """A function whose later results must agree with the checksum of its first result.
 
     Args:
         fn: the function.
-        name: what a message calls this call.
-        tolerance: how far results may be apart, relative; see `rounding`.
+        name: the name of this call in messages.
+        tolerance: the largest relative distance of two results; see `rounding`.
+
     Raises:
-        RecomputationError: when called again, if the result is another one, or cannot be had any more.
+        RecomputationError: a later call returns another result, or fails.
     """
 
     def __init__(self, fn: Callable[..., Any], name: str, tolerance: float) -> None:
@@ -69,19 +81,19 @@ class Repeated:
             out = self._fn(*tensors)
         except (AdjointDPMError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # CheckpointError, where the graph grew, or the network's own
-            raise _impure(self._name, f"ended in {type(error).__name__}: {error}") from error
+        except Exception as error:  # a CheckpointError, where the graph grew, or an error of the network
+            raise _impure(self._name, f"it raised {type(error).__name__}: {error}") from error
         away = self._first.distance(Checksum(out))
         if not away <= self._tolerance:
-            raise _impure(self._name, f"differs by {away:.1e} of its norm")
-        # A cache may give the same value without its graph; there is none to compare where the first was without.
+            raise _impure(self._name, f"its result differs from the first one by {away:.1e} of its norm")
+        # A cache may return the same value without its graph. Where the first result had no graph, none is compared.
         if self._last_operations and self._last_operations != _last_operations(out, tensors):
-            raise _impure(self._name, "comes from other operations than the one")
+            raise _impure(self._name, "its result comes from other operations than the first one")
         return out
 
 
 def _last_operations(out: Any, tensors: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names of the operations next to the end of a result's graph, which begins at some tensors."""
+    """The names of the last operations in the graph of a result, which begins at `tensors`."""
     before = {each.grad_fn for each in tensors if isinstance(each, Tensor)} | {None}
     queue: list[Any] = [each.grad_fn for each in tree_leaves(out) if isinstance(each, Tensor)]
     found: list[str] = []
@@ -96,14 +108,14 @@ def _last_operations(out: Any, tensors: tuple[Any, ...]) -> tuple[str, ...]:
 
 def _impure(name: str, how: str) -> RecomputationError:
     return RecomputationError(
-        f"{name} was made again in the backward pass, and its result {how} from the forward pass: the denoiser is not "
+        f"{name} was recomputed in the backward pass, and {how}. The denoiser is not "
         "the same function when it is called again (a random generator, a counter or a cache of its own, or weights "
         "that were changed meanwhile); use adjoint=Backprop(), or make it depend on its arguments alone"
     )
 
 
 def _projected(tensor: Tensor) -> Tensor:
-    """(|x|, P x) in float32 or wider, on the tensor's device."""
+    """The norm |x| and the projection P x, in float32 or wider, on the tensor's device."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     wide = tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
@@ -124,7 +136,14 @@ def _pattern(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def rounding(tensors: Iterable[Tensor]) -> float:
-    """What rounding may change between two calls of a network with these weights and arguments, relative."""
+    """The relative change that rounding may cause between two calls of a network.
+
+    Args:
+        tensors: the network's weights and arguments.
+
+    Returns:
+        eps^0.8 on a CPU and eps^0.6 on other devices, eps that of the coarsest dtype.
+    """
     coarsest, others = 0.0, False
     for tensor in tensors:
         others |= tensor.device.type != "cpu"

@@ -16,13 +16,17 @@ __all__ = ["Address", "BudgetExceededError", "SavedBytes", "Taken", "address", "
 
 Address = tuple[torch.device, int]
 
-# Reads the hooks that are already in force (torch >= 2.8). Without it ours would replace those of
-# torch.utils.checkpoint or of the user's save_on_cpu instead of counting in front of them.
+# Returns the hooks that are already in force (torch >= 2.8). Without it our hooks would replace those of
+# torch.utils.checkpoint or of the user's save_on_cpu, instead of counting and passing the tensors on to them.
 _hooks_in_force = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 
 class BudgetExceededError(AdjointDPMError):
-    """One graph alone is above the budget; `graph` is its size, or what there was of it."""
+    """One graph alone exceeds the budget.
+
+    Args:
+        graph: the size of the graph in bytes, or of the part that was made.
+    """
 
     def __init__(self, graph: int) -> None:
         super().__init__(f"one graph needs {graph} bytes")
@@ -30,17 +34,17 @@ class BudgetExceededError(AdjointDPMError):
 
 
 class SavedBytes(saved_tensors_hooks):
-    """A context that counts the distinct storages saved for backward inside it, in bytes.
+    """A context that counts the bytes of the distinct storages saved for backward inside it.
 
-    It passes every tensor on to the hooks already in force, so a checkpoint stays a checkpoint; the
-    figure is then what the graph *would* hold.
+    It passes every tensor on to the hooks already in force, so a checkpoint remains a checkpoint. The figure is then
+    what the graph *would* hold. The result is in `bytes`, which is None on a torch that cannot compose hooks.
 
     Args:
-        shared: where the bytes lie that are there anyway (weights, conditioning) and are not counted: `addresses`.
-        limit: the most there may be.
+        shared: the addresses of tensors that exist anyway (weights, conditioning) and are not counted; see `addresses`.
+        limit: the most bytes that may be saved.
+
     Raises:
-        BudgetExceededError: as soon as there is more.
-    `bytes` is None on a torch that cannot compose hooks.
+        BudgetExceededError: as soon as more is saved.
     """
 
     def __init__(self, shared: AbstractSet[Address], limit: float = math.inf) -> None:
@@ -56,7 +60,7 @@ class SavedBytes(saved_tensors_hooks):
             self._count(tensor)
             if outer:
                 return outer[0](tensor)
-            # Not a result itself: a node that saves its own output would hold itself alive for ever.
+            # Detached, since a node that saves its own output would keep itself alive.
             return tensor if tensor.is_leaf else tensor.detach()
 
         def unpack(packed: Any) -> Tensor:
@@ -72,16 +76,16 @@ class SavedBytes(saved_tensors_hooks):
     def __exit__(self, *error: object) -> None:
         if self.bytes is not None:
             super().__exit__(*error)
-            # Both lead back to this object: a circle that would hold the graph of a checkpoint's hooks.
+            # Both refer to this object: a reference cycle that would hold the graph of a checkpoint's hooks.
             del self.pack_hook, self.unpack_hook
             self._alive.clear()
 
     def _count(self, tensor: Tensor) -> None:
-        # Zero-dimensional coefficients live on the CPU and weigh nothing.
+        # Zero-dimensional coefficients lie on the CPU and are not counted.
         at = address(tensor)
         if tensor.ndim == 0 or at in self._shared or at in self._alive:
             return
-        # Under a checkpoint nothing is kept, and an address soon belongs to another storage.
+        # Under a checkpoint nothing is kept, so an address may soon belong to another storage.
         tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
         storage = tensor.untyped_storage()
         self._alive[at] = weakref.ref(storage, lambda _: self._alive.pop(at, None))
@@ -94,11 +98,11 @@ class _Saved:
     """A tensor that a graph saves; it lives as long as its node."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor if tensor.is_leaf else tensor.detach()  # not a result itself, as above
+        self.tensor = tensor if tensor.is_leaf else tensor.detach()  # detached for the reason above
 
 
 class Taken(saved_tensors_hooks):
-    """A context for a graph that is made to be looked at and dropped; it notices what of it lives on.
+    """A context for a graph that is made, searched and dropped; it detects tensors of the graph that stay alive.
 
     The graph does not reach a user's hooks (save_on_cpu), since no backward pass will need it.
     """
@@ -114,27 +118,27 @@ class Taken(saved_tensors_hooks):
         super().__init__(pack, lambda saved: saved.tensor)
 
     def refuse(self) -> None:
-        """Raise if somebody holds a tensor of the graph after its result is gone.
+        """Raise if a tensor of the graph is still held after the graph's result has been freed.
 
         Raises:
-            InputError: what it holds would have a gradient in plain autograd, and none here.
+            InputError: it is held; it would have a gradient in plain autograd, and has none here.
         """
         if self._alive:
             raise InputError(
                 f"something keeps a tensor of the denoiser's graph after its call ({len(self._alive)} saved tensors "
-                "live on): an attention map that the network stores, say. In a loss it would have no gradient, "
-                "since the call is made again without it: detach what is stored, store it by a forward hook with "
-                "Checkpointed(), or use adjoint=Backprop()"
+                "stay alive), for example an attention map that the network stores. In a loss it would have no "
+                "gradient, since the call is recomputed without it: detach what is stored, store it by a forward hook "
+                "with Checkpointed(), or use adjoint=Backprop()"
             )
 
 
 def addresses(tensors: Iterable[Tensor]) -> set[Address]:
-    """Where the bytes of some tensors lie."""
+    """The addresses of some tensors, as a set."""
     return {address(tensor) for tensor in tensors}
 
 
 def address(tensor: Tensor) -> Address:
-    """Where a tensor's bytes lie: the same for all its views."""
-    # A sharded weight (DTensor) has no storage but its local part's; gathered copies count as saved.
+    """The device and address of a tensor's storage, which all its views share."""
+    # A sharded weight (DTensor) has only the storage of its local part; gathered copies count as saved.
     tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
     return tensor.device, tensor.untyped_storage().data_ptr()

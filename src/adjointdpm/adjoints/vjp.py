@@ -2,7 +2,7 @@
 
     products(time, z, mu) = f,  mu^T df/dz,  mu^T df/dc,  mu^T df/dtheta
 
-What `Continuous` and `Reversible` share: one graph is made, used and freed at each instant.
+`Continuous` and `Reversible` share this code: one graph is made, used and freed at each instant.
 """
 
 import math
@@ -22,15 +22,19 @@ from .saved_bytes import SavedBytes, Taken, addresses
 
 __all__ = ["VJP", "Leaves"]
 
-_NEAR = 1e-3  # relative distance of states up to which their velocities are compared
-_SLACK = 100.0  # how much further apart the velocities may then be than the states
+_NEAR = 1e-3  # the relative distance of states up to which their velocities are compared
+_SLACK = 100.0  # the largest accepted ratio of the velocities' distance to that of the states
 
 
 class Leaves:
-    """The tensors that a custom Function must take as inputs: conditioning first, then weights.
+    """The tensors that require a gradient and that a custom Function takes as inputs: conditioning, then weights.
+
+    Args:
+        ivp: the problem.
+        adjoint: the name of the adjoint, for messages.
 
     Raises:
-        InputError: the time grid wants a gradient, or weights are sharded.
+        InputError: the time grid requires a gradient, or weights are sharded.
     """
 
     def __init__(self, ivp: IVP, adjoint: str) -> None:
@@ -51,10 +55,10 @@ class VJP:
 
     Args:
         ivp: the problem.
-        stats: the accounts.
-        leaves: what is differentiated besides z.
-        rescale: bring each cotangent to a norm near 1 by a power of two before it enters the network,
-            and the products back: exact but for under- and overflow, which it prevents in float16.
+        stats: the record of the sampling.
+        leaves: the tensors that are differentiated besides z.
+        rescale: scale each cotangent by a power of two to a norm near 1 before it enters the network, and scale the
+            products back. This is exact, except that it prevents under- and overflow in float16.
     """
 
     def __init__(self, ivp: IVP, stats: Stats, leaves: Leaves, rescale: bool = False) -> None:
@@ -64,22 +68,31 @@ class VJP:
         self.trace = CotangentNorms(stats, ivp.grid)
         self._autocast = autocast_now(ivp.initial.device.type)
         self._rounding = rounding([ivp.initial, *self._shared])
-        self._made: dict[float, list[tuple[Checksum, Checksum]]] = {}  # of state and velocity, at each time
-        self._size = 0  # of the first evaluation's graph
-        # FSDP puts operations of its own into graphs, which differ between the passes.
+        self._made: dict[
+            float, list[tuple[Checksum, Checksum]]
+        ] = {}  # those of state and velocity, at each time
+        self._size = 0  # size of the first evaluation's graph
+        # FSDP puts operations of its own into graphs, and these differ between the passes.
         self._gathered = any(hasattr(module, "unshard") for module in ivp.flow.denoiser.modules())
-        self.compared = False  # whether a velocity of the backward pass was one of the forward pass
+        # Whether a velocity of the backward pass has been compared with one of the forward pass.
+        self.compared = False
 
     def made(self, time: Time, z: Tensor, slope: Tensor) -> None:
-        """Remember an evaluation of the forward pass, by its checksum."""
+        """Store the checksums of an evaluation of the forward pass.
+
+        Args:
+            time: its instant.
+            z: its state.
+            slope: its velocity.
+        """
         self._made.setdefault(float(time.t), []).append((Checksum(z), Checksum(slope)))
 
     def _compare(self, time: Time, z: Tensor, slope: Tensor) -> None:
         """Raise if the forward pass found another velocity at this state.
 
-        Where states are rebuilt, or solved for again, they are near the forward pass's and not the same, so that
-        velocities may differ by a multiple of their distance, and by what the network's dtype makes of a state's
-        last bits; far from them nothing can be said.
+        States that are rebuilt, or solved for again, are near those of the forward pass but not equal. So velocities
+        may differ by a multiple of the states' distance, and by the rounding of the network's dtype. Where no state of
+        the forward pass is near, nothing is compared.
         """
         state, velocity = Checksum(z), Checksum(slope)
         near = ((then.distance(state), found) for then, found in self._made.get(float(time.t), []))
@@ -89,11 +102,11 @@ class VJP:
         self.compared = True
         apart = found.distance(velocity)
         first = away <= self._rounding and time.t == self._ivp.grid[0].t and not self._gathered
-        # The walk over a graph takes time, and there is only one that it can be compared with.
+        # Measuring a graph takes time, and the size of only one graph of the forward pass is known.
         if slope.requires_grad and first and (size := Graph(slope, [z]).size) != self._size:
             raise RecomputationError(
                 f"the velocity at t = {float(time.t):g} has a graph of {size} nodes when it is evaluated again in "
-                f"the backward pass, and had {self._size}: the denoiser answers from something that it has kept; use "
+                f"the backward pass, and had {self._size}: the denoiser returns something that it has cached; use "
                 "Backprop()"
             )
         if not apart <= _SLACK * away + self._rounding:
@@ -105,19 +118,31 @@ class VJP:
             )
 
     def probe(self, initial: Tensor) -> None:
-        """Where no velocity could be compared: evaluate the first one again, for that alone."""
+        """If no velocity has been compared, evaluate the first one again and compare it.
+
+        Args:
+            initial: the state at the first node.
+        """
         if not self.compared:
             with self._autocast(), torch.no_grad():
                 time = self._ivp.grid[0]
                 self._compare(time, initial, self._ivp.velocity(time, initial, self.run))
 
     def run(self, fn: Any, *tensors: Tensor) -> Tensor:
-        """One counted call of the denoiser."""
+        """Make one call of the denoiser and count it.
+
+        Args:
+            fn: the call.
+            *tensors: its arguments.
+
+        Returns:
+            the output.
+        """
         self._stats.nfe_forward += 1
         return fn(*tensors)
 
     def _opened(self, z: Tensor, conds: list[Tensor]) -> tuple[Derivative, list[Tensor]]:
-        """The velocity with fresh leaves, and those: the state first, then the conditioning."""
+        """The velocity as a function of new leaves, and the leaves: the state first, then the conditioning."""
         inputs = [tensor.detach().requires_grad_() for tensor in (z, *conds)]
         cond = self._ivp.cond.replace(**dict(zip(self._names, inputs[1:], strict=True)))
         ivp = replace(self._ivp, cond=cond)
@@ -130,7 +155,18 @@ class VJP:
         return f, inputs
 
     def check(self, time: Time, z: Tensor) -> Tensor:
-        """The velocity, once it is sure that every tensor it depends on is one we differentiate."""
+        """The velocity, after a check that it depends on no differentiable tensor besides the leaves.
+
+        Args:
+            time: the instant.
+            z: the state, (batch, *shape).
+
+        Returns:
+            dz/dtau, (batch, *shape).
+
+        Raises:
+            InputError: it depends on a captured tensor, or something keeps a tensor of its graph.
+        """
         taken = Taken()
         value = self._checked(time, z, taken)
         taken.refuse()
@@ -154,7 +190,17 @@ class VJP:
         return slope.detach()
 
     def __call__(self, time: Time, z: Tensor, mu: Tensor, leaves: list[Tensor]) -> State:
-        """(f, mu^T df/dz, mu^T df/dc, mu^T df/dtheta) at one instant."""
+        """The velocity and its products at one instant: f, mu^T df/dz, mu^T df/dc, mu^T df/dtheta.
+
+        Args:
+            time: the instant.
+            z: the state, (batch, *shape).
+            mu: the cotangent of f, (batch, *shape).
+            leaves: the conditioning's tensors and the weights, in the order of `Leaves`.
+
+        Returns:
+            f, its product with z, and one with each leaf.
+        """
         return self.through(lambda f, z: f(time, (z,))[0], time, z, mu, leaves)
 
     def through(
@@ -165,9 +211,22 @@ class VJP:
         mu: Tensor,
         leaves: list[Tensor],
     ) -> State:
-        """(g, mu^T dg/dz, mu^T dg/dc, mu^T dg/dtheta) of any map g(f, z), such as a solver's increment."""
+        """The value and the products of any map g(f, z), such as a solver's increment.
+
+            g,  mu^T dg/dz,  mu^T dg/dc,  mu^T dg/dtheta
+
+        Args:
+            g: the map, of the velocity f and the state z.
+            time: the instant, for messages.
+            z: the state, (batch, *shape).
+            mu: the cotangent of g, (batch, *shape).
+            leaves: the conditioning's tensors and the weights, in the order of `Leaves`.
+
+        Returns:
+            g, its product with z, and one with each leaf.
+        """
         before = self._stats.nfe_forward
-        # A backward pass runs outside of the user's autocast, which must be entered again.
+        # A backward pass runs outside the user's autocast, which must be entered again.
         with self._autocast():
             f, inputs = self._opened(z, leaves[: len(self._names)])
             with torch.enable_grad():
@@ -182,6 +241,6 @@ class VJP:
 
 
 def _power(mu: Tensor) -> float:
-    """The power of two nearest to the root mean square of a cotangent; 1 for none."""
+    """The power of two nearest to the root mean square of a cotangent; 1 if that is 0 or infinite."""
     size = float(mu.double().square().mean().sqrt())
     return 2.0 ** round(torch.tensor(size).log2().item()) if 0 < size < float("inf") else 1.0

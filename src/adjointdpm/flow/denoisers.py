@@ -1,14 +1,15 @@
-"""Denoisers: what a network says at (x, t, cond), and how to read eps and x0 from it.
+"""Denoisers: the output of a network at (x, t, cond), and how eps and x0 follow from it.
 
-A network's output F stands for one of four things; with x = alpha x0 + sigma eps each determines both
+A network's output F is one of four quantities. With x = alpha x0 + sigma eps each of them determines eps and x0:
 
     EPS        eps = F                                x0 = (x - sigma F) / alpha
     X0         eps = (x - alpha F) / sigma            x0 = F
     V          eps = (sigma x + alpha F) / n          x0 = (alpha x - sigma F) / n     n = alpha^2 + sigma^2
     VELOCITY   eps = (x + alpha F) / (alpha + sigma)  x0 = (x - sigma F) / (alpha + sigma)      F = eps - x0
 
-V is Salimans and Ho, 2022, arXiv 2202.00512; VELOCITY is rectified flow's. Classifier-free guidance
-(Ho and Salimans, 2022, arXiv 2207.12598) is F = F_neg + w (F_pos - F_neg), differentiated throughout.
+V is the parameterization of Salimans and Ho, 2022, arXiv 2202.00512; VELOCITY is that of rectified flow.
+Classifier-free guidance (Ho and Salimans, 2022, arXiv 2207.12598) is F = F_neg + w (F_pos - F_neg). It is part of
+the denoiser, so gradients pass through it.
 """
 
 from abc import ABC, abstractmethod
@@ -37,7 +38,15 @@ Batch = Float[Tensor, "batch *shape"]
 
 
 class Prediction(Enum):
-    """What a network's output stands for; the equations are at the head of this module."""
+    """The quantity that a network predicts: noise, data, v or velocity.
+
+    The equations are at the head of this module. The values are the names that diffusers uses.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> adp.Prediction("v_prediction")
+        <Prediction.V: 'v_prediction'>
+    """
 
     EPS = "epsilon"
     X0 = "sample"
@@ -45,7 +54,16 @@ class Prediction(Enum):
     VELOCITY = "flow_prediction"
 
     def eps(self, out: Batch, x: Batch, time: Time) -> Batch:
-        """The noise in x, read from the network's output."""
+        """The noise in x.
+
+        Args:
+            out: the network's output F, (batch, *shape).
+            x: the sample that the network received, (batch, *shape).
+            time: the instant of x.
+
+        Returns:
+            eps, (batch, *shape).
+        """
         alpha, sigma = time.alpha, time.sigma
         match self:
             case Prediction.EPS:
@@ -58,7 +76,16 @@ class Prediction(Enum):
                 return (x + alpha * out) / (alpha + sigma)
 
     def x0(self, out: Batch, x: Batch, time: Time) -> Batch:
-        """The clean sample behind x, read from the network's output."""
+        """The clean sample that x is a noisy version of.
+
+        Args:
+            out: the network's output F, (batch, *shape).
+            x: the sample that the network received, (batch, *shape).
+            time: the instant of x.
+
+        Returns:
+            x0, (batch, *shape).
+        """
         alpha, sigma = time.alpha, time.sigma
         match self:
             case Prediction.EPS:
@@ -71,24 +98,46 @@ class Prediction(Enum):
                 return (x - sigma * out) / (alpha + sigma)
 
     def drift(self, out: Batch, x: Batch, time: Time) -> Batch:
-        """eps - x0, the direction of the straight path."""
+        """The direction of the straight path from data to noise, eps - x0.
+
+        Args:
+            out: the network's output F, (batch, *shape).
+            x: the sample that the network received, (batch, *shape).
+            time: the instant of x.
+
+        Returns:
+            eps - x0, (batch, *shape).
+        """
         if self is Prediction.VELOCITY:
             return out
         return self.eps(out, x, time) - self.x0(out, x, time)
 
 
 class Denoiser(nn.Module, ABC):
-    """A network with guidance: F(x, t, cond), whose meaning is `prediction`.
+    """A network with its guidance, F(x, t, cond); `prediction` says which quantity F is.
 
-    Every evaluation of a network goes through `run(fn, *tensors)`, so that the adjoint decides whether
-    its graph is kept, recomputed or not made; `fn` depends on no differentiable tensor besides
-    `tensors` and this module's own parameters.
+    Derive from it to sample from a network of your own: implement `forward` and set `prediction`. Every evaluation of
+    the network goes through `run(fn, *tensors)`, so that the adjoint decides whether the graph of the evaluation is
+    kept, recomputed or not made. `fn` may depend on `tensors` and on this module's own parameters, and on no other
+    differentiable tensor. For a pipeline of diffusers use `PipelineModel`, which contains a denoiser.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> class Shrink(adp.Denoiser):
+        ...     prediction = adp.Prediction.X0
+        ...
+        ...     def forward(self, x, t, cond, run=lambda fn, *tensors: fn(*tensors)):
+        ...         return run(lambda x: 0.5 * x, x)
+        >>> Shrink()(torch.ones(1, 2), torch.tensor(0.3, dtype=torch.float64), adp.Cond())
+        tensor([[0.5000, 0.5000]])
     """
 
     prediction: Prediction
+    """The quantity that the output is."""
 
     masks: frozenset[str] = frozenset()
-    """The names in a conditioning that are integers (masks, class labels), and have no gradient."""
+    """The names of the tensors in a conditioning that are integers (masks, class labels) and have no gradient."""
 
     network: nn.Module | None
     """The network inside, for tuning it and for recomputing its blocks; None where there is none."""
@@ -108,63 +157,106 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
-        """F at x (batch, *shape) and the time t in the network's own unit."""
+        """The network's output F, guidance included.
+
+        Args:
+            x: the noisy sample, (batch, *shape).
+            t: the time in the network's own unit, a 0-dimensional float64 tensor.
+            cond: the conditioning; each tensor has the batch first, or is 0-dimensional.
+            run: executes each evaluation of the network.
+
+        Returns:
+            F, (batch, *shape).
+        """
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """One of a module's weights, for its dtype and device; of a module that has none, one of its buffers."""
+    """A floating-point weight of a module, for its dtype and device.
+
+    Args:
+        module: the module.
+
+    Returns:
+        the first floating-point parameter, else the first floating-point buffer, else a zero.
+    """
     tensors = chain(module.parameters(), module.buffers())
     return next((each for each in tensors if each.is_floating_point()), torch.zeros(()))
 
 
 def explained(error: Exception, given: Mapping[str, Tensor], network: str) -> InputError | None:
-    """The error of this library for torch's own about numpy, dtypes or shapes in the call of a network.
+    """Translate torch's error about numpy, dtypes or shapes in a network's call into an `InputError`.
 
     Args:
-        error: what was raised.
-        given: what the network was given, by name.
-        network: the network and its dtype, in words.
+        error: the error that was raised.
+        given: the tensors that the network received, by name.
+        network: a description of the network and its dtype, for the message.
+
+    Returns:
+        the error to raise instead; None if the error is about something else.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return None
     text = " ".join(str(error).split())[:300]
     if "requires grad" in text and ("numpy" in text or "detach" in text):
         return InputError(
-            f"{network} turns a tensor that has a gradient into numpy in the middle of its work, so it cannot be "
+            f"{network} converts a tensor that requires a gradient to numpy inside its forward pass, so it cannot be "
             f"differentiated: {text}"
         )
-    told = ", ".join(
+    received = ", ".join(
         f"{k} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for k, t in given.items()
     )
-    if any(word in text.lower() for word in ("dtype", "expected scalar type", "input type", "data type")):
+    if any(each in text.lower() for each in ("dtype", "expected scalar type", "input type", "data type")):
         return InputError(
-            f"dtypes do not fit ({network}, given {told}); give each network one dtype, and noise of that dtype (or "
-            f"cast in the network's forward and cast back, or run under torch.autocast): {text}"
+            f"dtypes do not fit ({network}, given {received}); give each network one dtype, and noise of that dtype "
+            f"(or cast in the network's forward and cast back, or run under torch.autocast): {text}"
         )
     if any(
-        word in text.lower()
-        for word in ("shape", "size", "dimension", "must match", "channels", "out of range")
+        each in text.lower()
+        for each in ("shape", "size", "dimension", "must match", "channels", "out of range")
     ):
-        return InputError(f"shapes do not fit ({network}, given {told}): {text}")
+        return InputError(f"shapes do not fit ({network}, given {received}): {text}")
     return None
 
 
 class GuidedDenoiser(Denoiser):
-    """Classifier-free guidance over a network that can answer with or without it.
+    """Classifier-free guidance of a network that can be evaluated with and without guidance.
 
         F = F_neg + w (F_pos - F_neg)
 
-    `split=False` sends both halves as one batch, as pipelines do; `split=True` makes two calls of
-    half the size, so that one graph, and with it the memory of `Checkpointed`, is half as large.
+    With `split=False` both halves are one batch, as in pipelines. With `split=True` they are two calls of half the
+    size, so one graph, and the memory of `Checkpointed` with it, is half as large.
+
+    References:
+        Ho and Salimans, 2022, arXiv 2207.12598.
     """
 
     @abstractmethod
     def plain(self, x: Batch, t: Scalar, prompt: Tensor) -> Batch:
-        """F_pos alone."""
+        """The output without guidance, F_pos.
+
+        Args:
+            x: the noisy sample, (batch, *shape).
+            t: the time in the network's own unit.
+            prompt: the prompt embeddings, (batch, tokens, width).
+
+        Returns:
+            F_pos, (batch, *shape).
+        """
 
     @abstractmethod
     def guided(self, x: Batch, t: Scalar, prompt: Tensor, negative: Tensor, w: Tensor) -> Batch:
-        """F with both halves in one batch."""
+        """The output with guidance, both halves in one batch.
+
+        Args:
+            x: the noisy sample, (batch, *shape).
+            t: the time in the network's own unit.
+            prompt: the prompt embeddings, (batch, tokens, width).
+            negative: the negative embeddings, (batch, tokens, width).
+            w: the guidance scale, 0-dimensional.
+
+        Returns:
+            F, (batch, *shape).
+        """
 
     def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
         prompt = cond["prompt_embeds"]
@@ -234,21 +326,20 @@ class NetworkDenoiser(Denoiser):
 
 
 class GaussianMixture(Denoiser):
-    """The perfect denoiser of isotropic Gaussian blobs, in closed form: the oracle of the tests.
+    """The exact denoiser of a mixture of isotropic Gaussians, in closed form.
 
         p(x0) = sum_k w_k N(x0; m_k, s^2 I)
         E[x0 | x] = sum_k r_k(x) (m_k + alpha s^2 / (alpha^2 s^2 + sigma^2) (x - alpha m_k))
         r_k(x) proportional to w_k N(x; alpha m_k, (alpha^2 s^2 + sigma^2) I)
 
-    With one component the flow itself is known (`exact_flow`). Use it to check a solver or an adjoint
-    against the truth; it is no model of pictures.
+    With one component the flow itself is known (`exact_flow`). Use it to compare a solver or an adjoint with the exact
+    result; it is not a model of images. The conditioning may hold `shift` (batch, dim), which is added to every mean.
 
     Args:
         schedule: gives alpha and sigma at t.
         means: (components, dim); a parameter, so that weight gradients can be checked too.
-        std: s, the components' common standard deviation.
-        prediction: what the output should stand for.
-    The conditioning may hold `shift` (batch, dim), added to every mean.
+        std: s > 0, the components' common standard deviation.
+        prediction: the quantity that the output is.
     """
 
     def __init__(
@@ -287,9 +378,20 @@ class GaussianMixture(Denoiser):
                 return eps - x0
 
     def exact_flow(self, x: Batch, start: Time, end: Time) -> Batch:
-        """Where the exact ODE carries x from `start` to `end`; known for one component only.
+        """The exact solution of the ODE from `start` to `end`; known for one component only.
 
         x_end = alpha_end m + (x_start - alpha_start m) sqrt(v_end / v_start),  v = alpha^2 s^2 + sigma^2
+
+        Args:
+            x: the state at `start`, (batch, dim).
+            start: the first instant.
+            end: the last instant.
+
+        Returns:
+            the state at `end`, (batch, dim).
+
+        Raises:
+            InputError: there is more than one component.
         """
         if len(self.means) != 1:
             raise InputError(f"the flow of {len(self.means)} components has no closed form; use one")

@@ -1,11 +1,11 @@
-"""Time grids: which instants a sampler visits, as a decreasing vector of steps + 1 times.
+"""Time grids: the instants that a sampler visits, as a decreasing vector of steps + 1 times.
 
     uniform   t evenly spaced
     karras    rho^(1/7) evenly spaced (Karras et al., 2022, arXiv 2206.00364, equation 5)
     log_snr   lambda = -log rho evenly spaced (Lu et al., 2022, arXiv 2206.00927)
 
-with rho = sigma / alpha. All take the schedule's own ends unless told otherwise. Any decreasing
-float64 vector of times will do as a grid; one that requires a gradient gets it.
+with rho = sigma / alpha. All take the schedule's own ends by default. Any decreasing float64 vector of times can
+serve as a grid; a vector that requires a gradient receives one.
 """
 
 from collections.abc import Callable
@@ -26,20 +26,89 @@ Grid = Callable[[Schedule, int], Times]
 
 
 def uniform(schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> Times:
-    """Times evenly spaced in the network's own unit; the plain choice, and diffusers' default."""
+    """Times evenly spaced in the network's own unit.
+
+    This is the default of diffusers, and of `FlowSampler`.
+
+    Args:
+        schedule: the schedule whose ends are taken by default.
+        steps: number of steps, at least 1.
+        start: the noisy end, in the network's unit; the schedule's own if None.
+        end: the clean end, in the network's unit; the schedule's own if None.
+
+    Returns:
+        the times, decreasing, (steps + 1,), float64.
+
+    Raises:
+        InputError: steps < 1, or the ends do not decrease or leave the schedule.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> [round(t, 3) for t in adp.grids.uniform(adp.VPDiscrete(torch.linspace(0.9, 0.1, 5)), 4).tolist()]
+        [4.0, 3.0, 2.0, 1.0, 0.0]
+    """
     start, end = _ends(schedule, steps, start, end)
     return torch.linspace(start, end, steps + 1, dtype=torch.float64)
 
 
 def karras(schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> Times:
-    """More steps at low noise; good for second-order solvers and few steps."""
+    """Times whose rho^(1/7) is evenly spaced, so that more steps lie at low noise.
+
+    Use it with second-order solvers and few steps.
+
+    Args:
+        schedule: the schedule whose ends are taken by default.
+        steps: number of steps, at least 1.
+        start: the noisy end, in the network's unit; the schedule's own if None.
+        end: the clean end, in the network's unit; the schedule's own if None.
+
+    Returns:
+        the times, decreasing, (steps + 1,), float64.
+
+    Raises:
+        InputError: steps < 1, or the ends do not decrease or leave the schedule; or sigma / alpha is 0
+            or infinite at one of them.
+
+    References:
+        Karras et al., 2022, arXiv 2206.00364, equation 5.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> [round(t, 3) for t in adp.grids.karras(adp.EDMSchedule(), 4).tolist()]
+        [80.0, 17.528, 2.515, 0.17, 0.002]
+    """
     first, last = _rho_ends(schedule, steps, start, end, "karras")
     root = torch.linspace(first ** (1 / 7), last ** (1 / 7), steps + 1, dtype=torch.float64)
     return _pinned(schedule, root**7, start, end)
 
 
 def log_snr(schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> Times:
-    """Even steps of the log signal-to-noise ratio; what DPM-Solver's error analysis assumes."""
+    """Times at even steps of the log signal-to-noise ratio.
+
+    The error analysis of DPM-Solver assumes this grid.
+
+    Args:
+        schedule: the schedule whose ends are taken by default.
+        steps: number of steps, at least 1.
+        start: the noisy end, in the network's unit; the schedule's own if None.
+        end: the clean end, in the network's unit; the schedule's own if None.
+
+    Returns:
+        the times, decreasing, (steps + 1,), float64.
+
+    Raises:
+        InputError: steps < 1, or the ends do not decrease or leave the schedule; or sigma / alpha is 0
+            or infinite at one of them.
+
+    References:
+        Lu et al., 2022, arXiv 2206.00927.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> [round(t, 3) for t in adp.grids.log_snr(adp.EDMSchedule(0.1, 10.0), 4).tolist()]
+        [10.0, 3.162, 1.0, 0.316, 0.1]
+    """
     first, last = _rho_ends(schedule, steps, start, end, "log_snr")
     log_rho = torch.linspace(first.log(), last.log(), steps + 1, dtype=torch.float64)  # type: ignore[call-overload]
     return _pinned(schedule, log_rho.exp(), start, end)
@@ -64,7 +133,7 @@ def _rho_ends(schedule: Schedule, steps: int, start: float | None, end: float | 
     if not bool(torch.isfinite(rho).all() and (rho > 0).all()):
         raise InputError(
             f"{name} needs 0 < sigma / alpha < infinity at both ends, but it is {rho.tolist()} at "
-            f"t = {t.tolist()}; move the end (start=, end=) or use the grid `uniform`"
+            f"t = {t.tolist()}; move that end (start= or end=), or use the grid `uniform`"
         )
     return rho
 
@@ -79,11 +148,11 @@ def _pinned(schedule: Schedule, rho: Tensor, start: float | None, end: float | N
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
-    """A grid seen through a schedule: its instants, and the instants between them.
+    """A vector of times with its schedule: the instants of the grid, and those between them.
 
     Args:
-        schedule: the clock's meaning.
-        times: decreasing when sampling, increasing when a continuous adjoint runs backwards.
+        schedule: gives alpha, sigma and tau at each time.
+        times: (steps + 1,), float64; decreasing for sampling, increasing for a continuous adjoint's backward pass.
     """
 
     schedule: Schedule
@@ -94,7 +163,18 @@ class TimeGrid:
 
     @classmethod
     def checked(cls, schedule: Schedule, times: Tensor) -> "TimeGrid":
-        """A grid for sampling, or an error that says what is wrong with these times."""
+        """A grid for sampling, after its times have been checked.
+
+        Args:
+            schedule: the schedule.
+            times: (steps + 1,), in the network's unit.
+
+        Returns:
+            the grid, its times in float64 on the CPU.
+
+        Raises:
+            InputError: the times are not a vector of at least two, do not decrease, or leave the schedule.
+        """
         times = torch.as_tensor(times).to("cpu", torch.float64)
         if times.ndim != 1 or len(times) < 2:
             raise InputError(
@@ -115,20 +195,35 @@ class TimeGrid:
         return cls(schedule, times)
 
     def __len__(self) -> int:
-        """Number of steps."""
+        """The number of steps."""
         return len(self.times) - 1
 
     def __getitem__(self, i: int) -> Time:
         return self._nodes[i]  # type: ignore[attr-defined]
 
     def between(self, i: int, c: float) -> Time:
-        """The instant at tau_i + c (tau_{i+1} - tau_i): exact at c = 0 and c = 1."""
+        """The instant at tau_i + c (tau_{i+1} - tau_i); exactly a node at c = 0 and c = 1.
+
+        Args:
+            i: the number of the step.
+            c: the fraction of the step, 0 to 1.
+
+        Returns:
+            the instant.
+        """
         if c in (0.0, 1.0):
             return self[i + int(c)]
         return self.schedule.at_tau(self[i].tau + c * (self[i + 1].tau - self[i].tau))
 
     def resampled(self, steps: int) -> "TimeGrid":
-        """The same span in another number of steps, the nodes at equal fractions of the index."""
+        """The same span in another number of steps, with nodes at equal fractions of the index.
+
+        Args:
+            steps: the new number of steps.
+
+        Returns:
+            the new grid.
+        """
         place = torch.linspace(0, len(self), steps + 1, dtype=torch.float64)
         i = place.floor().long().clamp(max=len(self) - 1)
         return TimeGrid(self.schedule, self.times[i].lerp(self.times[i + 1], place - i))
@@ -139,23 +234,30 @@ class TimeGrid:
 
 
 def even_nodes(grid: TimeGrid, steps: int) -> list[int]:
-    """`steps` distinct departure nodes of a forward grid, the first included, for a backward pass with fewer steps.
+    """Choose the departure nodes of a backward pass with fewer steps.
 
         place_i = 1/2 i / N + 1/2 (lambda_i - lambda_0) / (lambda_N - lambda_0),     lambda = log(alpha / sigma)
 
-    They are the forward nodes nearest to equal fractions of `place`. Equal fractions of the index leave too few nodes
-    where the noise level changes fast, at the clean end; equal fractions of lambda, in which the data prediction
-    changes evenly (Lu et al., 2022, arXiv 2206.00927), too few in the middle, where guidance bends the flow. Where
-    lambda is infinite (sigma = 0, alpha = 0) the last step is taken as long as its neighbour.
+    The nodes are the forward nodes nearest to equal fractions of `place`. Equal fractions of the index would leave too
+    few nodes at the clean end, where the noise level changes fast. Equal fractions of lambda, in which the data
+    prediction changes evenly (Lu et al., 2022, arXiv 2206.00927), would leave too few in the middle, where guidance
+    bends the flow. Where lambda is infinite (sigma = 0 or alpha = 0) that step counts as long as its neighbor.
 
-    Where the forward grid is too coarse for an even spacing, neighbours are taken; so all N of N steps
-    are the grid itself.
+    Where the forward grid is too coarse for an even spacing, neighboring nodes are chosen. So N of N steps are the
+    grid itself.
+
+    Args:
+        grid: the forward grid of N steps.
+        steps: how many nodes to choose, 1 to N.
+
+    Returns:
+        the numbers of the nodes, distinct and increasing, the first node included.
     """
     N = len(grid)
     snr, index = _log_snr(grid), torch.linspace(0, 1, N + 1, dtype=torch.float64)
     place = index / 2 + (snr - snr[0]) / (snr[-1] - snr[0]) / 2
-    wanted = torch.linspace(float(place[0]), float(place[-1]), steps + 1, dtype=torch.float64)[:-1]
-    nodes = [int((place - each).abs().argmin()) for each in wanted]
+    targets = torch.linspace(float(place[0]), float(place[-1]), steps + 1, dtype=torch.float64)[:-1]
+    nodes = [int((place - each).abs().argmin()) for each in targets]
     for k in reversed(range(steps)):  # no node after the last departure, no two the same
         nodes[k] = min(nodes[k], nodes[k + 1] - 1 if k + 1 < steps else N - 1)
     for k in range(steps):
@@ -164,7 +266,15 @@ def even_nodes(grid: TimeGrid, steps: int) -> list[int]:
 
 
 def coarser(grid: TimeGrid, nodes: list[int]) -> TimeGrid:
-    """The grid that departs from those nodes alone, and ends where the whole one does."""
+    """The grid that departs from some nodes of another grid and has the same end.
+
+    Args:
+        grid: the whole grid.
+        nodes: numbers of its departure nodes, increasing.
+
+    Returns:
+        the grid of len(nodes) steps.
+    """
     return TimeGrid(grid.schedule, grid.times[[*nodes, len(grid)]])
 
 

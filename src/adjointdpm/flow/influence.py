@@ -1,8 +1,8 @@
-"""Whether what a denoiser is given has an influence on what it returns, read from the graphs of its calls.
+"""Whether a denoiser's output depends on its inputs, read from the graphs of its calls.
 
-A tensor that no call depends on gets a gradient of None or zero, and a state that a call does not depend on falsifies
-every gradient that passes through it. Neither is seen from outside. So the first calls that have a graph are looked
-at, until each tensor in question has been found in one: as a rule that is the first call alone.
+A tensor that no call depends on receives a gradient of None or zero. A call that does not depend on its state makes
+every gradient that passes through it wrong. Neither is visible from outside. So this module searches the graphs of the
+first calls until it has found each tensor in one of them; as a rule the first call is enough.
 """
 
 import sys
@@ -21,46 +21,55 @@ from .._types import InputError, Run
 
 __all__ = ["Influence", "Operators", "compiled", "reached", "underivable"]
 
-_STATE = object()  # the name of x among tensors
+_STATE = object()  # the name of the state among tensors
 _EIGHT_BITS = (torch.int8, torch.uint8, torch.quint8, torch.qint8)
 _LOST = (
     " an operator without a derivative, as int8 and other quantized layers have, so the gradient through it would be "
-    "lost without a sign; load the network without quantization, or give the operator a derivative"
+    "lost without a warning; load the network without quantization, or give the operator a derivative"
 )
-# In the names of what makes a new tensor, or stops a gradient on purpose.
+# Parts of the names of operators that make a new tensor or stop a gradient on purpose.
 _NEW = ("_like", "new_", "detach", "data", "__get__", "__set__", "empty", "zeros", "ones", "full")
 # These read no more of their second tensor than its dtype, device or shape.
 _LIKE_ANOTHER = (Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as)
 
 
 class Influence:
-    """Looks at the denoiser calls of one sampling.
+    """Checks that the denoiser calls of one sampling depend on the state and the conditioning.
 
     Args:
-        names: the tensors of the conditioning that require a gradient.
-        network: what is called.
+        names: the names of the tensors in the conditioning that require a gradient.
+        network: the network that is called.
     """
 
     def __init__(self, names: Iterable[str], network: nn.Module) -> None:
         self._missing = set(names)
         self._compiled = compiled(network)
-        self._state = False  # whether a call has been seen to depend on its state
-        self._looked = False  # whether a call with a graph has been
+        self._state = False  # whether some call depends on its state
+        self._looked = False  # whether some call with a graph has been searched
 
     @property
     def open(self) -> bool:
-        """Whether there is anything left to look for."""
+        """Whether a tensor is still to be found."""
         return not self._state or bool(self._missing)
 
     def velocity(
         self, velocity: Callable[[Run], Tensor], z: Tensor, cond: Mapping[str, Tensor], run: Run
     ) -> Tensor:
-        """`velocity(run)`, looked at.
+        """Evaluate `velocity(run)`, and search its graph.
+
+        Args:
+            velocity: makes the evaluation with the policy that it receives.
+            z: the state, (batch, *shape).
+            cond: the conditioning, by name.
+            run: executes each evaluation of the network.
+
+        Returns:
+            the velocity, (batch, *shape).
 
         Raises:
             InputError: it does not depend on z, or an operator in it has no derivative.
         """
-        used: list[Tensor] = []  # what evaluations depend on, of what they were given
+        used: list[Tensor] = []  # the tensors given to evaluations that their results depend on
         made: list[Tensor] = []
         looked = False
 
@@ -80,63 +89,67 @@ class Influence:
 
         slope = velocity(looking)
         if looked:
-            wanted = {name: cond[name] for name in self._missing if cond[name].requires_grad}
-            # Behind z lie the earlier calls.
+            inputs = {name: cond[name] for name in self._missing if cond[name].requires_grad}
+            # The graph of z is that of the earlier calls.
             found = reached(
-                [slope, *used], {**wanted, **({_STATE: z} if z.requires_grad else {})}, until=[*made, z]
+                [slope, *used], {**inputs, **({_STATE: z} if z.requires_grad else {})}, until=[*made, z]
             )
             self._missing -= found
             self._state |= _STATE in found
             if z.requires_grad and not self._state:
                 raise InputError(
                     "the denoiser's output does not depend on its input x (a detach, a no_grad or numpy inside it cuts "
-                    "the graph), so every gradient through it would be wrong; make it of differentiable operations"
+                    "the graph), so every gradient through it would be wrong; use differentiable operations alone"
                 )
         return slope
 
     def _look(self, fn: Callable[..., Any], given: tuple[Any, ...]) -> tuple[list[int], Any]:
-        """Which of the tensors given have an influence on fn(*given), and that."""
-        asked = {i: t for i, t in enumerate(given) if isinstance(t, Tensor) and t.requires_grad}
+        """The numbers of the tensors that fn(*given) depends on, and its result."""
+        inputs = {i: t for i, t in enumerate(given) if isinstance(t, Tensor) and t.requires_grad}
         if torch.is_grad_enabled():
             with nullcontext() if self._compiled else Operators():
                 out = fn(*given)
-            return list(reached([out], asked)), out
-        # A call whose graph is made in the backward pass alone: it is made here, too, since something is missing.
-        copies = [t.detach().requires_grad_() if i in asked else t for i, t in enumerate(given)]
+            return list(reached([out], inputs)), out
+        # The graph of this call is made in the backward pass alone; it is made here too, to be searched.
+        copies = [t.detach().requires_grad_() if i in inputs else t for i, t in enumerate(given)]
         with torch.enable_grad():
             out = fn(*copies)
-        return list(reached([out], {i: copies[i] for i in asked})), out.detach()
+        return list(reached([out], {i: copies[i] for i in inputs})), out.detach()
 
     def check(self) -> None:
-        """That each tensor has been found; nothing is looked for any more, as in the backward pass.
+        """Raise if some tensor has not been found, and end the search.
 
         Raises:
-            InputError: no call depends on one of them.
+            InputError: no call depends on one of the tensors.
         """
         if self._looked and self._missing:
             names = ", ".join(f"cond[{name!r}]" for name in sorted(self._missing))
             raise InputError(
                 f"no denoiser call depends on {names}, so there is no gradient for it: it is not used together with "
-                "the rest of this conditioning (a guidance scale acts beside negative embeddings alone), or the "
+                "the rest of this conditioning (a guidance scale needs negative embeddings), or the "
                 "network detaches it. Leave it out, or pass it without requires_grad"
             )
         self._state, self._missing = True, set()
 
 
 def compiled(network: nn.Module) -> bool:
-    """Whether a network, or a part of it, is compiled: a compiler would take `Operators` for a part of it, too."""
+    """Whether a network or one of its modules is compiled; a compiler would trace `Operators` as well."""
     return any(
         hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in network.modules()
     )
 
 
 def reached(outputs: Iterable[Any], wanted: Mapping[Any, Tensor], until: Iterable[Tensor] = ()) -> set[Any]:
-    """The names of those tensors that outputs depend on, by their graph.
+    """Find the tensors that outputs depend on, in the graph of the outputs.
 
     Args:
-        outputs: tensors; those without a graph are passed over.
-        wanted: tensors that require a gradient, by name.
-        until: tensors whose own graphs are not looked into.
+        outputs: the outputs; those without a graph are skipped.
+        wanted: the tensors to find, by name; each requires a gradient.
+        until: tensors whose own graphs are not searched.
+
+    Returns:
+        the names of the tensors that were found.
+
     Raises:
         InputError: an operator on the way has no derivative.
     """
@@ -162,15 +175,13 @@ def reached(outputs: Iterable[Any], wanted: Mapping[Any, Tensor], until: Iterabl
 
 
 class Operators(TorchFunctionMode):
-    """Finds operators that have no derivative, as those of quantized layers, where a graph is made.
+    """Refuses operators that have no derivative, such as those of quantized layers, where a graph is made.
 
-    Around them (a residual connection, a second path) the graph goes on, so that the gradient would be wrong without
-    a sign.
-
-    `looked` says whether anything was computed with a graph.
+    The graph goes around such an operator (by a residual connection or a second path), so the gradient would be wrong
+    without a warning. `looked` says whether anything was computed with a graph.
 
     Raises:
-        InputError: there is one; it is named, with the module it is called in.
+        InputError: an operator has no derivative; the message names it and the module that calls it.
     """
 
     looked = False
@@ -187,7 +198,7 @@ class Operators(TorchFunctionMode):
 
 
 def _lost(func: Callable[..., Any], out: Tensor, args: tuple[Any, ...]) -> bool:
-    """Whether an operator has used a tensor that requires a gradient and gives it none."""
+    """Whether an operator used a tensor that requires a gradient and gives it none."""
     if out.requires_grad:
         return underivable(out.grad_fn)
     if not (out.is_floating_point() or out.dtype in _EIGHT_BITS):
@@ -200,7 +211,7 @@ def _lost(func: Callable[..., Any], out: Tensor, args: tuple[Any, ...]) -> bool:
 
 
 def underivable(node: Any) -> bool:
-    """Whether a node of a graph has no backward pass: an operator of C++ without one, or one of `custom_op`."""
+    """Whether a node of a graph has no backward pass: a C++ operator or a `custom_op` without one."""
     name = "" if node is None else node.name()
     if name.startswith("GeneratedBackwardFor_"):
         return any(
@@ -212,7 +223,7 @@ def underivable(node: Any) -> bool:
 
 
 def _caller() -> str:
-    """The module that runs, by its path from the outermost one."""
+    """The module that is running, by its path from the outermost one."""
     modules: list[nn.Module] = []
     frame = sys._getframe(2)
     while frame is not None:

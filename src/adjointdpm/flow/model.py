@@ -1,4 +1,4 @@
-"""`DiffusionModel`: what a sampler needs to know of a model."""
+"""`DiffusionModel`: the parts of a diffusion model that a sampler needs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,9 +45,16 @@ class DiffusionModel(nn.Module):
     """
 
     schedule: Schedule
+    """The noise schedule that the model was trained with."""
+
     denoiser: Denoiser
+    """The network, guidance included."""
+
     latent_shape: tuple[int, ...]
+    """The shape of one sample of noise, without the batch."""
+
     image_shape: tuple[int, ...]
+    """(channels, height, width) of one image."""
 
     pipe: Any = None
     """The stock pipeline that the model was made of; None for a network of one's own."""

@@ -1,14 +1,14 @@
 """Noise schedules: x_t = alpha(t) x0 + sigma(t) eps, continuous in t, with an inverse.
 
 Every schedule gives alpha(t), sigma(t) and the inverse of s(t) = sigma / (alpha + sigma), which is
-bounded: 0 for data, 1 for pure noise. The solver's clock tau and state z come from one of two
-coordinate systems in which the probability-flow ODE has no stiff linear part:
+bounded: 0 for data, 1 for pure noise. The solver's variable tau and its state z come from one of two coordinate
+systems in which the probability-flow ODE has no stiff linear part:
 
     NOISE_RATIO   z = y = x / alpha             tau = rho = sigma / alpha             dy/drho = eps
     BOUNDED       z = u = x / (alpha + sigma)   tau = s = sigma / (alpha + sigma)     du/ds = eps - x0
 
-The first is the paper's (AdjointDPM, Pan et al., 2024, arXiv 2307.10711). The second is the same
-curve seen without the division by alpha, so it may start where alpha = 0. In both, x0 = z - tau dz/dtau.
+The first is the paper's (AdjointDPM, Pan et al., 2024, arXiv 2307.10711). The second is the same curve without the
+division by alpha, so it may start where alpha = 0. In both, x0 = z - tau dz/dtau.
 """
 
 import math
@@ -27,10 +27,24 @@ Vector = Float64[Tensor, "*n"]
 
 
 class Schedule(ABC):
-    """alpha(t), sigma(t) and the way back; times are float64 tensors in the network's own unit."""
+    """A noise schedule: alpha(t), sigma(t) and the inverse; times are float64 tensors in the network's own unit.
+
+        x_t = alpha(t) x0 + sigma(t) eps
+
+    Derive from it for a schedule that this module lacks: implement `alpha`, `sigma` and `time`, and set `start`,
+    `end`, `limit` and `bounded`.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> schedule = adp.VPLinear()
+        >>> (time,) = schedule.at(torch.tensor([0.5], dtype=torch.float64))
+        >>> round(float(time.alpha), 4), round(float(time.alpha**2 + time.sigma**2), 4)
+        (0.2812, 1.0)
+    """
 
     bounded: bool
-    """True: integrate in (u, s), needed where alpha reaches 0. False: the paper's (y, rho)."""
+    """True: integrate in (u, s), which is needed where alpha reaches 0. False: the paper's (y, rho)."""
 
     start: float
     """The noisy end, where sampling begins by default."""
@@ -39,49 +53,59 @@ class Schedule(ABC):
     """The clean end, where sampling stops by default; the denoiser is still meaningful there."""
 
     limit: float
-    """The cleanest time alpha and sigma are defined at (sigma = 0 for most)."""
+    """The cleanest time at which alpha and sigma are defined (sigma = 0 there for most schedules)."""
 
     @abstractmethod
     def alpha(self, t: Vector) -> Vector:
-        """The signal's factor."""
+        """The factor of the signal at some times, in the shape of `t`."""
 
     @abstractmethod
     def sigma(self, t: Vector) -> Vector:
-        """The noise's factor."""
+        """The factor of the noise at some times, in the shape of `t`."""
 
     @abstractmethod
     def time(self, s: Vector) -> Vector:
         """The t at which sigma / (alpha + sigma) = s."""
 
     def prior_std(self, t: Vector) -> Vector:
-        """Standard deviation of x_t that standard normal noise is scaled by at the noisy end."""
+        """The standard deviation of x_t at the noisy end, by which standard normal noise is scaled."""
         return (self.alpha(t) ** 2 + self.sigma(t) ** 2).sqrt()
 
     def at(self, t: Vector) -> list[Time]:
-        """The instants of a vector of times."""
+        """The instants of a vector of times, as one `Time` each."""
         alpha, sigma = self.alpha(t), self.sigma(t)
         scale = alpha + sigma if self.bounded else alpha
         return [Time(*each) for each in zip(t, sigma / scale, alpha, sigma, scale, strict=True)]
 
     def at_tau(self, tau: Vector) -> Time:
-        """The one instant at which the solver's clock shows `tau`."""
+        """The instant at which the solver's variable equals `tau`."""
         return self.at(self.time(tau if self.bounded else tau / (1 + tau)).reshape(1))[0]
 
 
 @dataclass(frozen=True, eq=False)
 class VPDiscrete(Schedule):
-    """The variance-preserving schedule of a discrete model, log-linear between its training steps.
+    """The variance-preserving schedule of a model with discrete training steps, log-linear between them.
 
         log alpha_bar(t) interpolated linearly in t;  alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)
 
-    t is in training steps, 0 the cleanest and T - 1 the noisiest; alpha_bar = 1 (clean data, the
-    `final_sigmas_type="zero"` of diffusers) lies at t = -1. Use it for every diffusers model trained
-    with betas; no time is ever rounded to a training step, which would cost solvers their order.
+    t is in training steps: 0 is the cleanest, T - 1 the noisiest. alpha_bar = 1 (clean data, the
+    `final_sigmas_type="zero"` of diffusers) lies at t = -1. Use it for every diffusers model that was trained with
+    betas. No time is rounded to a training step, since rounding would lower the order of the solvers.
 
     Args:
         alphas_cumprod: (T,), alpha_bar at t = 0 ... T - 1, decreasing, in [0, 1); any dtype.
-        bounded: integrate in the bounded coordinates; on by itself where the last alpha_bar is so
-            small (zero terminal signal-to-noise ratio) that rho overflows.
+        bounded: integrate in the bounded coordinates. This is switched on automatically where the last alpha_bar is
+            below 1e-6 (zero terminal signal-to-noise ratio), since rho would overflow.
+
+    Raises:
+        InputError: `alphas_cumprod` is not a decreasing vector of at least two numbers in [0, 1).
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> schedule = adp.VPDiscrete(torch.linspace(0.99, 0.01, 1000))
+        >>> schedule.start, schedule.end, schedule.limit
+        (999.0, 0.0, -1.0)
     """
 
     alphas_cumprod: Tensor
@@ -108,7 +132,7 @@ class VPDiscrete(Schedule):
     limit = -1.0
 
     def log_alpha_bar(self, t: Vector) -> Vector:
-        """log alpha_bar at any real t in [-1, T - 1]."""
+        """The logarithm of alpha_bar at any real t in [-1, T - 1]."""
         knots: Tensor = self._log_bar  # type: ignore[attr-defined]
         index = (t.floor().long() + 1).clamp(0, len(knots) - 2)
         return knots[index] + (t + 1 - index) * (knots[index + 1] - knots[index])
@@ -129,12 +153,25 @@ class VPDiscrete(Schedule):
 
 @dataclass(frozen=True)
 class VPLinear(Schedule):
-    """The continuous variance-preserving schedule with a linear beta (Song et al., 2021, arXiv 2011.13456).
+    """The continuous variance-preserving schedule with a linear beta.
 
         log alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2,   t in [0, 1]
 
+    Use it for models of continuous time (score SDEs). For diffusers models use `VPDiscrete`.
+
     Args:
-        beta_min, beta_max: rates at t = 0 and t = 1, per unit of time.
+        beta_min: the rate at t = 0, per unit of time.
+        beta_max: the rate at t = 1, per unit of time.
+        bounded: integrate in the bounded coordinates.
+
+    References:
+        Song et al., 2021, arXiv 2011.13456.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> schedule = adp.VPLinear()
+        >>> schedule.start, schedule.end
+        (1.0, 0.001)
     """
 
     beta_min: float = 0.1
@@ -163,14 +200,23 @@ class VPLinear(Schedule):
 
 @dataclass(frozen=True)
 class VPCosine(Schedule):
-    """The cosine schedule (Nichol and Dhariwal, 2021, arXiv 2102.09672).
+    """The cosine schedule in continuous time.
 
         alpha(t) = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)),   t in [0, 1]
 
-    Sampling starts at t = 0.9946, as in DPM-Solver (Lu et al., 2022, arXiv 2206.00927): alpha is 0 at 1.
+    Sampling starts at t = 0.9946, as in DPM-Solver (Lu et al., 2022, arXiv 2206.00927), since alpha is 0 at t = 1.
 
     Args:
-        offset: the s above, a small number that keeps the first noise level off zero.
+        offset: the s above, a small number that keeps the first noise level above zero.
+        bounded: integrate in the bounded coordinates.
+
+    References:
+        Nichol and Dhariwal, 2021, arXiv 2102.09672.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> adp.VPCosine().start
+        0.9946
     """
 
     offset: float = 0.008
@@ -196,12 +242,22 @@ class VPCosine(Schedule):
 
 @dataclass(frozen=True)
 class EDMSchedule(Schedule):
-    """Variance exploding, with time the noise level itself (Karras et al., 2022, arXiv 2206.00364).
+    """The variance-exploding schedule whose time is the noise level itself.
 
         alpha = 1,   sigma = t,   t in [sigma_min, sigma_max]
 
     Args:
-        sigma_min, sigma_max: noise levels at the clean and the noisy end.
+        sigma_min: the noise level at the clean end, in units of the data.
+        sigma_max: the noise level at the noisy end.
+        bounded: integrate in the bounded coordinates.
+
+    References:
+        Karras et al., 2022, arXiv 2206.00364.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> adp.EDMSchedule().start
+        80.0
     """
 
     sigma_min: float = 0.002
@@ -233,15 +289,27 @@ class EDMSchedule(Schedule):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Schedule):
-    """The straight path between noise and data (Liu et al., 2023, arXiv 2209.03003).
+    """The straight path between noise and data.
 
         alpha = 1 - t / unit,   sigma = t / unit,   t in [0, unit]
 
-    It starts at pure noise, where rho is infinite, so it always runs in the bounded coordinates, in
-    which the velocity is the network's own output and u = x.
+    It starts at pure noise, where rho is infinite, so it always runs in the bounded coordinates. There u = x, and the
+    velocity is the network's own output.
 
     Args:
+        bounded: True; no other value is possible.
         unit: the time of pure noise; 1000 for the pipelines of diffusers, which count training steps.
+
+    Raises:
+        InputError: `bounded` is False.
+
+    References:
+        Liu et al., 2023, arXiv 2209.03003.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> adp.RectifiedFlow(unit=1000.0).start
+        1000.0
     """
 
     bounded: bool = True

@@ -1,7 +1,7 @@
-"""What a pipeline's own call takes, read from its signature and source, so that no family is named here.
+"""The arguments of a pipeline's own call, read from its signature and source, so that no family is named here.
 
-A pipeline conditions on what its `__call__` assigns from `self.encode_prompt(...)` and also takes as
-arguments: those names are the conditioning, in the order in which encode_prompt returns them.
+The conditioning of a pipeline are the variables that its `__call__` assigns from `self.encode_prompt(...)` and that are
+also among its arguments, in the order in which encode_prompt returns them.
 """
 
 import ast
@@ -18,21 +18,22 @@ from .._types import InputError
 __all__ = ["LENGTHS", "Arguments", "arguments_of", "call_names", "guides", "own_call"]
 
 LENGTHS = "_lengths"
-"""Ends the name of how many rows of each padded sample count."""
+"""The end of the name under which a Cond holds the number of valid rows of each sample in a padded tensor."""
 
 
 @dataclass(frozen=True)
 class Arguments:
     """The arguments of a pipeline's `__call__`.
 
-    names          all of them, in order
-    needed         those without a default, besides the prompt
-    encoded        what each call of encode_prompt is assigned to, call by call
-    conditioning   those of `encoded` that are arguments, too
-    lists          those of them that are lists with one tensor a sample, of any length
-    guidance       the weight of classifier-free guidance: `true_cfg_scale` where there are two scales
-                   (the other is then an embedding of a distilled model); None if there is none
-    default        the pipeline's own guidance weight
+    Args:
+        names: all arguments, in order.
+        needed: those without a default, besides the prompt.
+        encoded: the names to which each call of encode_prompt is assigned, call by call.
+        conditioning: those of `encoded` that are also arguments.
+        lists: those of `conditioning` that are lists with one tensor a sample, of any length.
+        guidance: the name of the weight of classifier-free guidance; `true_cfg_scale` where there are two scales (the
+            other is then an embedding of a distilled model); None if there is none.
+        default: the pipeline's own guidance weight.
     """
 
     names: tuple[str, ...]
@@ -45,22 +46,22 @@ class Arguments:
 
     @property
     def masks(self) -> frozenset[str]:
-        """Attention masks: integers, which travel with the conditioning and have no gradient."""
+        """The names of attention masks: integers, which are part of the conditioning and have no gradient."""
         return frozenset(name for name in self.conditioning if "mask" in name)
 
     @property
     def lengths(self) -> frozenset[str]:
-        """The names by which a Cond says how long the samples of a padded list are."""
+        """The names under which a Cond holds the lengths of the samples of a padded list."""
         return frozenset(name + LENGTHS for name in self.lists)
 
     @property
     def linear_guidance(self) -> bool:
-        """Whether guidance is F_neg + w (F_pos - F_neg) on one batch, so that it may be split in two."""
+        """Whether guidance is F_neg + w (F_pos - F_neg) on one batch, so that it can be split into two calls."""
         return self.guidance == "guidance_scale" and "cfg_normalization" not in self.names
 
 
 def own_call(kind: type) -> Callable[..., Any]:
-    """A pipeline's `__call__` without the decorator that switches gradients off."""
+    """The `__call__` of a pipeline class, without the decorator that disables gradients."""
     return inspect.unwrap(kind.__call__)
 
 
@@ -71,7 +72,13 @@ def call_names(kind: type) -> tuple[str, ...]:
 
 @cache
 def arguments_of(kind: type) -> Arguments:
-    """The arguments of a pipeline class.
+    """Read the arguments of a pipeline class.
+
+    Args:
+        kind: the class.
+
+    Returns:
+        its arguments.
 
     Raises:
         InputError: its source cannot be read.
@@ -98,13 +105,21 @@ def arguments_of(kind: type) -> Arguments:
 
 
 def guides(pipe: Any, w: float) -> bool:
-    """Whether a pipeline applies classifier-free guidance of weight w at all."""
+    """Whether a pipeline applies classifier-free guidance at a weight.
+
+    Args:
+        pipe: the pipeline.
+        w: the weight.
+
+    Returns:
+        the pipeline's own decision where it has one, else whether w > 1.
+    """
     own = getattr(type(pipe), "do_classifier_free_guidance", None)
     if own is None or arguments_of(type(pipe)).guidance != "guidance_scale":
         return w > 1
-    asked = copy.copy(pipe)
-    asked.__dict__["_guidance_scale"] = w
-    return bool(own.fget(asked))
+    guided = copy.copy(pipe)
+    guided.__dict__["_guidance_scale"] = w
+    return bool(own.fget(guided))
 
 
 def _targets(kind: type) -> list[tuple[str, ...]]:
@@ -112,7 +127,7 @@ def _targets(kind: type) -> list[tuple[str, ...]]:
     try:
         source = textwrap.dedent(inspect.getsource(own_call(kind)))
     except OSError as error:
-        raise InputError(f"the source of {kind.__name__}.__call__ is needed but not there") from error
+        raise InputError(f"the source of {kind.__name__}.__call__ is needed, but cannot be read") from error
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):

@@ -1,6 +1,6 @@
-"""What makes a pipeline's gradient wrong or absent, found before the long work or told from its traces.
+"""Checks for what makes a pipeline's gradient wrong or absent, before a run or from the graph that it made.
 
-Each function raises `InputError`: what was found, why it has no gradient, what to do.
+Most functions raise `InputError`. The message names what was found, why there is no gradient, and what to do.
 """
 
 import inspect
@@ -42,20 +42,38 @@ __all__ = [
 
 
 class UnusedRowsWarning(UserWarning):
-    """Rows of an embedding have no influence on the image."""
+    """Rows of an embedding have no influence on the image, so their gradient is zero.
+
+    Examples:
+        >>> import warnings
+        >>> import adjointdpm as adp
+        >>> warnings.simplefilter("error", adp.UnusedRowsWarning)  # raise instead of warning
+    """
 
 
 class WeightsWarning(UserWarning):
-    """Every weight of a pipeline requires a gradient, as stock pipelines come."""
+    """Every weight of a pipeline requires a gradient, which is the default of stock pipelines.
+
+    A backward pass then computes the gradients of all weights besides those that are needed.
+
+    Examples:
+        >>> import warnings
+        >>> import adjointdpm as adp
+        >>> warnings.simplefilter("ignore", adp.WeightsWarning)  # where all weights are trained on purpose
+    """
 
 
-_WARNED: "weakref.WeakSet[Any]" = weakref.WeakSet()  # the pipelines whose user knows
+_WARNED: "weakref.WeakSet[Any]" = weakref.WeakSet()  # the pipelines that have been warned of
 
 
 def warn_of_weights(pipe: Any, networks: Mapping[str, nn.Module]) -> None:
-    """Say once for each pipeline that the gradient of noise or conditioning is paid for with that of every weight.
+    """Warn once for each pipeline whose weights all require a gradient.
 
-    Where weights are trained on purpose others are frozen: then nothing is said.
+    There is no warning if some weights are frozen, since then the others are trained on purpose.
+
+    Args:
+        pipe: the pipeline.
+        networks: its modules, by name.
     """
     if pipe in _WARNED or not all(w.requires_grad for part in networks.values() for w in part.parameters()):
         return
@@ -72,10 +90,16 @@ def warn_of_weights(pipe: Any, networks: Mapping[str, nn.Module]) -> None:
 
 
 def followed(arguments: Any) -> Any:
-    """The same tensors by name, with a warning in the backward pass if rows of an embedding had no influence.
+    """The same tensors by name, with a warning in the backward pass if rows of an embedding have no influence.
 
-    A pipeline cuts off rows that are more than its encoder or network takes. Rows that a mask turns off, or that only
-    fill up a list, are meant to have none.
+    A pipeline cuts off the rows that exceed what its encoder or network takes. Rows that a mask turns off, and rows
+    that pad a list, are not warned of.
+
+    Args:
+        arguments: a Cond or a dictionary.
+
+    Returns:
+        a container of the same kind.
     """
     kept = {}
     for name, each in arguments.items():
@@ -89,7 +113,7 @@ def followed(arguments: Any) -> Any:
 
 
 def _meant(name: str, embeds: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
-    """Which rows of an embedding are meant to have an influence; None if that is not known."""
+    """A mask of the rows of an embedding that should have an influence; None if that is unknown."""
     rows = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     if (lengths := arguments.get(name + LENGTHS)) is not None:
         return rows & (torch.arange(rows.shape[1], device=rows.device) < lengths[:, None])
@@ -113,7 +137,7 @@ def _look_at_rows(name: str, meant: Tensor | None, cotangent: Tensor) -> None:
     used = (cotangent != 0).any(-1)
     if meant is None or bool(used.all()):
         return
-    # What is cut off is at the end: elsewhere a row of zeros is an underflow. And a loss may be of some of the images.
+    # Rows are cut off at the end; a row of zeros elsewhere is an underflow. A loss may depend on some images only.
     last = (~used).flip(1).cumprod(1).flip(1).bool()
     lost = meant & last & used.any(1, keepdim=True)
     if bool(lost.any()):
@@ -121,7 +145,7 @@ def _look_at_rows(name: str, meant: Tensor | None, cotangent: Tensor) -> None:
         which = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
         warnings.warn(
             f"rows {which} of {name} ({len(numbers)} of {cotangent.shape[1]}) have no influence on the image, and a "
-            "gradient of zero: the pipeline or its network cuts them off or masks them out. Give fewer rows, or see "
+            "gradient of zero: the pipeline or its network cuts them off or masks them out. Give fewer rows, or check "
             "the pipeline's max_sequence_length",
             UnusedRowsWarning,
             stacklevel=2,
@@ -129,7 +153,11 @@ def _look_at_rows(name: str, meant: Tensor | None, cotangent: Tensor) -> None:
 
 
 def refuse_untracked() -> None:
-    """Gradients are off where the call is made."""
+    """Raise if gradients are disabled where the call is made.
+
+    Raises:
+        InputError: they are.
+    """
     if not torch.is_grad_enabled():
         raise InputError(
             "gradients are switched off here (torch.no_grad, torch.inference_mode or "
@@ -138,7 +166,15 @@ def refuse_untracked() -> None:
 
 
 def refuse_output(pipe: Any, arguments: dict[str, Any]) -> None:
-    """The pipeline is asked, or asked by default, for something that is not a tensor."""
+    """Raise if the output type of a pipeline's call, given or by default, is not a tensor.
+
+    Args:
+        pipe: the pipeline.
+        arguments: the arguments of the call, by name.
+
+    Raises:
+        InputError: the output would be numpy or a file format.
+    """
     kind = arguments.get("output_type", _default(pipe, "output_type"))
     if kind not in (None, "latent", "pt", "latents"):
         raise InputError(
@@ -148,11 +184,19 @@ def refuse_output(pipe: Any, arguments: dict[str, Any]) -> None:
 
 
 def refuse_batch(pipe: Any, arguments: Mapping[str, Any]) -> None:
-    """A call's arguments are none of the pipeline's, or are for different numbers of images."""
+    """Raise if the arguments of a call are unknown to the pipeline, or are for different numbers of images.
+
+    Args:
+        pipe: the pipeline.
+        arguments: the arguments of the call, by name.
+
+    Raises:
+        InputError: they are.
+    """
     unknown = sorted(set(arguments) - _taken(pipe))
     if unknown and own_call(type(pipe)).__module__.startswith(
         "diffusers."
-    ):  # another's **kwargs are their business
+    ):  # the **kwargs of a class outside diffusers are not checked
         raise InputError(
             f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(call_names(type(pipe)))}"
         )
@@ -174,7 +218,7 @@ def refuse_batch(pipe: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def _taken(pipe: Any) -> set[str]:
-    """The arguments of a pipeline's call, those among them that it reads from its **kwargs."""
+    """The names of the arguments of a pipeline's call, including those that it reads from its **kwargs."""
     own = own_call(type(pipe))
     modular = {each.name for each in getattr(getattr(pipe, "_blocks", None), "inputs", [])}
     return {
@@ -185,14 +229,22 @@ def _taken(pipe: Any) -> set[str]:
 
 
 def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
-    """A part of the pipeline has no gradient, or changes weights after the denoiser has used them."""
+    """Raise if a part of the pipeline has no gradient, or casts weights that the backward pass needs.
+
+    Args:
+        pipe: the pipeline.
+        arguments: the arguments of the call, by name.
+
+    Raises:
+        InputError: it has no VAE, or has a safety checker, a watermark, or a float16 VAE that it casts to float32.
+    """
     if arguments.get("output_type") == "latent":
         return
     refuse_undecodable(pipe)
     if getattr(pipe, "safety_checker", None) is not None:
         raise InputError(
-            "the safety checker looks at numpy pictures and blackens some, which has no gradient; set "
-            'pipe.safety_checker = None and check the finished picture, or pass output_type="latent"'
+            "the safety checker reads images as numpy arrays and blackens some, which has no gradient; set "
+            'pipe.safety_checker = None and check the finished image, or pass output_type="latent"'
         )
     if getattr(pipe, "watermark", None) is not None:
         raise InputError(
@@ -203,12 +255,19 @@ def refuse_pipeline(pipe: Any, arguments: dict[str, Any]) -> None:
     if half and vae.config.get("force_upcast") and _casts_its_vae(type(pipe)):
         raise InputError(
             "the pipeline casts this float16 VAE to float32 for decoding and back again, before the backward "
-            "pass needs it; call pipe.vae.to(torch.float32) first"
+            "pass reads it; call pipe.vae.to(torch.float32) first"
         )
 
 
 def refuse_undecodable(pipe: Any) -> None:
-    """A pipeline that decodes with a VAE has none."""
+    """Raise if a pipeline decodes with a VAE and has none.
+
+    Args:
+        pipe: the pipeline.
+
+    Raises:
+        InputError: its `vae` is None.
+    """
     if "vae" in inspect.signature(type(pipe).__init__).parameters and getattr(pipe, "vae", None) is None:
         raise InputError(
             f"{type(pipe).__name__} has no VAE (its vae is None), so it cannot decode; load it with one, or take "
@@ -223,7 +282,14 @@ def _casts_its_vae(kind: type) -> bool:
 
 
 def refuse_placeholders(parts: Mapping[str, nn.Module]) -> None:
-    """Weights are moved away between the calls of their modules, and leave placeholders behind."""
+    """Raise if weights are moved away between the calls of their modules, and replaced by placeholders.
+
+    Args:
+        parts: the modules, by name.
+
+    Raises:
+        InputError: a weight is on the meta device.
+    """
     for name, part in parts.items():
         if any(weight.is_meta for weight in part.parameters()):
             raise InputError(
@@ -233,12 +299,18 @@ def refuse_placeholders(parts: Mapping[str, nn.Module]) -> None:
 
 
 def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool, kept: bool) -> None:
-    """A denoiser carries hooks of diffusers with which a repeated call is another function.
+    """Raise if a denoiser has hooks of diffusers or accelerate that make a gradient through it wrong.
+
+    Hooks that keep state are refused in any case.
 
     Args:
-        repeated: whether the call is to be recomputed.
-        kept: whether its graph is kept; hooks that take the weights away from under it are refused.
-    Those that keep state are refused in any case.
+        name: the denoiser's name.
+        modules: the modules inside it.
+        repeated: whether the call is to be recomputed; then every hook of diffusers is refused.
+        kept: whether its graph is kept; then hooks that move the weights away are refused.
+
+    Raises:
+        InputError: there is such a hook.
     """
     for module in modules:
         if kept and _leaves_its_device(vars(module).get("_hf_hook")):
@@ -250,46 +322,59 @@ def refuse_hooks(name: str, modules: Iterable[nn.Module], repeated: bool, kept: 
         for kind, hook in getattr(registry, "hooks", {}).items():
             if hook._is_stateful:
                 raise InputError(
-                    f"{name} has the cache hook {kind!r}, which answers from earlier calls, so that a gradient "
+                    f"{name} has the cache hook {kind!r}, which reuses results of earlier calls, so that a gradient "
                     f"through it would be wrong; call pipe.{name}.disable_cache()"
                 )
             if repeated:
                 raise InputError(
-                    f"{name} carries the hook {kind!r} ({type(hook).__name__}), which need not be there when the "
+                    f"{name} has the hook {kind!r} ({type(hook).__name__}), which may be absent when the "
                     "call is recomputed in the backward pass; remove it, or use adjoint=Backprop()"
                 )
 
 
 def _leaves_its_device(hook: Any) -> bool:
-    """Whether it is accelerate's hook of model offloading, to anywhere but the CPU."""
+    """Whether a hook is accelerate's for model offloading, with any execution device but the CPU."""
     if not hasattr(hook, "prev_module_hook"):
         return False
     return torch.device(hook.execution_device).type != "cpu"
 
 
 def refuse_blind(name: str, out: Any, state: Tensor) -> None:
-    """A denoiser's output does not depend on the state it was given."""
+    """Raise if a denoiser's output does not depend on its state.
+
+    Args:
+        name: the denoiser's name.
+        out: its output.
+        state: the state that it received.
+
+    Raises:
+        InputError: it does not.
+    """
     graphs = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
     if graphs and not reached(graphs, {"state": state}):
         raise InputError(
             f"the output of {name} does not depend on its input (a detach, a no_grad or numpy inside it cuts the "
-            "graph), so every gradient through it would be wrong; make it of differentiable operations"
+            "graph), so every gradient through it would be wrong; use differentiable operations alone"
         )
 
 
 def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str, list[Any]]) -> None:
-    """Something that wants a gradient, or a denoiser call, is not in the graph of the outputs.
+    """Raise if a tensor that requires a gradient, or a denoiser call, is not in the graph of the outputs.
 
     Args:
-        given: the call's tensors that require a gradient, by where they were given.
-        calls: the graph nodes of one denoiser call's outputs, by its name.
+        outputs: the tensors with a graph that the pipeline returned.
+        given: the call's tensors that require a gradient, by argument.
+        calls: the graph nodes of each denoiser call's outputs, by the call's name.
+
+    Raises:
+        InputError: one is missing, or an operator on the way has no derivative.
     """
     if not outputs:
         raise InputError(
-            "nothing that the pipeline returned has a gradient: it left torch, or switched gradients off itself"
+            "nothing that the pipeline returned has a gradient: the pipeline left torch, or disabled gradients itself"
         )
-    wanted = {name: [get_gradient_edge(tensor).node] for name, tensor in given.items()} | calls
-    missing = {name: set(nodes) for name, nodes in wanted.items()}
+    needed = {name: [get_gradient_edge(tensor).node] for name, tensor in given.items()} | calls
+    missing = {name: set(nodes) for name, nodes in needed.items()}
     seen: set[Any] = {get_gradient_edge(tensor).node for tensor in outputs} | {None}
     queue: list[Any] = list(seen - {None})
     left = {node for nodes in missing.values() for node in nodes}
@@ -299,25 +384,35 @@ def refuse_cut(outputs: list[Tensor], given: dict[str, Tensor], calls: dict[str,
         if underivable(node):
             raise InputError(
                 "the pipeline computes with an operator that has no derivative, as int8 and other quantized layers do, "
-                "so a gradient through it would be lost without a sign; load its parts without quantization"
+                "so a gradient through it would be lost without a warning; load its parts without quantization"
             )
         for parent, _ in node.next_functions:
             if parent not in seen:
                 seen.add(parent)
                 queue.append(parent)
-    lost = [name for name, nodes in wanted.items() if left.issuperset(nodes)]
+    lost = [name for name, nodes in needed.items() if left.issuperset(nodes)]
     if lost:
         raise InputError(
             f"the result does not depend on {', '.join(lost[:4])}{' and more' if len(lost) > 4 else ''}: either "
-            "the pipeline does not use it with these arguments, or it detaches it, or turns it into numbers on "
-            "the way, and its gradient would be missing or wrong"
+            "the pipeline does not use it with these arguments, or detaches it, or converts it to plain numbers; "
+            "its gradient would be missing or wrong"
         )
 
 
 def explained(
     error: Exception, pipe: Any, parts: Mapping[str, Any], given: Mapping[str, Tensor]
 ) -> InputError | None:
-    """The error of this library for one that means an unfit scheduler or argument, a cut graph or mixed dtypes."""
+    """Translate an error about a scheduler, an argument, a cut graph or dtypes into an `InputError`.
+
+    Args:
+        error: the error that the pipeline's call raised.
+        pipe: the pipeline.
+        parts: its denoisers, by name.
+        given: the tensors that it received, by name.
+
+    Returns:
+        the error to raise instead; None if the error is about something else.
+    """
     text = str(error)
     scheduler = _unfit(error, pipe)
     if scheduler is not None:
@@ -332,7 +427,15 @@ def explained(
 
 
 def refused(error: Exception, pipe: Any) -> InputError | None:
-    """The error of this library for one that a pipeline raised itself, about what it was given."""
+    """Translate an error that a pipeline itself raised about its arguments into an `InputError`.
+
+    Args:
+        error: the error.
+        pipe: the pipeline.
+
+    Returns:
+        the error to raise instead; None if the pipeline's own code did not raise it.
+    """
     frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
     own = ".pipelines." in frame.f_globals.get("__name__", "") and not isinstance(error, AdjointDPMError)
     if not own or not isinstance(error, ValueError | TypeError):
@@ -341,22 +444,29 @@ def refused(error: Exception, pipe: Any) -> InputError | None:
 
 
 def _unfit(error: Exception, pipe: Any) -> Any:
-    """The scheduler that an error comes from, if it does."""
+    """The scheduler that an error comes from; None if it comes from elsewhere."""
     scheduler = getattr(pipe, "scheduler", None)
     if isinstance(error, AttributeError):
         of_config = scheduler is not None and error.obj is scheduler.config
-        asked = scheduler if of_config else error.obj
+        source = scheduler if of_config else error.obj
     else:
-        asked = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    return asked if hasattr(asked, "set_timesteps") else None
+        source = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    return source if hasattr(source, "set_timesteps") else None
 
 
 def tensors_of(arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """Every tensor among a call's arguments that requires a gradient, by the argument's name."""
+    """Find the tensors that require a gradient among the arguments of a call.
+
+    Args:
+        arguments: the arguments, by name.
+
+    Returns:
+        the tensors, by the argument's name, with a number if an argument holds several.
+    """
     found = {}
     for name, value in arguments.items():
-        wanting = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.requires_grad]
-        found |= {name if len(wanting) == 1 else f"{name}[{i}]": t for i, t in enumerate(wanting)}
+        variables = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.requires_grad]
+        found |= {name if len(variables) == 1 else f"{name}[{i}]": t for i, t in enumerate(variables)}
     return found
 
 

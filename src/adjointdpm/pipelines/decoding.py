@@ -10,14 +10,14 @@ from .._types import Run, direct
 from ..adjoints.block_checkpointing import in_blocks
 from .step_probe import ProbedPipeline
 
-__all__ = ["image_of", "without_overflow"]
+__all__ = ["decoded", "without_overflow"]
 
 
-def image_of(call: ProbedPipeline, vae: Any, latents: Tensor, run: Run = direct) -> Tensor:
+def decoded(call: ProbedPipeline, vae: Any, latents: Tensor, run: Run = direct) -> Tensor:
     """Images in [0, 1], not clamped, in the latents' dtype.
 
     Args:
-        call: the pipeline; scaling, shift and unpacking of latents are its own.
+        call: the pipeline, which scales, shifts and unpacks the latents.
         vae: its decoder, or None where latents are pixels in [-1, 1].
         run: executes the decoder's blocks, where diffusers knows them.
     """
@@ -28,9 +28,15 @@ def image_of(call: ProbedPipeline, vae: Any, latents: Tensor, run: Run = direct)
 
 
 def without_overflow(vae: Any) -> Any:
-    """A VAE that float16 overflows (SDXL's says so in its config), in float32.
+    """A copy in float32 of a VAE that overflows in float16, as SDXL's does by its config; any other VAE itself.
 
-    The pipeline would switch the shared module there and back, and recomputation would find it changed.
+    The pipeline would cast the shared module to float32 and back, and recomputation would find it changed.
+
+    Args:
+        vae: the VAE.
+
+    Returns:
+        the copy or the VAE.
     """
     if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         return copy.deepcopy(vae).float()

@@ -1,13 +1,13 @@
-"""One call of a denoiser, ready to be made again in the backward pass, bit for bit.
+"""One call of a denoiser, which can be repeated in the backward pass, bit for bit.
 
-A pipeline may meanwhile change what the call was made of: it swaps attention processors back, pops from
-the lists it passed, writes into its latents. The first two are put as they were; the last is an error.
+A pipeline may meanwhile change the inputs of the call: it resets attention processors, pops from the lists that it
+passed, writes into its latents. The first two are restored for the repetition; the last is an error.
 
-A network is shown states in its own dtype, and its answer has theirs: so states may be float32 where
-weights are bfloat16. Under autocast that is autocast's business.
+A network receives states in its own dtype, and its output is cast back to that of the states. So states may be float32
+where weights are bfloat16. Under autocast, autocast does this.
 
-What another denoiser of the same step has made (a ControlNet's residuals, far larger than latents) is not
-held until then, but made again from that one's own inputs.
+Tensors that another denoiser of the same step has made (a ControlNet's residuals, far larger than latents) are not held
+until the backward pass, but recomputed from the inputs of that denoiser.
 """
 
 import weakref
@@ -26,15 +26,19 @@ __all__ = ["Replay", "attentions_of", "dtype_of"]
 
 
 class Replay:
-    """`module(*args, **kwargs)` as a function of the tensors among its arguments.
+    """The call `module(*args, **kwargs)` as a function of the tensors among its arguments.
+
+    Its `tensors` are the arguments to call it with: replay(*replay.tensors).
 
     Args:
-        name: what the pipeline calls the module.
-        attentions: those inside the module, from `attentions_of`; walking a model for them takes time.
-        dtype: the module's own, from `dtype_of`, for the same reason.
-        sources: calls of the same step; tensors that one of them has made are made by it again.
-        stats: where such a call more is counted.
-    `tensors` are what to call it with: replay(*replay.tensors).
+        name: the name of the module in the pipeline.
+        module: the denoiser.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        attentions: the attention modules inside it, from `attentions_of`; searching a model for them takes time.
+        dtype: the module's own dtype, from `dtype_of`, for the same reason.
+        sources: earlier calls of the same step; a tensor that one of them made is recomputed by it.
+        stats: the record of the sampling, which counts these further calls.
     """
 
     def __init__(
@@ -53,8 +57,8 @@ class Replay:
         for source in sources:
             found = ((i, source.position(leaf)) for i, leaf in enumerate(leaves))
             self._made |= {i: (source, j) for i, j in found if j is not None}
-        self._first = {i: leaves[i] for i in self._made}  # for the first call alone
-        self._wanted = {i: leaves[i].requires_grad for i in self._made}
+        self._first = {i: leaves[i] for i in self._made}  # used by the first call alone
+        self._require_grad = {i: leaves[i].requires_grad for i in self._made}
         self._at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and i not in self._made]
         self.tensors = [leaves[i] for i in self._at]
         self._rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -62,16 +66,27 @@ class Replay:
         self._name, self._module = name, module
         self._attentions, self._dtype = attentions, dtype
         self._processors = [each.processor for each in attentions]
-        self._outputs: list[tuple[Any, int]] = []  # weakly, with their versions
+        self._outputs: list[tuple[Any, int]] = []  # weak references, with versions
         self._stats = stats
 
     def made(self, out: Any) -> None:
-        """Remember which tensors are this call's."""
+        """Store weak references to the outputs of this call.
+
+        Args:
+            out: the result.
+        """
         leaves = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         self._outputs = [(weakref.ref(leaf), leaf._version) for leaf in leaves]
 
     def position(self, tensor: Any) -> int | None:
-        """Which of this call's outputs a tensor is, if it is one and still what it was."""
+        """The number of a tensor among this call's outputs.
+
+        Args:
+            tensor: the tensor.
+
+        Returns:
+            its number; None if it is not an output, or has been written into since.
+        """
         for i, (reference, version) in enumerate(self._outputs):
             if reference() is tensor and tensor is not None:
                 return i if tensor._version == version else None
@@ -80,7 +95,7 @@ class Replay:
     def __call__(self, *tensors: Tensor) -> Any:
         if [tensor._version for tensor in tensors] != self._versions:
             raise RecomputationError(
-                f"a tensor was written into after it was given to {self._name}, by the pipeline or since its call, "
+                f"a tensor was written into after {self._name} received it, by the pipeline or since its call, "
                 "so that call cannot be recomputed; use adjoint=Backprop()"
             )
         leaves: list[Any] = list(self._rest)
@@ -108,7 +123,7 @@ class Replay:
             results[id(source)] = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
             self._stats.nfe_forward += 1
         return {
-            i: results[id(source)][j].requires_grad_(self._wanted[i])
+            i: results[id(source)][j].requires_grad_(self._require_grad[i])
             for i, (source, j) in self._made.items()
         }
 
@@ -129,20 +144,20 @@ class Replay:
 
 
 def attentions_of(module: nn.Module) -> list[Any]:
-    """The modules inside one whose attention processor can be set."""
+    """The modules inside a module whose attention processor can be set."""
     return [
         each for each in module.modules() if hasattr(each, "set_processor") and hasattr(each, "processor")
     ]
 
 
 def dtype_of(module: Any) -> torch.dtype | None:
-    """The dtype in which a module takes states; None where its weights are in none that states can have."""
+    """The dtype in which a module takes states; None where its weights have a dtype that states cannot have."""
     own = getattr(module, "dtype", None)
     return own if own in (torch.float16, torch.bfloat16, torch.float32, torch.float64) else None
 
 
 def _carries(leaf: Any) -> bool:
-    """Whether it is a state or an embedding; times and scales keep their dtype, which may be finer."""
+    """Whether an argument is a state or an embedding; times and scales keep their dtype, which may be wider."""
     return isinstance(leaf, Tensor) and leaf.ndim > 1 and leaf.is_floating_point()
 
 

@@ -96,7 +96,7 @@ class PipelineCall:
         self._parts = denoisers(pipe)
         if not self._parts:
             raise InputError(
-                f"{type(pipe).__name__} has no denoiser: none of its modules is told the time (has a parameter "
+                f"{type(pipe).__name__} has no denoiser: none of its modules takes the time (a parameter "
                 "of its forward called timestep, t or the like)"
             )
         self._pipe, self._adjoint, self._watch, self._quiet = pipe, adjoint, watch, quiet
@@ -122,7 +122,7 @@ class PipelineCall:
         weights: list[Tensor],
         wanted: bool = True,
     ) -> Any:
-        """The pipeline's result; if its gradient is wanted, with the promise that its graph is whole."""
+        """The pipeline's result; if `wanted`, its graph is checked to be complete."""
         self.stats = Stats()
         named = _named(self._pipe, args, kwargs)
         refuse_batch(self._pipe, named)

@@ -2,8 +2,8 @@
 
     policy of call i = adjoint.policy(i, N, bytes of one graph)        kept, recomputed or without a graph
 
-A *call* is a step's worth of denoising; it begins with the first denoiser that is asked after the scheduler
-has stepped, and may be several evaluations of networks.
+A *call* is a step's worth of denoising; it begins with the first denoiser that is called after a
+scheduler step, and may be several evaluations of networks.
 """
 
 import threading
@@ -35,15 +35,15 @@ _SWITCH = threading.RLock()  # the VAE's switch is one for all threads
 
 
 class PipelineRun:
-    """Where the calls of a pipeline's denoisers, VAE and scheduler go (see `gradient_proxy.Routes`) in one run.
+    """Where the calls of a pipeline's denoisers, VAE and scheduler go (see `gradient_proxy.CallHandlers`) in one run.
 
     Args:
         adjoint: decides how each call is run.
         stats: what is filled.
         shared: tensors that are there anyway and are not counted.
         watch: in force around the denoisers.
-        wanted: whether a gradient is wanted at all.
-        asked: whether an argument or a weight is known to want one; else the prompt must, through its encoder.
+        wanted: whether a gradient is required at all.
+        asked: whether an argument or a weight requires one; else the prompt must, through its encoder.
     `pipe` is the pipeline that runs, by a weak reference: a circle would keep the run's graphs alive.
     """
 
@@ -133,7 +133,7 @@ class PipelineRun:
             if isinstance(state, Tensor) and state.requires_grad:
                 raise InputError(
                     f"{self.adjoint!r} makes no gradient through the first of {self._total} steps, so it has none "
-                    f"for the noise or picture that {name} starts from; use Checkpointed(), or pass it without "
+                    f"for the noise or image that {name} starts from; use Checkpointed(), or pass it without "
                     "requires_grad"
                 )
         self._run = self.accounting.enter(self._policy, _RUNS[self._policy])

@@ -1,18 +1,18 @@
-"""A pipeline's own code with its gradients on, while the pipeline itself stays as it is.
+"""A pipeline's own code with gradients enabled, while the pipeline itself is not changed.
 
-A twin is a second object over a first one's attributes, of a subclass made on the spot:
+A proxy is a second object with the attributes of a first one, of a subclass that is made when it is needed:
 
-    pipeline    its attributes copied; methods that switch gradients off (`no_grad`) have them on; models
-                that it moves from device to device for a call are left where they are at its end
-    scheduler   its attributes and lists copied, so that no graph outlives the run in it; says when it steps
-    guider      likewise (Modular Diffusers)
-    blocks      likewise, down to the last one (Modular Diffusers)
-    denoiser    *the same* attributes, one dictionary under two objects; a call of it is routed
-    VAE         likewise; its `decode` is routed
-    tokenizer   likewise; a call of it says what of a prompt is lost
+    pipeline    its attributes are copied; gradients are enabled in methods that disable them (`no_grad`); models that
+                it moves between devices for a call stay where they are at the end of the call
+    scheduler   its attributes and lists are copied, so that no graph outlives the run in it; each step is reported
+    guider      as the scheduler, without the report (Modular Diffusers)
+    blocks      as the guider, nested blocks included (Modular Diffusers)
+    denoiser    *the same* attributes, one dictionary of two objects; a call of it goes to a handler
+    VAE         as the denoiser; a call of its `decode` goes to a handler
+    tokenizer   as the denoiser; a call of it warns if a part of a prompt is lost
 
-A denoiser is a network that is told the time: its `forward` takes a parameter of that name. Since nothing
-is patched, nothing has to be put back, whatever is raised, nested or done in another thread.
+A denoiser is a network that takes the time: its `forward` has a parameter of that name. Nothing is patched, so nothing
+has to be restored, even after errors, in nested calls and in other threads.
 """
 
 import functools
@@ -28,42 +28,70 @@ from .token_embeddings import read_whole, tokenizers
 
 __all__ = ["CallHandlers", "denoisers", "gradient_proxy", "parts", "undecorated"]
 
-_DECORATED = torch.enable_grad()(lambda: None).__code__  # shared by no_grad, inference_mode and their kin
+_DECORATED = torch.enable_grad()(lambda: None).__code__  # shared by no_grad, inference_mode and the like
 
 
 @runtime_checkable
 class CallHandlers(Protocol):
-    """Where the calls of a twin's parts go."""
+    """The handlers that receive the calls of a proxy's parts."""
 
     def evaluate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """A call of the denoiser that the pipeline knows under `name`."""
+        """Handle a call of a denoiser.
+
+        Args:
+            name: its name in the pipeline.
+            module: the denoiser itself.
+            *args: the call's positional arguments.
+            **kwargs: the call's keyword arguments.
+
+        Returns:
+            the result of the call.
+        """
 
     def decode(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """A call of `decode` of the VAE that the pipeline knows under `name`."""
+        """Handle a call of a VAE's `decode`.
+
+        Args:
+            name: its name in the pipeline.
+            module: the VAE itself.
+            *args: the call's positional arguments.
+            **kwargs: the call's keyword arguments.
+
+        Returns:
+            the result of the call.
+        """
 
     def stepped(self) -> None:
-        """A scheduler has taken a step."""
+        """Called after a scheduler has taken a step."""
 
 
 def gradient_proxy(pipe: Any, handlers: CallHandlers) -> Any:
-    """The twin of a pipeline, whose denoisers, VAE and scheduler answer through `routes`."""
+    """Make the proxy of a pipeline.
+
+    Args:
+        pipe: the pipeline.
+        handlers: receive the calls of its denoisers, VAE and scheduler.
+
+    Returns:
+        the proxy, which is called as the pipeline is.
+    """
     made = _made(undecorated(type(pipe)), {k: _part(k, v, handlers) for k, v in vars(pipe).items()})
     for name, tokenizer in tokenizers(pipe).items():
         vars(made)[name] = _routed(tokenizer, "__call__", functools.partial(read_whole, pipe, name))
-    vars(made).pop("_num_timesteps", None)  # an earlier run's
-    # It would hook the shared modules anew, in the name of the twin, and empty the devices before the
-    # backward pass; a module's own hooks still fetch it when it is called again.
+    vars(made).pop("_num_timesteps", None)  # left by an earlier run
+    # The method would hook the shared modules again, for the proxy, and move them off the device before the backward
+    # pass. A module's own hooks still move it back when it is called again.
     vars(made)["maybe_free_model_hooks"] = lambda: None
     return made
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The networks of a pipeline that are told the time, by their names, its sub-pipelines' included."""
+    """The networks of a pipeline, and of its sub-pipelines, that take the time, by name."""
     return {name: part for name, part in parts(pipe) if _takes_time(part)}
 
 
 def parts(pipe: Any) -> list[tuple[str, Any]]:
-    """The attributes of a pipeline, and of the pipelines among them, by name."""
+    """The attributes of a pipeline, and those of the pipelines among them, by name."""
     found = []
     for name, part in vars(pipe).items():
         found += [(f"{name}.{k}", v) for k, v in parts(part)] if _is_pipeline(part) else [(name, part)]
@@ -101,7 +129,7 @@ def _decodes(part: Any) -> bool:
 
 
 def _is_pipeline(part: Any) -> bool:
-    from diffusers import DiffusionPipeline  # seconds to import, and here already done
+    from diffusers import DiffusionPipeline  # takes seconds to import; here it already is imported
 
     return isinstance(part, DiffusionPipeline)
 
@@ -113,7 +141,7 @@ def _made(kind: type, attributes: dict[str, Any]) -> Any:
 
 
 def _fresh(part: Any) -> dict[str, Any]:
-    """Attributes in which what is appended or assigned by index does not reach the original."""
+    """Attributes whose lists, dictionaries and sets are copies, so that changes do not reach the original."""
     return {k: v.copy() if type(v) in (list, dict, set) else v for k, v in vars(part).items()}
 
 
@@ -136,7 +164,7 @@ def _routing(kind: type, method: str) -> type:
     def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._route(*args, **kwargs)
 
-    # A slot, for the dictionary is the original's, too.
+    # The route is in a slot, since the dictionary is shared with the original.
     return _subclass(kind, {"__slots__": ("_route",), method: routed})
 
 
@@ -144,7 +172,7 @@ def _routing(kind: type, method: str) -> type:
 def _stepping(kind: Any) -> type:
     plain = inspect.unwrap(kind.step)
 
-    @functools.wraps(plain)  # pipelines look at the signature
+    @functools.wraps(plain)  # pipelines inspect the signature
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = plain(self, *args, **kwargs)
         self._stepped()
@@ -155,10 +183,14 @@ def _stepping(kind: Any) -> type:
 
 @functools.cache
 def undecorated(kind: Any, enabling: bool = False) -> Any:
-    """A subclass in which every method that switches gradients off has them on, and `__call__` leaves them.
+    """A subclass that enables gradients in every method that disables them, and leaves them alone in `__call__`.
 
     Args:
-        enabling: whether `__call__` switches them on, too.
+        kind: the class.
+        enabling: whether `__call__` enables them, too.
+
+    Returns:
+        the subclass.
     """
     methods = {
         name: torch.enable_grad()(inspect.unwrap(method))

@@ -1,12 +1,12 @@
-"""What a scheduler of diffusers says about its model: the schedule, and how the network is spoken to.
+"""A model's schedule, and the inputs and outputs of its network, read from a scheduler of diffusers.
 
-    alphas_cumprod                  VPDiscrete; the network is told the training step
+    alphas_cumprod                  VPDiscrete; the network takes the training step
     FlowMatch..., use_flow_sigmas   RectifiedFlow in the pipeline's unit, sigma = t / num_train_timesteps
-    EDM...                          EDM; the network sees c_in x and c_noise(sigma), and is read as
+    EDM...                          EDMSchedule; the network takes c_in x and c_noise(sigma), and its output F means
                                     x0 = c_skip x + c_out F (Karras et al., 2022, arXiv 2206.00364, table 1)
 
-Only the model's own noise levels are read here. Which of them a scheduler visits (leading or trailing
-spacing, Karras sigmas, the resolution-dependent shift of flow models) is a grid, not a schedule.
+Only the noise levels of the model itself are read here. The choice of those that a scheduler visits (leading or
+trailing spacing, Karras sigmas, the resolution-dependent shift of flow models) is a grid and not a schedule.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,16 @@ __all__ = ["Parameterization", "parameterization_of"]
 
 @dataclass(frozen=True)
 class Parameterization:
-    """A schedule, what the network predicts, and the preconditioning between the two.
+    """A schedule, the network's prediction, and the preconditioning of its inputs and outputs.
 
     Args:
         schedule: alpha and sigma at each time.
-        prediction: what the output stands for once `heard`.
-        sigma_data: EDM's standard deviation of the data; None where the network sees x itself.
-        sign: of EDM's c_out: -1 for v prediction.
+        prediction: the quantity that the output is after `postcondition`.
+        sigma_data: EDM's standard deviation of the data; None where the network takes x itself.
+        sign: the sign of EDM's c_out; -1 for v prediction.
+
+    References:
+        Karras et al., 2022, arXiv 2206.00364, table 1.
     """
 
     schedule: Schedule
@@ -38,15 +41,39 @@ class Parameterization:
     sign: float = 1.0
 
     def time_input(self, t: Scalar) -> Scalar:
-        """The time in the unit that the pipeline hands to its network."""
+        """The time in the unit that the pipeline passes to its network, c_noise.
+
+        Args:
+            t: the schedule's time.
+
+        Returns:
+            the network's time.
+        """
         return t if self.sigma_data is None else t.log() / 4
 
     def precondition(self, x: Tensor, t: Scalar) -> Tensor:
-        """What the network sees of x."""
+        """The network's input, c_in x.
+
+        Args:
+            x: the sample, (batch, *shape).
+            t: the schedule's time.
+
+        Returns:
+            the input, (batch, *shape).
+        """
         return x if self.sigma_data is None else x / (t**2 + self.sigma_data**2).sqrt()
 
     def postcondition(self, out: Tensor, x: Tensor, t: Scalar) -> Tensor:
-        """The network's output as `prediction` means it."""
+        """The network's output in the form of `prediction`, c_skip x + c_out F.
+
+        Args:
+            out: the network's output F, (batch, *shape).
+            x: the sample, (batch, *shape).
+            t: the schedule's time.
+
+        Returns:
+            the prediction, (batch, *shape).
+        """
         if self.sigma_data is None:
             return out
         total = t**2 + self.sigma_data**2
@@ -54,7 +81,13 @@ class Parameterization:
 
 
 def parameterization_of(scheduler: Any) -> Parameterization:
-    """The clock of a scheduler of diffusers.
+    """Read the parameterization of a model from its scheduler.
+
+    Args:
+        scheduler: a scheduler of diffusers.
+
+    Returns:
+        the parameterization.
 
     Raises:
         InputError: it is none of the three kinds above, runs from data to noise, or its prediction is unknown.
@@ -74,7 +107,7 @@ def parameterization_of(scheduler: Any) -> Parameterization:
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None or config.get("timestep_type") == "continuous":
         raise InputError(
-            f"{name} has no noise schedule that is known here: it is neither variance preserving "
+            f"the noise schedule of {name} is unknown: it is neither variance preserving "
             "(alphas_cumprod) nor a rectified flow (FlowMatch..., use_flow_sigmas) nor EDM's"
         )
     return Parameterization(VPDiscrete(alphas), _prediction(config.get("prediction_type", "epsilon")))
@@ -85,4 +118,4 @@ def _prediction(kind: str) -> Prediction:
         return Prediction(kind)
     except ValueError:
         known = ", ".join(each.value for each in Prediction)
-        raise InputError(f"prediction_type is one of {known}, but the scheduler says {kind}") from None
+        raise InputError(f"prediction_type must be one of {known}, but the scheduler has {kind}") from None

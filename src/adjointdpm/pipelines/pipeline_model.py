@@ -1,9 +1,9 @@
-"""A diffusers pipeline as a guided vector field: what it says at (x, t), how it reads and decodes.
+"""A diffusers pipeline as a `DiffusionModel`: its denoiser, its encoding of prompts, its decoding.
 
-Two denoisers say the same, to the last bit:
+Two denoisers return the same output, to the last bit:
 
-    PipelineDenoiser  asks the pipeline's own `__call__` (see `step_probe`), so that guidance, batching,
-                      packing and scaling are its own code. Costs 1-3 ms a call.
+    PipelineDenoiser  runs the pipeline's own `__call__` (see `step_probe`), so that guidance, batching, packing and
+                      scaling are the pipeline's code. This costs 1-3 ms a call.
     UNetDenoiser      calls the UNet directly; for the bundled model, where those milliseconds matter.
 """
 
@@ -23,7 +23,7 @@ from ..flow.model import DiffusionModel, Latents
 from ..flow.schedules import RectifiedFlow, Schedule
 from .call_signature import guides
 from .checks import refuse_placeholders, refuse_undecodable, warn_of_weights
-from .decoding import image_of, without_overflow
+from .decoding import decoded, without_overflow
 from .parameterization import Parameterization, parameterization_of
 from .prompt_encoding import as_given, read_prompts
 from .step_probe import ProbedPipeline
@@ -34,16 +34,18 @@ __all__ = ["PipelineDenoiser", "PipelineModel", "UNetDenoiser"]
 class PipelineDenoiser(Denoiser):
     """The output of a pipeline's network through the pipeline's own call.
 
-    The conditioning goes by the names of the call's arguments. Masks are integers; where a pipeline
-    wants a list with one tensor a sample, the tensor is padded and `<name>_lengths` says how far.
+    The tensors of the conditioning have the names of the call's arguments. Masks are integers. Where a pipeline takes a
+    list with one tensor a sample, the conditioning has one padded tensor, and `<name>_lengths` holds the numbers of
+    valid rows.
 
     Args:
-        call: the questions to the pipeline.
+        call: the pipeline, whose call can be stopped at a step.
         network: the module that it calls at each step.
-        clock: what its scheduler says of the network.
-        split: whether guidance is made of two calls instead of one batch of both.
+        parameterization: the schedule and the inputs and outputs of the network.
+        split: whether guidance makes two calls instead of one batch of both halves.
+
     Raises:
-        InputError: split guidance of a pipeline that does more than F_neg + w (F_pos - F_neg).
+        InputError: `split` for a pipeline whose guidance is more than F_neg + w (F_pos - F_neg).
     """
 
     def __init__(
@@ -74,14 +76,14 @@ class PipelineDenoiser(Denoiser):
         return run(partial(self._output, tuple(named)), x, t, *named.values())
 
     def _output(self, names: tuple[str, ...], x: Tensor, t: Scalar, *tensors: Tensor) -> Tensor:
-        dtype = self.network.dtype  # looks at every weight, so once
-        shown = self._parameterization.precondition(x, t).to(dtype)
+        dtype = self.network.dtype  # this searches the weights, so it is read once
+        sample = self._parameterization.precondition(x, t).to(dtype)
         arguments = self._arguments(dict(zip(names, tensors, strict=True)), dtype)
         with in_blocks(self.network, self.blocks):
             out = self._call.output(
-                shown, _network_time(self._parameterization.time_input(t), x), arguments
+                sample, _network_time(self._parameterization.time_input(t), x), arguments
             ).to(x.dtype)
-        # A learned variance comes as further channels, which the scheduler would split off.
+        # A learned variance is in further channels, which the scheduler would split off.
         return self._parameterization.postcondition(
             out if out.shape == x.shape else out[:, : x.shape[1]], x, t
         )
@@ -93,7 +95,7 @@ class PipelineDenoiser(Denoiser):
         for name in cond:
             if name not in known and (name not in takes.names or cond[name].ndim):
                 raise InputError(
-                    f"cond[{name!r}] is nothing this pipeline takes; it takes "
+                    f"this pipeline takes no cond[{name!r}]; it takes "
                     f"{', '.join(name for name in (*takes.conditioning, takes.guidance) if name) or 'none'}"
                 )
         out = as_given(takes, cond, dtype)
@@ -101,8 +103,8 @@ class PipelineDenoiser(Denoiser):
             return {**out, takes.guidance: 0.0} if takes.guidance else out
         if takes.guidance in cond and cond[takes.guidance].ndim:
             raise InputError(
-                f"cond[{takes.guidance!r}] is one number for the whole batch, a 0-dimensional tensor, but has shape "
-                f"{tuple(cond[takes.guidance].shape)}"
+                f"cond[{takes.guidance!r}] must be one number for the whole batch, a 0-dimensional tensor, but has "
+                f"shape {tuple(cond[takes.guidance].shape)}"
             )
         if takes.guidance not in cond or not guides(self._call.pipe, cond[takes.guidance].item()):
             raise InputError(
@@ -113,12 +115,12 @@ class PipelineDenoiser(Denoiser):
 
 
 class UNetDenoiser(GuidedDenoiser):
-    """The output of a conditional UNet, called directly.
+    """The output of a conditional UNet that is called directly.
 
     Args:
         unet: diffusers' `UNet2DConditionModel`.
-        prediction: what its output stands for.
-        split: whether guidance is made of two calls instead of one batch of both.
+        prediction: the quantity that its output is.
+        split: whether guidance makes two calls instead of one batch of both halves.
     """
 
     def __init__(self, unet: Any, prediction: Prediction, split: bool = False) -> None:
@@ -127,7 +129,7 @@ class UNetDenoiser(GuidedDenoiser):
         self.network: Any = unet
 
     def plain(self, x: Tensor, t: Scalar, prompt: Tensor) -> Tensor:
-        dtype = next(self.network.parameters()).dtype  # `network.dtype` would look at every weight
+        dtype = next(self.network.parameters()).dtype  # `network.dtype` would search the weights
         with in_blocks(self.network, self.blocks):
             out = self.network(
                 x.to(dtype), _network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
@@ -141,21 +143,34 @@ class UNetDenoiser(GuidedDenoiser):
 
 
 def _network_time(t: Scalar, x: Tensor) -> Tensor:
-    """The time as networks take it: never below float32, whatever the latents are."""
+    """The time as networks take it: in float32 or wider, whatever dtype the latents have."""
     return t.to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 class PipelineModel(DiffusionModel):
-    """Any pipeline that makes a picture from latents and a prompt, or from noise alone.
+    """The model of any pipeline that makes an image from latents and a prompt, or from noise alone.
+
+    `FlowSampler.from_pipeline(pipe)` makes one for you; make one yourself to share it between samplers. A pipeline that
+    needs other inputs, such as an image, has no such model; use `differentiable(pipe)` for it.
 
     Args:
-        pipe: the pipeline; its modules are shared, nothing in it is changed.
-        split_guidance: two network calls a step instead of one batch of both.
-        call_unet_directly: call the UNet itself instead of the pipeline's `__call__` (Stable Diffusion only).
-        vocabulary: the words the text encoder knows, for a model of a closed vocabulary.
-        height, width: of the picture; the pipeline's own if None.
+        pipe: the pipeline; its modules are shared, and nothing in it is changed.
+        split_guidance: whether guidance makes two network calls a step instead of one batch of both halves.
+        call_unet_directly: whether the UNet is called directly, instead of the pipeline's `__call__` (Stable
+            Diffusion only).
+        vocabulary: the words that the text encoder was trained on, for a model with a closed vocabulary.
+        height: of the image, in pixels; the pipeline's own if None.
+        width: of the image, in pixels; the pipeline's own if None.
+
     Raises:
-        InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
+        InputError: the pipeline needs other inputs, or the noise schedule of its scheduler is unknown.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> pipe = adp.load_bundled("emoji").model.pipe
+        >>> model = adp.PipelineModel(pipe)
+        >>> adp.FlowSampler(model, steps=2).noise(1).shape
+        torch.Size([1, 8, 16, 16])
     """
 
     vae: Any
@@ -210,7 +225,7 @@ class PipelineModel(DiffusionModel):
         return read_prompts(self._call.pipe, prompts, negative, guidance_scale, self._call.fixed)
 
     def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
-        return image_of(self._call, getattr(self, "vae", None), latents, run)
+        return decoded(self._call, getattr(self, "vae", None), latents, run)
 
     def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
         if wanted:
@@ -227,16 +242,23 @@ class PipelineModel(DiffusionModel):
         unknown = {word for text in prompts for word in text.lower().split() if word not in self.vocabulary}
         if unknown:
             raise InputError(
-                f"this model does not know the words {', '.join(sorted(unknown))}; it knows "
+                f"this model was not trained on the words {', '.join(sorted(unknown))}; its vocabulary has "
                 f"{len(self.vocabulary)} words, see adjointdpm.load_bundled(...).model.vocabulary"
             )
 
 
 def network_name(parts: dict[str, nn.Module], kind: str) -> str:
-    """Which of a pipeline's modules is the network: a single unet or transformer.
+    """Find the denoising network among a pipeline's modules: the single unet or transformer.
+
+    Args:
+        parts: the modules, by name.
+        kind: the name of the pipeline's class, for the message.
+
+    Returns:
+        the name of the network.
 
     Raises:
-        InputError: there is none, or more than one.
+        InputError: there is no such module, or more than one.
     """
     names = [name for name in parts if name.startswith(("unet", "transformer"))]
     if len(names) != 1:

@@ -1,7 +1,7 @@
-"""A pipeline's own reading of prompts, as tensors under the names that its call takes them by.
+"""A pipeline's own encoding of prompts, as tensors under the names of its call's arguments.
 
-The pipeline's `__call__` runs on a twin as far as its latents, or its first denoiser call if it has none,
-while its `encode_prompt` is listened to; so the arguments of that method are the pipeline's own business.
+The pipeline's `__call__` runs on a proxy up to its latents, or to its first denoiser call if it has no latents. The
+results of its `encode_prompt` are recorded on the way, so the pipeline itself chooses the arguments of that method.
 Where a call takes a list with one tensor a sample, a Cond has one padded tensor and `<name>_lengths`.
 """
 
@@ -23,11 +23,11 @@ __all__ = ["Stop", "StopAtFirstCall", "apart", "as_given", "encoded", "read_prom
 
 
 class Stop(Exception):  # noqa: N818, it is no error
-    """A pipeline has come as far as it was wanted to."""
+    """Leaves a pipeline's call at the point up to which it was to run."""
 
 
 class StopAtFirstCall:
-    """Lets a pipeline run up to its first denoiser call."""
+    """The handlers with which a pipeline runs up to its first denoiser call."""
 
     def evaluate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         raise Stop
@@ -36,27 +36,33 @@ class StopAtFirstCall:
         raise Stop
 
     def stepped(self) -> None:
-        """No step is taken."""
+        """Do nothing: no step is taken."""
 
 
 def read_prompts(
     pipe: Any, prompts: Sequence[str], negative: str, guidance_scale: float, given: Mapping[str, Any]
 ) -> Cond:
-    """What a pipeline tells its denoiser about prompts, in float32 or better, with the guidance scale.
-
-    There are no negative tensors and no scale where the pipeline would not guide.
+    """Encode prompts by a pipeline's own code.
 
     Args:
+        pipe: the pipeline.
+        prompts: the prompts.
+        negative: the negative prompt of all of them.
+        guidance_scale: w of classifier-free guidance.
         given: other arguments of the call, such as height and width.
+
+    Returns:
+        the conditioning, in float32 or wider, with the guidance scale; without negative tensors and scale where the
+        pipeline would not guide.
+
     Raises:
-        InputError: the pipeline reads no prompts, or hands nothing of them to its call's arguments; `given`
-            holds prompts, or what encode makes of them, or the guidance scale; it makes another number of
-            embeddings than there are prompts.
+        InputError: the pipeline takes no prompts, or its call has no argument for their encoding; `given` holds
+            prompts, or their encoding, or the guidance scale; or the number of embeddings is not that of the prompts.
     """
     takes, kind = arguments_of(type(pipe)), type(pipe).__name__
     if not takes.encoded:
         raise InputError(
-            f"{kind} reads no prompts; give what it takes as PipelineSampler(arguments={{...}}) and "
+            f"{kind} reads no prompts; pass its arguments as PipelineSampler(arguments={{...}}), and "
             "sample with an empty Cond()"
         )
     _refuse_given(takes, given)
@@ -66,16 +72,16 @@ def read_prompts(
         text["negative_prompt"] = [negative] * len(prompts) if guided else None
     if negative and text.get("negative_prompt") is None:
         why = (
-            f"does not guide with {takes.guidance} = {guidance_scale:g}: that needs to be above 1"
+            f"does not guide with {takes.guidance} = {guidance_scale:g}: guidance needs a value above 1"
             if "negative_prompt" in takes.names
             else "takes none"
         )
         warnings.warn(f"the negative prompt {negative!r} is ignored, since {kind} {why}", stacklevel=5)
     if takes.guidance:
         text[takes.guidance] = guidance_scale
-    heard = _heard(pipe, takes, {**given, **text})
+    found = _encode_prompt_results(pipe, takes, {**given, **text})
     tensors: dict[str, Tensor] = {}
-    for name, value in heard.items():
+    for name, value in found.items():
         if len(value) != len(prompts):
             raise InputError(
                 f"{kind} makes {len(value)} {name} of {len(prompts)} prompts with the arguments "
@@ -84,7 +90,7 @@ def read_prompts(
         if isinstance(value, list):
             tensors[name + LENGTHS] = torch.tensor([len(rows) for rows in value], device=value[0].device)
             value = nn.utils.rnn.pad_sequence(value, batch_first=True)
-        # Gradients and optimisers want float32; the network gets its own dtype back, unrounded.
+        # Gradients and optimizers need float32; the cast back to the network's own dtype is exact.
         wide = torch.promote_types(value.dtype, torch.float32)
         tensors[name] = value.to(wide) if value.is_floating_point() else value
     if any(name.startswith("negative_") for name in tensors) and takes.guidance:
@@ -94,15 +100,23 @@ def read_prompts(
 
 
 def apart(cond: Cond) -> Cond:
-    """A conditioning as new leaves, without a graph to what encoded it."""
+    """A conditioning whose tensors are new leaves, without a graph to the text encoder."""
     return cond.map(lambda tensor: tensor.detach().clone())
 
 
 def encoded(pipe: Any, read: Callable[[], Cond], graph: bool) -> Cond:
-    """What `read` encodes: with a graph if one is asked for or tokens are being learned, else as new leaves.
+    """Encode prompts, with a graph to the text encoder or without.
+
+    Args:
+        pipe: the pipeline, or None.
+        read: encodes the prompts.
+        graph: whether to keep the graph; it is always kept while tokens are being learned (`TokenRows`).
+
+    Returns:
+        the conditioning; its tensors are new leaves if there is no graph.
 
     Raises:
-        InputError: a graph is asked for, and nothing in the text encoders requires a gradient.
+        InputError: `graph` is true, and nothing in the text encoders requires a gradient.
     """
     if not (graph or _learning(pipe)):
         with torch.no_grad():
@@ -114,30 +128,39 @@ def encoded(pipe: Any, read: Callable[[], Cond], graph: bool) -> Cond:
             if torch.is_grad_enabled()
             else "gradients are off (torch.no_grad)"
         )
-        raise InputError(f"encode(graph=True) has no graph to give, since {why}")
+        raise InputError(f"encode(graph=True) has no graph to return, since {why}")
     return cond
 
 
 def as_given(
     takes: Arguments, cond: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
-    """A conditioning as a pipeline's call takes it: lists where it wants lists, in a dtype if one is named."""
+    """A conditioning as the arguments of a pipeline's call.
+
+    Args:
+        takes: the arguments of the call.
+        cond: the conditioning.
+        dtype: the dtype to which embeddings are cast; None to leave them as they are.
+
+    Returns:
+        the arguments, by name; a list of tensors where the call takes a list.
+    """
     out: dict[str, Any] = {}
     for name, tensor in cond.items():
         cast = dtype is not None and name in takes.conditioning and tensor.is_floating_point()
-        shown = tensor.to(dtype) if cast else tensor
+        value = tensor.to(dtype) if cast else tensor
         if name in takes.lists:
-            lengths = cond[name + LENGTHS].tolist() if name + LENGTHS in cond else [None] * len(shown)
-            out[name] = [rows[:n] for rows, n in zip(shown.unbind(), lengths, strict=True)]
+            lengths = cond[name + LENGTHS].tolist() if name + LENGTHS in cond else [None] * len(value)
+            out[name] = [rows[:n] for rows, n in zip(value.unbind(), lengths, strict=True)]
         elif name not in takes.lengths:
-            out[name] = shown
+            out[name] = value
     return out
 
 
-def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]:
-    """What encode_prompt returned in the pipeline's own call, by the names of the call's arguments."""
-    scout, names, heard = gradient_proxy(pipe, StopAtFirstCall()), iter(takes.encoded), {}
-    own = scout.encode_prompt
+def _encode_prompt_results(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]:
+    """The results of encode_prompt in the pipeline's own call, by the names of the call's arguments."""
+    proxy, names, recorded = gradient_proxy(pipe, StopAtFirstCall()), iter(takes.encoded), {}
+    own = proxy.encode_prompt
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
         def read(**changes: Any) -> Any:
@@ -146,13 +169,13 @@ def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]
 
         those = next(names, ())
         out, found = read()
-        heard.update(found)
+        recorded.update(found)
         limit = kwargs.get("max_sequence_length")
         if limit is not None and _ends_at(limit, found):
             with torch.no_grad(), warnings.catch_warnings(record=True) as message:
                 warnings.simplefilter("always")
                 _, longer = read(max_sequence_length=limit + 1)
-            # Where the tokenizer cuts, it has been said in its place.
+            # Where the tokenizer cuts the prompt, the tokenizer has warned already.
             if _ends_at(limit + 1, longer) and not any("is lost" in str(each.message) for each in message):
                 _warn_of_length(pipe, limit)
         return out
@@ -160,21 +183,21 @@ def _heard(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         raise Stop
 
-    vars(scout).update(encode_prompt=encode_prompt, prepare_latents=prepare_latents)
-    scout.set_progress_bar_config(disable=True)
+    vars(proxy).update(encode_prompt=encode_prompt, prepare_latents=prepare_latents)
+    proxy.set_progress_bar_config(disable=True)
     with suppress(Stop):
-        scout(**given)
-    found = {name: heard[name] for name in takes.conditioning if _there(heard.get(name))}
+        proxy(**given)
+    found = {name: recorded[name] for name in takes.conditioning if _there(recorded.get(name))}
     if not found:
         raise InputError(
-            f"{type(pipe).__name__} takes nothing of what its encode_prompt returns as an argument of its call, so "
+            f"the call of {type(pipe).__name__} has no argument for the results of its encode_prompt, so "
             "a prompt cannot be encoded apart from sampling; use differentiable(pipe)"
         )
     return found
 
 
 def _ends_at(limit: int, found: Mapping[str, Any]) -> bool:
-    """Whether the last of this many rows is a token and not padding, by the mask; None is a mask of ones."""
+    """Whether row `limit`, the last one, is a token and not padding, by the mask; None is a mask of ones."""
     masks = [value for name, value in found.items() if "mask" in name]
     if not masks or not any(
         isinstance(each, Tensor) and each.shape[1:2] == (limit,) for each in found.values()
@@ -184,10 +207,14 @@ def _ends_at(limit: int, found: Mapping[str, Any]) -> bool:
 
 
 def _warn_of_length(pipe: Any, limit: int) -> None:
-    """Say that a pipeline cuts off what it has encoded."""
+    """Warn that a pipeline cuts off rows of an encoded prompt.
+
+    Raises:
+        InputError: a token that is being learned may be among them.
+    """
     what = (
-        f"{type(pipe).__name__} cuts the encoded prompt after max_sequence_length = {limit} tokens, so the words after "
-        "them are lost"
+        f"{type(pipe).__name__} cuts the encoded prompt after max_sequence_length = {limit} tokens, so "
+        "later tokens are lost"
     )
     if _learning(pipe):
         raise InputError(
@@ -205,18 +232,22 @@ def _learning(pipe: Any) -> bool:
 
 
 def _there(value: Any) -> bool:
-    """Whether an output of encode_prompt is there: unguided calls return None or empty lists."""
+    """Whether an output of encode_prompt has a value; calls without guidance return None or empty lists."""
     return value is not None and len(value) > 0
 
 
 def _refuse_given(takes: Arguments, given: Mapping[str, Any]) -> None:
-    """Arguments of the call that encoding would ignore, or that would contradict what it encodes."""
+    """Raise for arguments of the call that encoding would ignore, or that would contradict it.
+
+    Raises:
+        InputError: there is such an argument.
+    """
     texts = {name for name in takes.names if re.fullmatch(r"(negative_)?prompt(_\d+)?", name)}
     for name in (name for name, value in given.items() if value is not None):
         if name in texts:
             raise InputError(
-                f"the argument {name} is a prompt, and every text encoder reads the prompts that are given to encode; "
-                "leave it out, or use differentiable(pipe) for several at once"
+                f"the argument {name} is a prompt, but every text encoder reads the prompts that are passed to encode; "
+                "leave it out, or use differentiable(pipe) for different prompts"
             )
         if name in takes.conditioning:
             raise InputError(

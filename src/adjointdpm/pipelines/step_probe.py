@@ -1,15 +1,15 @@
-"""A pipeline's own `__call__`, asked one question at a time.
+"""Single results of a pipeline's own `__call__`.
 
-Every question runs the call on a shallow copy of the pipeline, whose scheduler (and little else) is a
-stand-in, and leaves the call, by an exception, as soon as the answer is there:
+Each method runs the call on a shallow copy of the pipeline, in which the scheduler (and little else) is replaced, and
+leaves the call by an exception as soon as the result is known:
 
-    output   the network's guided output at (x, t): one time, and `step` is the answer
-    decode   the picture of latents: no time at all, and `postprocess` is the answer, before it clamps
-    times    the times its scheduler would visit, with the shift it would use
-    sizes    the latents' shape and the picture's size
+    output   the network's guided output at (x, t): the scheduler has one time, and its `step` receives the result
+    decode   the image of latents: the scheduler has no time, and `postprocess` receives the result before it clamps
+    times    the times that its scheduler would visit, with the shift that it would use
+    sizes    the shape of the latents and the size of the image
 
-So guidance, packing, scaling of latents and time, signs and learned variances are the pipeline's own
-code. A question costs 1-3 ms beyond the network, and the pipeline itself is never changed.
+So guidance, packing, scaling of latents and time, signs and learned variances are the pipeline's own code. A result
+costs 1-3 ms besides the network, and the pipeline itself is never changed.
 """
 
 import copy
@@ -31,7 +31,7 @@ __all__ = ["ProbedPipeline"]
 
 
 class _Answer(Exception):  # noqa: N818, it is no error
-    """Leaves a pipeline's call with what was asked for."""
+    """Leaves a pipeline's call with a result."""
 
     def __init__(self, value: Any) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ def _answer(value: Any, *_: Any, **__: Any) -> Any:
 
 
 class _Probe:
-    """A scheduler that visits the times it is told and answers with the model's output.
+    """A scheduler that visits given times, and leaves the call with the model's output.
 
-    Pipelines inspect the signature of `set_timesteps`, hence the named arguments nobody reads.
+    Pipelines inspect the signature of `set_timesteps`, so its arguments are named although none is read.
     """
 
     order = 1
@@ -64,13 +64,13 @@ class _Probe:
         mu: float | None = None,
     ) -> None:
         if self.timesteps is None:
-            asked = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
+            schedule = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
             steps = {"num_inference_steps": num_inference_steps} if sigmas is None else {}
-            raise _Answer({**steps, **{k: v for k, v in asked.items() if v is not None}})
+            raise _Answer({**steps, **{k: v for k, v in schedule.items() if v is not None}})
         self.timesteps = self.timesteps.to(device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Nothing is counted."""
+        """Do nothing, since no step is counted."""
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         return sample
@@ -80,7 +80,7 @@ class _Probe:
 
 
 class _Fed(nn.Module):
-    """A network that is shown `x` whatever it is given: for pipelines that draw their noise themselves."""
+    """A network that receives `x` in place of its input, for pipelines that draw their noise themselves."""
 
     def __init__(self, network: Any, x: Tensor) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Fed(nn.Module):
 
 
 class _Undecoded:
-    """A VAE that answers instead of decoding: to learn whether a pipeline comes that far."""
+    """A VAE whose `decode` leaves the call, to find out whether a pipeline gets that far."""
 
     def __init__(self, vae: Any) -> None:
         self._vae = vae
@@ -104,13 +104,15 @@ class _Undecoded:
 
 
 class ProbedPipeline:
-    """Questions to a pipeline.
+    """A pipeline whose call can be run up to single results.
 
     Args:
         pipe: a pipeline that takes latents and embeddings, or one without a prompt.
-        height, width: of the picture; the pipeline's own if None.
+        height: of the image, in pixels; the pipeline's own if None.
+        width: of the image, in pixels; the pipeline's own if None.
+
     Raises:
-        InputError: it takes other things, too, or its call cannot be read.
+        InputError: the pipeline needs other inputs as well, or the source of its call cannot be read.
     """
 
     def __init__(self, pipe: Any, height: int | None = None, width: int | None = None) -> None:
@@ -132,7 +134,7 @@ class ProbedPipeline:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._checked: set[Any] = set()
 
-    def _ask(self, replaced: dict[str, Any], **arguments: Any) -> Any:
+    def _call_until_result(self, replaced: dict[str, Any], **arguments: Any) -> Any:
         # A fresh copy each time: a pipeline's call leaves its settings behind on the object.
         pipe = copy.copy(self.pipe)
         pipe.__dict__.update(replaced, _progress_bar_config={"disable": True})
@@ -145,15 +147,24 @@ class ProbedPipeline:
                 raise
             raise reason from error
         raise InputError(
-            f"{type(pipe).__name__} ended without asking its scheduler or decoder, so it cannot be used "
-            "as a vector field"
+            f"{type(pipe).__name__} ended without a call of its scheduler or decoder, so its denoiser cannot be "
+            "evaluated"
         )
 
     def _probe(self, timesteps: Tensor | None) -> dict[str, Any]:
         return {"scheduler": _Probe(self.pipe.scheduler.config, timesteps)}
 
     def output(self, x: Tensor, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """The network's output, guidance included, at x and the pipeline's time t."""
+        """The network's output, guidance included.
+
+        Args:
+            x: the network's input, (batch, *shape).
+            t: the time in the pipeline's unit, 0-dimensional.
+            arguments: the conditioning, as arguments of the call.
+
+        Returns:
+            the output, (batch, *shape).
+        """
         self._see(arguments)
         replaced = self._probe(t.reshape(1))
         if "latents" in self.takes.names:
@@ -162,13 +173,15 @@ class ProbedPipeline:
                 for k, v in arguments.items()
                 if k not in (*self.takes.conditioning, self.takes.guidance)
             }
-            told = numbered(others)  # scales that a distilled network is told
-            with Numbers() if told else nullcontext():
-                return self._ask(replaced, latents=x, **{**arguments, **told})
-        return self._ask({**replaced, "unet": _Fed(self.pipe.unet, x)}, generator=torch.Generator())
+            scales = numbered(others)  # such as the guidance scale, an input of distilled networks
+            with Numbers() if scales else nullcontext():
+                return self._call_until_result(replaced, latents=x, **{**arguments, **scales})
+        return self._call_until_result(
+            {**replaced, "unet": _Fed(self.pipe.unet, x)}, generator=torch.Generator()
+        )
 
     def _see(self, arguments: Mapping[str, Any]) -> None:
-        """Remember the shapes of one sample's conditioning, for stand-ins."""
+        """Store the shapes of one sample's conditioning, for stand-ins."""
         given = {name: each for name, each in arguments.items() if name in self.takes.conditioning}
         self._shapes = {
             name: tuple((each[0] if isinstance(each, list) else each[:1]).shape)
@@ -176,10 +189,15 @@ class ProbedPipeline:
         }
 
     def check_decoding(self, latents: Tensor, vae: Any, arguments: Mapping[str, Any]) -> None:
-        """That the pipeline would decode these latents, which is known only once it has sampled them.
+        """Raise if the pipeline would not decode some latents, before the sampling that makes them.
+
+        Args:
+            latents: noise in the shape of the latents.
+            vae: the decoder, or None.
+            arguments: the conditioning, as arguments of the call.
 
         Raises:
-            InputError: it refuses them, or stand-ins for this conditioning.
+            InputError: the pipeline refuses the latents, or stand-ins for this conditioning.
         """
         self._see(arguments)
         key = (latents.shape, tuple(self._shapes.items()))
@@ -194,29 +212,60 @@ class ProbedPipeline:
             self._checked.add(key)
 
     def decode(self, latents: Tensor, vae: Any) -> Tensor:
-        """The picture of latents in [0, 1], not clamped."""
+        """Decode latents.
+
+        Args:
+            latents: (batch, *shape), in the VAE's dtype.
+            vae: the decoder.
+
+        Returns:
+            images (batch, channels, height, width), nominally in [0, 1], not clamped.
+        """
         processor = copy.copy(self.pipe.image_processor)
         processor.postprocess = _answer
         own = {"vae": vae, "image_processor": processor, "safety_checker": None, "watermark": None}
         none = torch.zeros(0, device=latents.device)
         stand_ins = self._stand_ins(len(latents), latents)
-        image = self._ask({**self._probe(none), **own}, latents=latents, **stand_ins)
+        image = self._call_until_result({**self._probe(none), **own}, latents=latents, **stand_ins)
         return image / 2 + 0.5 if processor.config.get("do_normalize", True) else image
 
-    def asks(self, steps: int, like: Tensor) -> dict[str, Any]:
-        """What the pipeline passes to its scheduler's `set_timesteps` for this many steps."""
-        asked = {**self._generator(), **self._stand_ins(1, like), "num_inference_steps": steps}
-        return self._ask(self._probe(None), **asked)
+    def timestep_arguments(self, steps: int, like: Tensor) -> dict[str, Any]:
+        """The arguments that the pipeline passes to its scheduler's `set_timesteps`.
+
+        Args:
+            steps: the number of steps.
+            like: a tensor, for the dtype and device of stand-ins.
+
+        Returns:
+            the arguments, by name.
+        """
+        arguments = {**self._generator(), **self._stand_ins(1, like), "num_inference_steps": steps}
+        return self._call_until_result(self._probe(None), **arguments)
 
     def times(self, steps: int, like: Tensor) -> Tensor:
-        """The times that the pipeline's own scheduler visits in this many steps."""
+        """The times that the pipeline's own scheduler visits.
+
+        Args:
+            steps: the number of steps.
+            like: a tensor, for the dtype and device of stand-ins.
+
+        Returns:
+            the times, decreasing, in float64.
+        """
         own = self.pipe.scheduler
         scheduler = type(own).from_config(own.config)
-        scheduler.set_timesteps(**self.asks(steps, like))
+        scheduler.set_timesteps(**self.timestep_arguments(steps, like))
         return scheduler.timesteps.to("cpu", torch.float64)
 
     def sizes(self, like: Tensor) -> tuple[tuple[int, ...], int, int]:
-        """The shape of one sample's latents, and the picture's height and width."""
+        """The shape of one sample's latents, and the image's height and width in pixels.
+
+        Args:
+            like: a tensor, for the dtype and device of stand-ins.
+
+        Returns:
+            the shape, the height and the width.
+        """
         own: Callable[..., Any] = self.pipe.prepare_latents
         signature = inspect.signature(own)
 
@@ -226,20 +275,20 @@ class ProbedPipeline:
             latents = made[0] if isinstance(made, tuple) else made
             raise _Answer((tuple(latents.shape[1:]), int(size["height"]), int(size["width"])))
 
-        # The stand-in visits no time, so that the call goes on if it sets the times before the latents.
+        # The scheduler visits no time, so that the call continues if it sets the times before the latents.
         replaced = {**self._probe(torch.zeros(0)), "prepare_latents": prepare_latents}
-        return self._ask(replaced, **self._generator(), **self._stand_ins(1, like))
+        return self._call_until_result(replaced, **self._generator(), **self._stand_ins(1, like))
 
     def _generator(self) -> dict[str, torch.Generator]:
-        """A generator of their own for latents nobody looks at, so that the global one is not advanced."""
+        """A separate generator for latents that are not used, so that the global one is not advanced."""
         return {"generator": torch.Generator()} if "generator" in self.takes.names else {}
 
     def _stand_ins(self, batch: int, like: Tensor) -> dict[str, Any]:
-        """Embeddings of zeros, for questions whose answer does not depend on them, without guidance."""
+        """Embeddings that stand in for real ones, for results that do not depend on them, without guidance."""
         out: dict[str, Any] = {self.takes.guidance: 0.0} if self.takes.guidance else {}
         for name in self.takes.conditioning:
             if name.startswith("negative_") or (self._shapes and name not in self._shapes):
-                continue  # such as a mask that is left out where all of it is on
+                continue  # such as a mask, which may be left out if it is all ones
             if name in self.takes.lists:
                 out[name] = [like.new_zeros(self._shapes.get(name, (1, 1)))] * batch
                 continue
@@ -255,6 +304,6 @@ def _refuse_other_inputs(kind: str, takes: Arguments) -> None:
     if takes.needed or ("latents" not in takes.names and prompted):
         lacking = f"needs {', '.join(takes.needed)}" if takes.needed else "takes no latents"
         raise InputError(
-            f"FlowSampler runs pipelines that make a picture from latents and a prompt, or from noise "
+            f"FlowSampler runs pipelines that make an image from latents and a prompt, or from noise "
             f"alone, but {kind} {lacking}"
         )

@@ -1,17 +1,17 @@
 """Words of a prompt as tokens, and rows of a text encoder's embedding table as variables.
 
-A word is what the tokenizer makes of it in running text. Its tokens are those of the text up to its end, less
-those of the text before it:
+The tokens of a word are those that the tokenizer makes of it in running text: the tokens of the text up to the word's
+end, less those of the text before the word:
 
     tokens(w) = T(text[: end of w]) minus T(text[: start of w])
 
-so byte pairs ("cat</w>"), sentence pieces ("▁cat") and byte-level pairs ("Ġcat", and "cat" where a text starts)
-are the same case, and no marker is named here. With the word's forms k_0 (after a space), k_1, ... and the table E
+So byte pairs ("cat</w>"), sentence pieces ("▁cat") and byte-level pairs ("Ġcat", and "cat" where a text starts)
+are one case, and no marker is named here. With the word's forms k_0 (after a space), k_1, ... and the table E
 
     e_i = r                      where token i of the prompt is k_0
     e_i = E[k_j] + r - E[k_0]    where it is another form k_j
 
-which is the table's own embedding as long as r = E[k_0], and dL/dr is the sum of the table's gradients at all forms.
+This is the table's own embedding as long as r = E[k_0], and dL/dr is the sum of the table's gradients at all forms.
 """
 
 import re
@@ -41,11 +41,17 @@ __all__ = [
 ]
 
 _CONTEXTS = (("a ", ""), ("", " a"), ("a ", "."), ("a (", ")"), ('a "', '"'), ("a-", ", a"))
-"""What stands before and after a word in running text; the first is the usual one."""
+"""The text before and after a word in running text; the first pair is the usual one."""
 
 
 def text_encoders(pipe: Any) -> list[tuple[str, Any, Any]]:
-    """The text encoders of a pipeline as (name, tokenizer, encoder), in order.
+    """Find the text encoders of a pipeline.
+
+    Args:
+        pipe: the pipeline.
+
+    Returns:
+        (name, tokenizer, encoder) of each, in order.
 
     Raises:
         InputError: there is none, or one has no tokenizer.
@@ -56,19 +62,19 @@ def text_encoders(pipe: Any) -> list[tuple[str, Any, Any]]:
         if not isinstance(encoder, nn.Module):
             continue
         tokenizer = getattr(pipe, ours, None)
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has it inside
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor contains it
         if tokenizer is None:
             raise InputError(
-                f"{type(pipe).__name__} has a {name} but no {ours}, so no word of a prompt is known there"
+                f"{type(pipe).__name__} has a {name} but no {ours}, so its tokens of a prompt are unknown"
             )
         found.append((name, tokenizer, encoder))
     if not found:
-        raise InputError(f"{type(pipe).__name__} has no text encoder, so there is no row of a word")
+        raise InputError(f"{type(pipe).__name__} has no text encoder, so no token has an embedding row")
     return found
 
 
 def tokenizers(pipe: Any) -> dict[str, Any]:
-    """The tokenizers of a pipeline by their names."""
+    """The tokenizers of a pipeline, by name."""
     return {
         name: part
         for name, part in vars(pipe).items()
@@ -77,16 +83,22 @@ def tokenizers(pipe: Any) -> dict[str, Any]:
 
 
 def alone(token: str) -> str:
-    """A pattern of a token as a word of its own: in "<new>," and "(<new>)", but not in "<new>x" or "<new>_1"."""
+    """A regular expression for a token as a separate word: in "<new>," and "(<new>)", not in "<new>x" or "<new>_1"."""
     return rf"(?<![\w<]){re.escape(token)}(?![\w>])"
 
 
 def read_whole(pipe: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """A pipeline's call of one of its tokenizers, with a warning of what of the text is lost.
+    """Call a tokenizer of a pipeline, and warn if a part of the text is lost.
 
     Args:
-        name: of the tokenizer.
-        args, kwargs: of its call.
+        pipe: the pipeline.
+        name: the name of the tokenizer.
+        *args: the call's positional arguments.
+        **kwargs: the call's keyword arguments.
+
+    Returns:
+        the tokenizer's result.
+
     Raises:
         InputError: a token that is being learned (`TokenRows`) is cut off.
     """
@@ -111,7 +123,7 @@ def _refuse_cut(pipe: Any, name: str, text: str, limit: int, how: dict[str, Any]
         return
     kept = list(tokenizer(text, truncation=True, max_length=limit, **how).input_ids)
     same = next((i for i, each in enumerate(kept) if each != whole[i]), len(kept))
-    rest = len(kept) - same  # special tokens behind the gap, or the text's end if its beginning is cut off
+    rest = len(kept) - same  # special tokens after the gap, or the text's end if its beginning is cut off
     lost = whole[same : len(whole) - rest]
     words = tokenizer.decode(lost).strip()
     for reading in rows_in_force(getattr(pipe, encoder, None)):
@@ -128,7 +140,7 @@ def _refuse_cut(pipe: Any, name: str, text: str, limit: int, how: dict[str, Any]
 
 
 def _warn_of_vectors(pipe: Any, name: str, text: str) -> None:
-    """Learned tokens (textual inversions) that one of several tokenizers does not know, or knows more vectors of."""
+    """Warn of learned tokens (textual inversions) that one of several tokenizers lacks, or has more vectors of."""
     own = getattr(pipe, name)
     for other, tokenizer in tokenizers(pipe).items():
         added = tokenizer.get_added_vocab()
@@ -146,7 +158,14 @@ def _warn_of_vectors(pipe: Any, name: str, text: str) -> None:
 
 
 def rows_in_force(encoder: Any) -> "Iterator[_Reading]":
-    """The `TokenRows` within whose `with` a text encoder is now."""
+    """The tables of those `TokenRows` whose `with` is active for a text encoder.
+
+    Args:
+        encoder: the text encoder.
+
+    Yields:
+        its table with the rows, once for each hook.
+    """
     for module in encoder.modules() if isinstance(encoder, nn.Module) else ():
         for hook in module._forward_pre_hooks.values():
             if isinstance(reading := getattr(hook, "__self__", None), _Reading):
@@ -154,24 +173,33 @@ def rows_in_force(encoder: Any) -> "Iterator[_Reading]":
 
 
 def tables(encoder: Any) -> list[nn.Module]:
-    """The modules in which a text encoder looks up tokens: T5 calls a second one that shares the first's weight."""
+    """The modules in which a text encoder looks up tokens; T5 calls a second one that shares the weight."""
     weight = encoder.get_input_embeddings().weight
     return [module for module in encoder.modules() if getattr(module, "weight", None) is weight]
 
 
 def place(tokenizer: Any, text: str, start: int, end: int) -> tuple[int, list[int]]:
-    """Where text[start:end] begins among the tokens of a text, special ones not counted, and its own ids.
+    """Find the tokens of text[start:end] within a text.
 
-    A token that is nothing but space belongs to no word.
+    A token that consists of space alone belongs to no word.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: the text.
+        start: the first character of the word.
+        end: the character after the word.
+
+    Returns:
+        the index of the word's first token, special tokens not counted, and the ids of the word's tokens.
 
     Raises:
-        InputError: the tokenizer joins the word with what stands beside it.
+        InputError: the tokenizer joins the word with its neighbors.
     """
     whole, before, upto = (_ids(tokenizer, part) for part in (text, text[:start].rstrip(), text[:end]))
     if whole[: len(upto)] != upto or upto[: len(before)] != before:
         raise InputError(
             f"{text[start:end]!r} is no token of its own in {text!r}: the tokenizer reads it as one with its "
-            f"neighbors, {_shown(tokenizer, whole)}; put spaces around it"
+            f"neighbors, {_listed(tokenizer, whole)}; put spaces around it"
         )
     first = len(before)
     while first < len(upto) and not tokenizer.decode([upto[first]]).strip():
@@ -180,25 +208,40 @@ def place(tokenizer: Any, text: str, start: int, end: int) -> tuple[int, list[in
 
 
 def sequence(tokenizer: Any, text: str, length: int | None = None) -> list[int]:
-    """The ids of a text as an encoder is given them: with special tokens, cut off and padded to a length.
+    """The ids of a text as its encoder receives them: with special tokens, cut off and padded.
 
     Args:
-        length: number of tokens; the tokenizer's own limit, and no padding, if None.
+        tokenizer: the tokenizer.
+        text: the text.
+        length: the number of tokens; if None, the tokenizer's own limit without padding.
+
+    Returns:
+        the ids.
     """
     ids = tokenizer(text, truncation=True, max_length=length, padding="max_length" if length else False)
     return [int(each) for each in ids.input_ids]
 
 
 def position(tokenizer: Any, text: str, start: int, end: int, length: int | None = None) -> int:
-    """Where the one token of text[start:end] stands in `sequence(tokenizer, text, length)`.
+    """Find the single token of text[start:end] in `sequence(tokenizer, text, length)`.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: the text.
+        start: the first character of the word.
+        end: the character after the word.
+        length: the number of tokens, as in `sequence`.
+
+    Returns:
+        the index of the token.
 
     Raises:
-        InputError: it is more than one token, or joined with its neighbors, or cut off.
+        InputError: the word is more than one token, or is joined with its neighbors, or is cut off.
     """
     first, ids = place(tokenizer, text, start, end)
     if len(ids) != 1:
         raise InputError(
-            f"{text[start:end]!r} is no single token in {text!r}, but {_shown(tokenizer, ids) or 'none'}; choose "
+            f"{text[start:end]!r} is no single token in {text!r}, but {_listed(tokenizer, ids) or 'none'}; choose "
             "another word"
         )
     upto, row = _ids(tokenizer, text[:end]), sequence(tokenizer, text, length)
@@ -212,14 +255,18 @@ def position(tokenizer: Any, text: str, start: int, end: int, length: int | None
 
 
 def forms(name: str, tokenizer: Any, word: str) -> list[int]:
-    """The ids of a word in running text, that after a space first.
+    """Find the ids that a word has in running text.
 
     Args:
-        name: of the text encoder, for messages.
+        name: the name of the text encoder, for messages.
         tokenizer: its tokenizer.
-        word: a single word, added tokens such as "<new>" included.
+        word: a single word, or an added token such as "<new>".
+
+    Returns:
+        the ids, that after a space first.
+
     Raises:
-        InputError: it is empty or has spaces in it, is unknown, or is more than one token.
+        InputError: the word is empty or contains spaces, is unknown, or is more than one token.
     """
     if not word or word.split() != [word]:
         raise InputError(f"{word!r} is no word: give one word at a time, without spaces")
@@ -245,10 +292,10 @@ def _refusal(name: str, tokenizer: Any, word: str, ids: list[int]) -> str:
         "text_encoder.resize_token_embeddings"
     )
     if not ids or tokenizer.unk_token_id in ids:
-        return f"{word} is no token of the tokenizer of {name}, which does not know it; {way_out}"
+        return f"{word} is no token of the tokenizer of {name}, which reads it as an unknown one; {way_out}"
     return (
         f"{word} is no token of the tokenizer of {name}, which reads it as {len(ids)}: "
-        f"{_shown(tokenizer, ids)}; {way_out}"
+        f"{_listed(tokenizer, ids)}; {way_out}"
     )
 
 
@@ -256,35 +303,46 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return [int(each) for each in tokenizer(text, add_special_tokens=False).input_ids] if text else []
 
 
-def _shown(tokenizer: Any, ids: list[int]) -> str:
+def _listed(tokenizer: Any, ids: list[int]) -> str:
     return " ".join(map(str, tokenizer.convert_ids_to_tokens(ids)))
 
 
 class TokenRows:
-    """Rows of words in each text encoder's embedding table, to be optimized.
+    """Rows of each text encoder's embedding table, as variables to be optimized.
 
-    `with rows: cond = sampler.encode("a <cat> on a dog")` reads the prompt with `rows.values` in place of
-    the table's rows; the table itself is not changed, and nothing else is trained. The conditioning is
-    then a function of the rows, and so are the images: no step of the sampling encodes again. A row is a row
-    of the table: where its token is a part of another word, it is that part, too.
+    `with rows: cond = sampler.encode("a <cat> on a dog")` encodes the prompt with `rows.values` in place of the table's
+    rows. The table itself is not changed, and nothing else is trained. The conditioning is then a function of the rows,
+    and so are the images; no step of the sampling encodes again. Each row belongs to a token: where that token is a
+    part of another word, the row is used there too.
 
     Args:
         pipe: the pipeline; its text encoders may be frozen.
-        words: each a single token of every tokenizer, as it stands in running text; a learned word of several
-            vectors by its tokens' names, "<cat>", "<cat>_1".
+        words: each is a single token of every tokenizer, as it stands in running text. A learned word with several
+            vectors is given by the names of its tokens, "<cat>", "<cat>_1".
+
     Raises:
-        InputError: there is no text encoder; a word is unknown, more than one token, or the same token as
-            another; at the end of the `with`, if gradients were on: no prompt held a word, so that its row
-            would have no gradient.
+        InputError: there is no text encoder; a word is unknown, more than one token, or the same token as another; or,
+            at the end of the `with` and if gradients were enabled, no prompt held a word, so that its row would have no
+            gradient.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2)
+        >>> rows = adp.TokenRows(sampler.model.pipe, ["cat"])
+        >>> with rows:
+        ...     cond = sampler.encode("a cat")
+        >>> sampler(sampler.noise(1), cond).mean().backward()
+        >>> rows.values[0].grad.shape == rows.values[0].shape
+        True
     """
 
     def __init__(self, pipe: Any, words: Sequence[str]) -> None:
         self.words = [words] if isinstance(words, str) else list(words)
         self._readings: list[_Reading] = []
         self.ids: list[list[list[int]]] = []
-        """For each text encoder and word the ids of the word's forms, that after a space first."""
+        """For each text encoder and word, the ids of the word's forms, that after a space first."""
         self.values: list[Float[Tensor, "words width"]] = []
-        """One tensor a text encoder, which starts as the table's rows and requires a gradient."""
+        """One tensor for each text encoder, initially the table's rows; it requires a gradient."""
         if not self.words:
             raise InputError("TokenRows needs at least one word")
         for name, tokenizer, encoder in text_encoders(pipe):
@@ -342,10 +400,10 @@ class TokenRows:
 
 
 class _Reading(TorchFunctionMode):
-    """One text encoder's table, with rows in place of some of its own.
+    """One text encoder's table, with other rows in place of some of its own.
 
-    It stands where the table is looked up, so that what the module does with an embedding afterwards, such as
-    Gemma's scale, is done with the rows, too.
+    The rows are replaced at the look-up in the table. So what the module does with an embedding afterwards, such as
+    Gemma's scaling, applies to the rows too.
     """
 
     def __init__(
@@ -367,7 +425,7 @@ class _Reading(TorchFunctionMode):
             self._hooks.pop().remove()
 
     def words_among(self, lost: list[int], kept: list[int]) -> list[str]:
-        """The words with a token among the lost ones and none among the kept."""
+        """The words that have a token among the lost ones and none among the kept ones."""
         return [
             word
             for word, ids in zip(self._words, self._ids, strict=True)

@@ -1,7 +1,7 @@
-"""What a pipeline does to tensors around its denoiser: draws of noise, numbers made tensors, the last clamp.
+"""Intercepted torch calls of a pipeline around its denoiser: draws of noise, numbers made tensors, the last clamp.
 
-`Watch` and `Numbers` are each a function mode of torch (`torch.overrides.TorchFunctionMode`): in force in one
-thread, for one call of a pipeline, and `Watch` not inside its denoisers. Nothing is patched.
+`Watch` and `Numbers` are function modes of torch (`torch.overrides.TorchFunctionMode`). Each is in force in one thread,
+for one call of a pipeline; `Watch` is off inside the denoisers. Nothing is patched.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,15 +20,16 @@ __all__ = ["Draws", "Number", "Numbers", "Watch", "numbered"]
 
 _CLAMPS = (torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
 _DRAWS = (torch.randn, torch.randn_like)
-_PICTURES = ((0.0, 1.0), (-1.0, 1.0))  # the ranges that pixels are cut to
+_PIXEL_RANGES = ((0.0, 1.0), (-1.0, 1.0))  # the ranges that pixels are clamped to
 
 
 class Draws:
-    """Standard normal tensors that a pipeline is given instead of its own, in the order it asks.
+    """Standard normal tensors that replace those that a pipeline draws, in order.
+
+    The attribute `shapes` lists the shapes of all draws.
 
     Args:
-        given: the tensors; a draw of a shape that is not the next one's is left to the pipeline.
-    `shapes` lists what was asked for.
+        given: the tensors. A draw whose shape is not that of the next tensor is left to the pipeline.
     """
 
     def __init__(self, given: Sequence[Tensor] = ()) -> None:
@@ -37,14 +38,20 @@ class Draws:
 
     @property
     def left(self) -> int:
-        """How many of the given tensors were not asked for."""
+        """The number of given tensors that were not used."""
         return len(self._given)
 
     def answer(self, shape: tuple[int, ...]) -> Tensor | None:
-        """The next tensor if it has this shape.
+        """Return the next tensor if it has a shape.
+
+        Args:
+            shape: the shape of the draw.
+
+        Returns:
+            the tensor; None if the draw is left to the pipeline.
 
         Raises:
-            InputError: it is the first draw, of another shape than the first tensor.
+            InputError: this is the first draw, and its shape is not that of the first tensor.
         """
         self.shapes.append(shape)
         if len(self.shapes) == 1 and self._given and tuple(self._given[0].shape) != shape:
@@ -58,18 +65,19 @@ class Draws:
 
 
 class Number(Tensor):
-    """A variable in the form in which a pipeline may make tensors of it.
+    """A variable in a form from which a pipeline can make tensors.
 
-    torch.full takes no number that wants a gradient, so it is shown one that does not; everything else, and
-    `Numbers` in place of torch.full, computes with the variable.
+    torch.full accepts no number that requires a gradient. So this tensor requires none and holds the variable.
+    `Numbers`, in place of torch.full, and every other function compute with the variable.
     """
 
     variable: Tensor
 
     @classmethod
     def of(cls, variable: Tensor) -> "Number":
-        shown = torch.tensor(variable.item(), dtype=variable.dtype, device=variable.device)
-        made = shown.as_subclass(cls)
+        """Wrap a 0-dimensional tensor that requires a gradient."""
+        plain = torch.tensor(variable.item(), dtype=variable.dtype, device=variable.device)
+        made = plain.as_subclass(cls)
         made.variable = variable
         return made
 
@@ -80,9 +88,9 @@ class Number(Tensor):
 
 
 class Numbers(TorchFunctionMode):
-    """Numbers that are variables stay so where a pipeline makes tensors of them.
+    """Keeps the gradient of numbers that are variables where a pipeline makes tensors of them.
 
-    Distilled models are told their guidance scale: `torch.full([1], scale)`, or `torch.tensor(scale - 1)`.
+    Distilled models take their guidance scale as an input: `torch.full([1], scale)`, or `torch.tensor(scale - 1)`.
     """
 
     def __torch_function__(
@@ -93,7 +101,7 @@ class Numbers(TorchFunctionMode):
 
 
 def numbered(arguments: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A call's arguments, with numbers that are variables in the form for `Numbers` and `Watch`."""
+    """The arguments of a call, with each 0-dimensional tensor that requires a gradient wrapped in `Number`."""
     return {
         name: Number.of(each)
         if isinstance(each, Tensor) and each.ndim == 0 and each.requires_grad
@@ -103,12 +111,13 @@ def numbered(arguments: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 class Watch(TorchFunctionMode):
-    """Looks on while a pipeline runs.
+    """Intercepts the draws, the numbers and the last clamp of a pipeline while it runs.
+
+    The attribute `finished` is set after the last step; only then is a clamp that of finished pixels.
 
     Args:
-        clamps: whether the last cut of pixels to their range is made, and its share counted; or left out.
-        draws: the noise to hand out.
-    `finished` is set once the last step is taken: only then is a clamp the cut of finished pixels.
+        clamps: whether the clamp of finished pixels is applied, and the clamped share counted; if not, it is skipped.
+        draws: the noise that replaces the pipeline's draws.
     """
 
     def __init__(self, clamps: bool = True, draws: Draws | None = None) -> None:
@@ -116,21 +125,25 @@ class Watch(TorchFunctionMode):
         self.clamps, self.draws = clamps, draws
         self.finished = False
         self._looked: set[str] = set()
-        self._cut: dict[tuple[float, float], list[int]] = {bounds: [0, 0] for bounds in _PICTURES}
+        self._cut: dict[tuple[float, float], list[int]] = {bounds: [0, 0] for bounds in _PIXEL_RANGES}
 
     @property
     def clamped(self) -> float:
-        """The share of pixels that a clamp cut, and that therefore have no gradient."""
+        """The share of pixels that a clamp changed, which therefore have no gradient."""
         return max(cut / max(of, 1) for cut, of in self._cut.values())
 
     @contextmanager
     def paused(self, name: str, network: nn.Module) -> Iterator[None]:
-        """Out of the way: a denoiser runs at its own speed, and its clamps are its own.
+        """A context that ends the interception for one call of a denoiser, which runs at its own speed.
 
-        The first call of each with a graph is looked at, for operators that have no derivative.
+        In each denoiser's first call with a graph, operators without a derivative are refused.
 
         Args:
-            name, network: the denoiser.
+            name: the denoiser's name.
+            network: the denoiser.
+
+        Yields:
+            nothing.
         """
         operators = Operators()
         self.__exit__(None, None, None)
@@ -148,7 +161,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.draws is not None and func in _DRAWS:
             return self._drawn(self.draws, func, args, kwargs)
-        if self.finished and func in _CLAMPS and (bounds := _bounds(*args[1:], **kwargs)) in _PICTURES:
+        if self.finished and func in _CLAMPS and (bounds := _bounds(*args[1:], **kwargs)) in _PIXEL_RANGES:
             return self._cutting(bounds, func, args, kwargs)
         made = _variable(func, *args, **kwargs)
         return func(*args, **kwargs) if made is None else made
@@ -162,13 +175,13 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _drawn(self, draws: Draws, func: Any, args: Any, kwargs: Any) -> Tensor:
-        own = func(*args, **kwargs)  # drawn in any case, so that the generator moves on as ever
+        own = func(*args, **kwargs)  # drawn in any case, so that the generator advances as usual
         given = draws.answer(tuple(own.shape))
         if given is None:
             return own
         if not given.is_floating_point():
             raise InputError(f"noise must be floating point, but is {given.dtype}")
-        return given.to(own.device)  # in its own dtype: it decides that of the states
+        return given.to(own.device)  # in its own dtype, which becomes that of the states
 
 
 def _bounds(min: Any = None, max: Any = None, **_: Any) -> tuple[float, float] | None:  # noqa: A002
@@ -181,7 +194,7 @@ def _plain(each: Any) -> Any:
 
 
 def _variable(func: Any, *args: Any, dtype: Any = None, device: Any = None, **_: Any) -> Tensor | None:
-    """What torch.full or torch.tensor makes of a variable, with its gradient; None of anything else."""
+    """The result of torch.full or torch.tensor for a variable, with its gradient; None for anything else."""
     if func not in (torch.full, torch.tensor) or not isinstance(args[-1], Tensor):
         return None
     value = _plain(args[-1])

@@ -1,4 +1,4 @@
-"""`Sampler`: the contract that tasks, analysis and commands rely on, and the checks of its inputs."""
+"""`Sampler`: the interface that tasks, analysis and commands use, and the checks of its inputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,30 @@ Self = TypeVar("Self", bound="Sampler")
 
 
 class Sampler(nn.Module, ABC):
-    """A module whose `forward` is a whole sampling, so that DDP and the like wrap it as any module."""
+    """A module whose `forward` is a whole sampling: noise and a conditioning in, images out, differentiable.
+
+    As an `nn.Module` it can be wrapped by DDP and the like. Use `FlowSampler` for this library's own step loop, and
+    `PipelineSampler` for a pipeline's own scheduler; derive from this class for any other generator.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2)
+        >>> isinstance(sampler, adp.Sampler)
+        True
+        >>> noise = sampler.noise(batch=1, seed=0).requires_grad_()
+        >>> sampler(noise, sampler.encode("a cat")).mean().backward()
+        >>> noise.grad.shape
+        torch.Size([1, 8, 16, 16])
+    """
 
     stats: Stats
-    """Of the newest call."""
+    """What the newest call, and the backward pass through it, did and held."""
 
     image_shape: tuple[int, ...]
-    """(channels, height, width) of one image; 3 channels, or 1 for grey."""
+    """(channels, height, width) of one image; 3 channels, or 1 for gray."""
 
     settings: ClassVar[tuple[str, ...]] = ()
-    """What `replace` can exchange: arguments of the constructor, kept as attributes of the same names."""
+    """The names that `replace` accepts: arguments of the constructor, kept as attributes of the same names."""
 
     # These four are of narrower types in the samplers that have them.
     steps: Any = None
@@ -53,30 +67,47 @@ class Sampler(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
-        """The conditioning of one or more prompts, as leaves of which a gradient can be required.
+        """Encode one or more prompts.
 
         Args:
-            prompts: one or more.
+            prompts: one or more prompts.
             negative: the negative prompt of all of them.
-            graph: whether the tensors hang on what encoded them, for the gradient of a text encoder's weights. A
-                graph serves one backward pass. Within `TokenRows` there is one without being asked for.
+            graph: whether the tensors keep the graph to the text encoder, for the gradient of its weights. A graph
+                serves one backward pass. Within `TokenRows` there always is one.
+
+        Returns:
+            the conditioning, batch first. Without a graph its tensors are leaves; call `requires_grad_()` for their
+            gradients.
+
         Raises:
-            InputError: a prompt would be ignored; a graph is asked for, and nothing requires a gradient.
+            InputError: a prompt would be ignored; or `graph=True`, and nothing requires a gradient.
         """
 
     @abstractmethod
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
-        """Standard normal noise in the latents' shape; the same for the same seed on any device."""
+        """Draw standard normal noise in the shape of the latents.
+
+        Args:
+            batch: number of images.
+            seed: the seed.
+
+        Returns:
+            noise (batch, *shape), float32 or wider; the same for the same seed on any device.
+        """
 
     @abstractmethod
     def forward(self, noise: Tensor, cond: Cond) -> Images:
-        """Pictures (batch, 3, height, width) in [0, 1], not clamped: clamp only what you save.
+        """Sample images.
 
         Args:
-            noise: (batch, *shape), float32 or float64, standard normal; the dtype of all states.
-            cond: from `encode`, for one prompt or as many as the batch.
+            noise: (batch, *shape), float32 or float64, standard normal; its dtype is that of all states.
+            cond: from `encode`, for one prompt or for as many as the batch.
+
+        Returns:
+            images (batch, 3, height, width), nominally in [0, 1], not clamped; clamp them only to save them.
+
         Raises:
-            InputError: shapes or dtypes do not fit, or a gradient is asked that the adjoint does not make.
+            InputError: shapes or dtypes do not fit, or the adjoint cannot give a gradient that is required.
             NonFiniteError: the denoiser returned NaN or infinity; the message names the step.
         """
 
@@ -101,7 +132,17 @@ class Sampler(nn.Module, ABC):
 
 
 def listed(prompts: Sequence[str] | str) -> list[str]:
-    """Prompts as a list of at least one."""
+    """Prompts as a list.
+
+    Args:
+        prompts: one prompt, or a sequence of prompts.
+
+    Returns:
+        a list of at least one prompt.
+
+    Raises:
+        InputError: there is no prompt, or one is not a string.
+    """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise InputError("encode needs at least one prompt, but the list is empty")
@@ -112,13 +153,29 @@ def listed(prompts: Sequence[str] | str) -> list[str]:
 
 
 def normal(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
-    """Standard normal, the same for the same seed on any device, in at least float32."""
+    """Draw standard normal numbers on the CPU and move them to a device.
+
+    Args:
+        shape: the shape of the result.
+        seed: the seed.
+        like: a tensor whose device the result takes, and whose dtype if it is wider than float32.
+
+    Returns:
+        the numbers, in float32 or wider; the same for the same seed on any device.
+    """
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(like.device)
 
 
 def check_cond(cond: Any) -> None:
-    """That a conditioning is tensors by name."""
+    """Raise unless a conditioning maps names to tensors.
+
+    Args:
+        cond: the conditioning.
+
+    Raises:
+        InputError: it is not a mapping, or one of its values is not a tensor.
+    """
     if not isinstance(cond, Mapping):
         raise InputError(
             f"the conditioning must be a Cond, as from sampler.encode(prompt), or Cond() for none, but is a "
@@ -130,7 +187,15 @@ def check_cond(cond: Any) -> None:
 
 
 def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
-    """That noise has the latents' shape and a dtype that states can have, and holds numbers."""
+    """Raise unless noise has the shape of the latents, a dtype for states, and finite values.
+
+    Args:
+        noise: the noise.
+        shape: the shape of one sample's latents.
+
+    Raises:
+        InputError: it is not a tensor, or its shape, dtype or values cannot be used.
+    """
     if not isinstance(noise, Tensor):
         raise InputError(f"noise must be a tensor, but is a {type(noise).__name__}")
     if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1 or len(noise) == 0:
@@ -140,7 +205,7 @@ def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
         )
     if noise.dtype not in (torch.float32, torch.float64):
         raise InputError(
-            f"noise carries the solver's state and must be float32 or float64, but is {noise.dtype}; "
+            f"noise must be float32 or float64, since its dtype is that of the solver's states, but is {noise.dtype}; "
             "the network may have any dtype"
         )
     if not bool(torch.isfinite(noise).all()):
@@ -148,10 +213,17 @@ def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def for_batch(cond: Cond, batch: int) -> Cond:
-    """A conditioning for as many samples as there are: one prompt serves them all.
+    """Expand the conditioning of one prompt to a batch.
+
+    Args:
+        cond: the conditioning, of one sample or of the whole batch.
+        batch: number of samples.
+
+    Returns:
+        the conditioning of the batch.
 
     Raises:
-        InputError: it is for another batch, holds NaN or infinity, or a mask that leaves nothing of a sample.
+        InputError: it is for another batch, holds NaN or infinity, or has a mask that leaves no token of a sample.
     """
     tensors = {}
     for name, tensor in cond.items():

@@ -1,4 +1,4 @@
-"""Samplers: noise and a conditioning in, a picture out, differentiable throughout.
+"""Samplers: noise and a conditioning in, a image out, differentiable throughout.
 
 `Sampler` is the contract that everything above knows; `FlowSampler` is this library's own step loop,
 with every solver, grid and adjoint.
@@ -34,7 +34,7 @@ class FlowSampler(Sampler):
     """Sampling by a solver of the probability-flow ODE, with the gradient that `adjoint` makes.
 
     Args:
-        field: the model.
+        model: the model.
         solver: the scheme; DPM-Solver++(2M) by default.
         steps: N >= 1, number of steps.
         grid: how the N + 1 times are chosen, or the times themselves: a decreasing float64 vector in
@@ -90,9 +90,9 @@ class FlowSampler(Sampler):
     ) -> "FlowSampler":
         """A sampler over a stock pipeline of diffusers, which shares its modules and is not changed.
 
-        It takes what makes a picture from latents and a prompt (Stable Diffusion, XL and 3, Flux,
+        It takes what makes a image from latents and a prompt (Stable Diffusion, XL and 3, Flux,
         PixArt, Sana, Z-Image, Qwen-Image and the like) or from noise alone (DDPM, DDIM). The network's
-        steps are ours: the pipeline's scheduler only says what its model was trained for.
+        steps are ours: the pipeline's scheduler only determines the schedule and what the network predicts.
 
         Args:
             pipe: the pipeline.
@@ -182,13 +182,13 @@ class FlowSampler(Sampler):
         return self._measured[1]
 
     def decode(self, latents: Tensor) -> Images:
-        """Pictures of latents, the decoder's memory spared as the adjoint says."""
+        """Images of latents, the decoder's memory spared as the adjoint says."""
         image = self.adjoint.decode(self.model.decode, latents, self.model.decoder_weights(), self.stats)
         wanted = {"latents": latents} if torch.is_grad_enabled() and latents.requires_grad else {}
         if wanted and not reached([image], wanted, until=[latents]):
             raise InputError(
                 f"the image does not depend on the latents: {type(self.model).__name__}.decode cuts the graph (a "
-                "detach, a no_grad or numpy inside it); make it of differentiable operations"
+                "detach, a no_grad or numpy inside it); use differentiable operations alone"
             )
         self.adjoint.guard(image, self.model.decoders(), {})
         return image

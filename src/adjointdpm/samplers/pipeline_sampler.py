@@ -1,9 +1,9 @@
-"""Any text-to-image pipeline of diffusers as a sampler: its own scheduler, pictures not clamped.
+"""Any text-to-image pipeline of diffusers as a sampler: its own scheduler, images not clamped.
 
     image = pipeline(noise, cond; seed)     exact gradients of noise, cond, per-step noise and weights
 
-The noise takes the place of the pipeline's own first draw, so that it need not have a `latents` argument
-nor a packing we know; every further draw follows from `seed`, the same bits in each call.
+The noise replaces the first draw of the pipeline itself. So the pipeline needs no `latents` argument, and this module
+need not know how it packs latents. Every further draw follows from `seed` and is the same in each call.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, n
 __all__ = ["PipelineSampler"]
 
 _STEP_NOISE = "step_noise"
-_OURS = {  # what the sampler says to the pipeline itself, and by what
+_OURS = {  # the pipeline's arguments that the sampler sets, and the setting that each follows from
     "num_inference_steps": "steps=",
     "latents": "noise, the sampler's first argument",
     "output_type": 'nothing, it is "pt"',
@@ -38,25 +38,34 @@ _OURS = {  # what the sampler says to the pipeline itself, and by what
 
 
 class PipelineSampler(Sampler):
-    """Sampling by a stock pipeline's own `__call__` and scheduler, with the gradient `adjoint` makes.
+    """Sampling by a stock pipeline's own `__call__` and scheduler, with a gradient by `adjoint`.
 
-    Use it for pipelines and schedulers that `FlowSampler` does not know, those with noise in their steps
-    among them. Not for pipelines that start from a picture: their first draw is not the noise; use
-    `differentiable` there. States have the noise's dtype, whatever the weights have.
+    Use it for pipelines and schedulers that `FlowSampler` does not support, such as schedulers with noise in their
+    steps. Do not use it for pipelines that start from an image, since their first draw is not the noise; use
+    `differentiable` there. The states have the dtype of the noise, whatever the dtype of the weights is.
+
+    Besides the pipeline's own arguments a Cond may hold `step_noise` (batch, draws, *shape), the noise that is drawn
+    after the first noise, in order, as a variable; see `step_noise()`.
 
     Args:
         pipe: the pipeline; its modules are shared and it is not changed.
         steps: num_inference_steps, at least 1.
-        guidance_scale: w of classifier-free guidance, written into what `encode` returns; the pipeline's own
+        guidance_scale: w of classifier-free guidance, which `encode` writes into the conditioning; the pipeline's own
             default if None.
-        seed: of the noise within steps (ancestral and SDE schedulers).
+        seed: the seed of the noise within steps (ancestral and SDE schedulers).
         adjoint: `Checkpointed()` by default, or `Backprop()`, or `Truncated(last=)`.
         arguments: further arguments of the pipeline's call, such as height and width.
-    Besides the pipeline's own arguments a Cond may hold `step_noise` (batch, draws, *shape): what is drawn
-    after the first noise, in order, as a variable; see `step_noise()`.
+
     Raises:
-        InputError: steps < 1, `Continuous`, an argument the pipeline's call does not take, or a pipeline
-            that `differentiable` refuses.
+        InputError: steps < 1; an adjoint that needs steps of this library's own, such as `Continuous`; an argument that
+            the pipeline's call does not take; or a pipeline that `differentiable` refuses.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> pipe = adp.load_bundled("emoji").model.pipe
+        >>> sampler = adp.PipelineSampler(pipe, steps=2)
+        >>> sampler.latent_shape, sampler.image_shape
+        ((8, 16, 16), (3, 64, 64))
     """
 
     steps: int
@@ -86,7 +95,7 @@ class PipelineSampler(Sampler):
         self._refuse_unknown(self.arguments, type(pipe).__name__)
         self._refuse_ours(self.arguments)
         self.pipe = pipe
-        PipelineCall(pipe, self.adjoint)  # refuses what cannot be differentiated
+        PipelineCall(pipe, self.adjoint)  # raises if the pipeline cannot be differentiated
         modules = {
             name.replace(".", "_"): part for name, part in parts(pipe) if isinstance(part, nn.Module)
         }
@@ -97,14 +106,14 @@ class PipelineSampler(Sampler):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one noise, as the pipeline itself draws it."""
+        """The shape of one sample of noise, as the pipeline itself draws it."""
         if self._shape is None:
             self._shape = self._drawn()
         return self._shape
 
     @property
     def image_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """(3, height, width) of one picture."""
+        """(3, height, width) of one image."""
         *_, height, width = self.latent_shape
         widths = getattr(
             getattr(getattr(self.pipe, "vae", None), "config", None), "block_out_channels", (0,)
@@ -123,7 +132,15 @@ class PipelineSampler(Sampler):
         return normal((batch, *self.latent_shape), seed, self._weight)
 
     def step_noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch steps *shape"]:
-        """Standard normal noise for the steps, to be passed as cond.replace(step_noise=...)."""
+        """Draw standard normal noise for the steps, to be passed as cond.replace(step_noise=...).
+
+        Args:
+            batch: number of images.
+            seed: the seed.
+
+        Returns:
+            noise (batch, steps, *shape).
+        """
         return normal((batch, self.steps, *self.latent_shape), seed ^ 0x5EED, self._weight)
 
     def forward(self, noise: Tensor, cond: Cond) -> Images:
@@ -145,15 +162,18 @@ class PipelineSampler(Sampler):
         if not isinstance(image, Tensor) or image.ndim != 4:
             got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise InputError(
-                f"{type(self.pipe).__name__} returned {got}, not pictures (batch, 3, height, width); "
+                f"{type(self.pipe).__name__} returned {got}, not images (batch, 3, height, width); "
                 "use differentiable(pipe) for video and audio"
             )
         return image.to(noise.dtype)
 
     def _refuse_undrawn(self, draws: Draws, steps: int) -> None:
-        """That the pipeline has taken the noise, and of the noise within steps all but the last step's at most.
+        """Raise unless the pipeline drew the noise, and the noise of every step but the last.
 
-        The last step of most stochastic schedulers adds none.
+        The last step of most stochastic schedulers adds no noise.
+
+        Raises:
+            InputError: part of the noise was not drawn.
         """
         kind, scheduler = type(self.pipe).__name__, type(getattr(self.pipe, "scheduler", None)).__name__
         if draws.left > steps:
@@ -161,8 +181,8 @@ class PipelineSampler(Sampler):
         if draws.left and (draws.left > 1 or steps == 1):
             raise InputError(
                 f"cond['step_noise'] holds noise for {steps} draws, but {scheduler} drew {steps - draws.left} times "
-                f"within its {self.steps} steps, so the rest has no influence and no gradient; give it to an ancestral "
-                "or SDE scheduler, with one entry a draw"
+                f"within its {self.steps} steps, so the rest has no influence and no gradient; use an ancestral or SDE "
+                "scheduler, and give one entry for each draw"
             )
 
     def replace(
@@ -197,11 +217,11 @@ class PipelineSampler(Sampler):
 
     @property
     def _step_seed(self) -> int:
-        return self.seed ^ 0x57E9  # noise(seed=) of the same number is another one's
+        return self.seed ^ 0x57E9  # so that noise(seed=) with the same number is independent of it
 
     @property
     def _weight(self) -> Tensor:
-        """One of the first denoiser, for its dtype and device."""
+        """A weight of the first denoiser, for its dtype and device."""
         return next(next(iter(denoisers(self.pipe).values())).parameters())
 
     def _devices(self) -> list[torch.device]:
@@ -209,14 +229,14 @@ class PipelineSampler(Sampler):
         return [device] if device.type == "cuda" else []
 
     def _arguments(self, batch: int, cond: Cond) -> dict[str, Any]:
-        """The pipeline's arguments, as far as its call knows them."""
+        """The arguments to pass to the pipeline's call: those of ours that its signature has, and the conditioning."""
         generator = torch.Generator(self.pipe._execution_device).manual_seed(self._step_seed)
         ours = {
             "num_inference_steps": self.steps,
             "output_type": "pt",
             "return_dict": False,
             "generator": generator,
-            "negative_prompt": None,  # some have "" for a default, and refuse it beside embeddings
+            "negative_prompt": None,  # the default of some is "", which they refuse beside embeddings
         }
         if not any(name.endswith("embeds") for name in cond):
             ours["batch_size"] = batch
@@ -227,16 +247,16 @@ class PipelineSampler(Sampler):
         return {**ours, **self.arguments, **named}
 
     def _drawn(self) -> tuple[int, ...]:
-        """The shape of the pipeline's first noise: it is run as far as its first denoiser call."""
+        """The shape of the pipeline's first noise, found by running the pipeline up to its first denoiser call."""
         if self._example is None:
             self._example = self.encode("") if self._takes.encoded else Cond()
         draws = Draws()
-        scout = gradient_proxy(self.pipe, StopAtFirstCall())
-        scout.set_progress_bar_config(disable=True)
+        proxy = gradient_proxy(self.pipe, StopAtFirstCall())
+        proxy.set_progress_bar_config(disable=True)
         with Watch(draws=draws), torch.random.fork_rng(self._devices()), suppress(Stop):
             arguments = self._arguments(1, self._example.map(Tensor.detach))
             try:
-                scout(**arguments)
+                proxy(**arguments)
             except (RuntimeError, ValueError, TypeError) as error:
                 tensors = {name: each for name, each in arguments.items() if isinstance(each, Tensor)}
                 reason = explained(error, self.pipe, denoisers(self.pipe), tensors)
@@ -246,8 +266,8 @@ class PipelineSampler(Sampler):
         shapes = draws.shapes
         if len(shapes) != 1:
             raise InputError(
-                f"{type(self.pipe).__name__} draws noise {len(shapes)} times before its first step, so which one "
-                "the picture starts from is not plain; use differentiable(pipe)"
+                f"{type(self.pipe).__name__} draws noise {len(shapes)} times before its first step, so it is unknown "
+                "which one the image starts from; use differentiable(pipe)"
             )
         return shapes[0][1:]
 
@@ -261,8 +281,8 @@ class PipelineSampler(Sampler):
         scale = cond.get(str(self._takes.guidance))
         if scale is not None and scale.ndim:
             raise InputError(
-                f"cond[{self._takes.guidance!r}] is one number for the whole batch, a 0-dimensional tensor, but has "
-                f"shape {tuple(scale.shape)}"
+                f"cond[{self._takes.guidance!r}] must be one number for the whole batch, a 0-dimensional tensor, but "
+                f"has shape {tuple(scale.shape)}"
             )
         cond = for_batch(followed(cond), len(noise))
         if self._example is None:
@@ -275,7 +295,7 @@ class PipelineSampler(Sampler):
             if name in _OURS or (name == self._takes.guidance and names is self.arguments):
                 instead = _OURS.get(name, "guidance_scale=")
                 raise InputError(
-                    f"{name} is what the sampler itself passes to the pipeline; give {instead} instead"
+                    f"the sampler itself passes {name} to the pipeline; give {instead} instead"
                 )
 
     def _refuse_unknown(self, names: Iterable[str], kind: str) -> None:

@@ -1,4 +1,4 @@
-"""Solvers: Runge-Kutta, multistep, reversible and stochastic, each a tableau or a formula and a docstring."""
+"""Solvers: Runge-Kutta, multistep, reversible and stochastic; each is a tableau or a formula."""
 
 from .base import Solver
 from .multistep import AdamsBashforth, DPMSolverPP

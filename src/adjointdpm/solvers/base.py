@@ -1,11 +1,11 @@
 """Solvers: one step of dz/dtau = f(z) on a given, usually uneven, grid.
 
-A solver knows neither networks nor gradients. It advances a tuple of tensors, so the same code solves
-the sampling ODE and, backwards, the paper's augmented ODE. Its history is a value that the step loop
-hands on, not state of the solver, so one solver object can be shared by everything.
+A solver depends neither on networks nor on gradients. It advances a tuple of tensors, so the same code solves the
+sampling ODE and, backwards, the paper's augmented ODE. Its history is a value that the step loop passes on and not
+state of the solver, so one solver object can be shared.
 
-No solver evaluates f at sigma = 0, where a network was not trained and eps may be 0 / 0: a step that ends there
-is an Euler step, which ends at the data prediction, as in EDM (Karras et al., 2022, arXiv 2206.00364, algorithm 1).
+No solver evaluates f at sigma = 0, where networks are not trained and eps may be 0 / 0. A step that ends there is an
+Euler step, which ends at the data prediction, as in EDM (Karras et al., 2022, arXiv 2206.00364, algorithm 1).
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,15 @@ History = tuple[Any, ...]
 
 
 class Solver(ABC):
-    """An explicit one-step or multistep scheme of a known order."""
+    """An explicit one-step or multistep scheme of a known order.
+
+    Derive from it for a scheme of your own: implement `step` and `calls`, and set `order`.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> isinstance(adp.Heun(), adp.Solver), adp.Heun().order, adp.Heun().calls(10)
+        (True, 2, 20)
+    """
 
     order: int
     """Global order of convergence on a smooth problem."""
@@ -32,15 +40,29 @@ class Solver(ABC):
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
-        """From node i to node i + 1; the history is () at the first step."""
+        """Advance the state from node i to node i + 1.
+
+        Args:
+            f: d state / d tau, as f(time, state).
+            state: the state at node i.
+            grid: the grid.
+            i: the number of the step, 0 to len(grid) - 1.
+            history: what the step before returned; () at the first step.
+
+        Returns:
+            the state at node i + 1, and the history for the next step.
+        """
 
     @abstractmethod
     def calls(self, steps: int, clean: bool = False) -> int:
-        """How often `step` evaluates f in that many steps.
+        """The number of evaluations of f in some steps.
 
         Args:
-            steps: their number.
-            clean: whether the last one ends at sigma = 0, where f is not evaluated.
+            steps: the number of steps.
+            clean: whether the last step ends at sigma = 0, where f is not evaluated.
+
+        Returns:
+            the number of evaluations.
         """
 
 
@@ -50,7 +72,17 @@ def ends_clean(grid: TimeGrid, i: int) -> bool:
 
 
 def combine(state: State, terms: list[tuple[Scalar, State]]) -> State:
-    """state + sum of coefficient times direction, tensor by tensor."""
+    """Add multiples of directions to a state, tensor by tensor.
+
+        state + sum_j c_j d_j
+
+    Args:
+        state: the state.
+        terms: the pairs (c_j, d_j).
+
+    Returns:
+        the new state.
+    """
     out = []
     for each, *directions in zip(state, *(direction for _, direction in terms), strict=True):
         for (coefficient, _), direction in zip(terms, directions, strict=True):

@@ -20,15 +20,15 @@ __all__ = ["IVP", "advanced", "integrate"]
 
 @dataclass(frozen=True, eq=False)
 class IVP:
-    """dz/dtau = velocity(z), from `initial` at grid[0] to grid[-1].
+    """The initial value problem dz/dtau = velocity(z), from `initial` at the first node of the grid to the last.
 
     Args:
-        flow: the vector field.
+        flow: the probability flow, which gives the velocity.
         solver: the scheme.
         grid: the instants.
-        initial: z at grid[0], (batch, *shape).
-        cond: what the denoiser is told.
-        influence: what looks at the first calls; none where no gradient is asked for.
+        initial: z at the first node, (batch, *shape).
+        cond: the conditioning.
+        influence: checks the graphs of the first calls; None where nothing requires a gradient.
     """
 
     flow: ProbabilityFlow
@@ -40,11 +40,25 @@ class IVP:
 
     @property
     def calls(self) -> int:
-        """Evaluations of the velocity that sampling takes."""
+        """The number of evaluations of the velocity in one sampling."""
         return self.solver.calls(len(self.grid), ends_clean(self.grid, len(self.grid) - 1))
 
     def velocity(self, time: Time, z: Tensor, run: Run = direct) -> Tensor:
-        """The flow's velocity for this conditioning, checked for NaN and infinity."""
+        """The flow's velocity for this conditioning, checked for NaN and infinity.
+
+        Args:
+            time: the instant.
+            z: the state, (batch, *shape).
+            run: executes each evaluation of the network.
+
+        Returns:
+            dz/dtau, (batch, *shape).
+
+        Raises:
+            InputError: the network cannot be evaluated at this instant, or with these shapes or dtypes; or its output
+                does not depend on z.
+            NonFiniteError: the velocity holds NaN or infinity; the message names the step.
+        """
         self.refuse_meaningless(time)
         velocity = partial(self.flow.velocity, z, time, self.cond)
         try:
@@ -65,23 +79,27 @@ class IVP:
         return slope
 
     def refuse_meaningless(self, time: Time) -> None:
-        """That the denoiser's output says at an instant what is read from it.
+        """Raise if the velocity is not determined by the denoiser's output at an instant.
+
+        Args:
+            time: the instant.
 
         Raises:
-            InputError: it is at sigma = 0, cleaner than any sample the network was trained on or with a data
-                prediction, which says nothing of the noise there; or the other way round at alpha = 0.
+            InputError: sigma = 0, and the instant is cleaner than any sample that the network was trained on, or the
+                network predicts the data, which does not determine the noise there; or alpha = 0, and the network
+                predicts the noise, which does not determine the data there.
         """
         schedule, kind = self.flow.schedule, self.flow.denoiser.prediction
         if time.sigma == 0 and (time.t < schedule.end or kind is Prediction.X0):
             raise InputError(
                 f"the network would be evaluated at t = {time.t.item():g}, where sigma = 0: it was not trained there, "
-                "or its data prediction says nothing of the noise. Solvers of this library end with a step that does "
-                "not; a backward pass that solves the ODE from there (transposed=False) needs a grid that ends above "
+                "or its data prediction does not determine the noise. The solvers of this library do not evaluate it "
+                "there; a backward pass that solves the ODE from there (Continuous) needs a grid that ends above "
                 f"sigma = 0, such as at t = {max(schedule.end, 1e-3):g}"
             )
         if time.alpha == 0 and kind is Prediction.EPS:
             raise InputError(
-                f"at t = {time.t.item():g} alpha is 0, and a prediction of the noise says nothing of the data there; "
+                f"at t = {time.t.item():g} alpha is 0, where a prediction of the noise does not determine the data; "
                 "start the grid at a smaller t, or use a network that predicts v, the data or the velocity"
             )
 
@@ -92,7 +110,7 @@ class IVP:
         return (
             f"the denoiser returned {what} at step {max(step, 0)} of {len(self.grid)} "
             f"(t = {float(time.t):g}); its input was {given}, with largest value "
-            f"{float(z.detach().abs().max()):g}. Look at its weights and dtype (float16 overflows "
+            f"{float(z.detach().abs().max()):g}. Check its weights and dtype (float16 overflows "
             "above 65504), or lower the guidance scale"
         )
 
@@ -104,11 +122,17 @@ def integrate(
     solver: Solver,
     observe: Callable[[int, State], None] = lambda i, state: None,
 ) -> State:
-    """Advance `state` from the grid's first instant to its last.
+    """Advance a state from the grid's first instant to its last.
 
     Args:
-        f: d state / d tau.
+        f: d state / d tau, as f(time, state).
+        state: the state at the first node, a tuple of tensors.
+        grid: the instants.
+        solver: the scheme.
         observe: called with every node's number and state, the first and the last included.
+
+    Returns:
+        the state at the last node.
     """
     return advanced(f, state, grid, solver, observe)[0]
 
@@ -120,7 +144,20 @@ def advanced(
     solver: Solver,
     observe: Callable[[int, State], None] = lambda i, state: None,
 ) -> tuple[State, History]:
-    """`integrate`, with the history that the last step leaves: the second state of a coupled solver."""
+    """Like `integrate`, and return the history that the last step leaves.
+
+    The history of `Coupled` is its second state.
+
+    Args:
+        f: d state / d tau, as f(time, state).
+        state: the state at the first node, a tuple of tensors.
+        grid: the instants.
+        solver: the scheme.
+        observe: called with every node's number and state, the first and the last included.
+
+    Returns:
+        the state at the last node, and the history.
+    """
     history: History = ()
     observe(0, state)
     for i in range(len(grid)):

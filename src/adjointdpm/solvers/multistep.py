@@ -1,4 +1,4 @@
-"""Multistep methods, one denoiser call a step, with the coefficients of the grid actually used.
+"""Multistep methods: one denoiser call a step, and the coefficients of the grid that is used.
 
 Adams-Bashforth integrates the polynomial through the last k slopes exactly over the next step.
 DPM-Solver++(2M) (Lu et al., 2022, arXiv 2211.01095) extrapolates the data prediction instead:
@@ -24,17 +24,29 @@ __all__ = ["AdamsBashforth", "DPMSolverPP"]
 
 @dataclass(frozen=True)
 class AdamsBashforth(Solver):
-    """z' = z + sum_j w_j f_{i-j}, exact for polynomials of degree order - 1 on the uneven grid.
+    """The Adams-Bashforth method on an uneven grid, exact for slopes that are polynomials of degree order - 1.
 
+        z' = z + sum_j w_j f_{i-j}
         sum_j w_j (tau_{i-j} - tau_i)^m = h^(m+1) / (m + 1),    m = 0 ... order - 1
 
-    One call a step. The first steps use the lower orders; orders 3 and 4 start with RK4 steps, since
-    an Euler start would cap the global order at 2. The rho clock makes it unstable in the first few
-    steps of an image sampler: prefer DPMSolverPP(2) for sampling. It is a good backward solver for
-    `Continuous` (DEIS; Zhang and Chen, 2023, arXiv 2204.13902).
+    It makes one call a step. The first steps use the lower orders. Orders 3 and 4 start with RK4 steps, since an Euler
+    start would limit the global order to 2. In the variable rho it is unstable in the first few steps of an image
+    sampler, so prefer DPMSolverPP(2) for sampling. It is a good backward solver for `Continuous`.
 
     Args:
         order: 1 (= Euler) to 4.
+
+    Raises:
+        InputError: another order.
+
+    References:
+        DEIS: Zhang and Chen, 2023, arXiv 2204.13902.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, solver=adp.AdamsBashforth(order=2))
+        >>> sampler(sampler.noise(), sampler.encode("a cat")).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     order: int = 2  # type: ignore[misc]
@@ -61,7 +73,7 @@ class AdamsBashforth(Solver):
 
     @staticmethod
     def _weights(taus: list[Tensor], target: Tensor) -> Tensor:
-        """The w_j above, newest first; in units of the step, so that the system is well scaled."""
+        """The w_j above, newest first; solved for in units of the step, so that the system is well scaled."""
         h = target - taus[0]
         place = torch.stack([(tau - taus[0]) / h for tau in taus])
         powers = torch.arange(len(taus), dtype=torch.float64)
@@ -76,11 +88,26 @@ class AdamsBashforth(Solver):
 class DPMSolverPP(Solver):
     """DPM-Solver++ of order 1 (= DDIM) or 2 (2M, the default of most image pipelines).
 
-    One call a step, stable at the few steps and high guidance of image sampling. The last step is of
-    order 1 where the grid ends at sigma = 0, as in diffusers' `DPMSolverMultistepScheduler`.
+        z' = (tau'/tau) z + (1 - tau'/tau) D        D: the data prediction, extrapolated at order 2
+
+    It makes one call a step and is stable at the few steps and high guidance of image sampling, so it is the default
+    of `FlowSampler`. The last step is of order 1 where the grid ends at sigma = 0, as in diffusers'
+    `DPMSolverMultistepScheduler`.
 
     Args:
         order: 1 or 2.
+
+    Raises:
+        InputError: another order.
+
+    References:
+        Lu et al., 2022, arXiv 2211.01095.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, solver=adp.DPMSolverPP(order=2))
+        >>> sampler(sampler.noise(), sampler.encode("a cat")).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     order: int = 2  # type: ignore[misc]
@@ -95,7 +122,7 @@ class DPMSolverPP(Solver):
         now, then = grid[i], grid[i + 1]
         slope = f(now, state)
         data = combine(state, [(-now.tau, slope)])
-        if now.tau == 0:  # only when running backwards from clean data; the same step without 0 / 0
+        if now.tau == 0:  # only in a backward solution from clean data; the same step without 0 / 0
             return combine(state, [(then.tau, slope)]), (now, data)
         extrapolated = data
         if self.order == 2 and history and then.tau > 0:

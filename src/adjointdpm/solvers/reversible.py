@@ -6,8 +6,8 @@ a coupling 0 < c <= 1 (McCallum and Foster, 2024, arXiv 2410.11648):
     y' = c y + (1 - c) w + Psi_h(tau, w)            w = w' + Psi_{-h}(tau', y')
     w' = w - Psi_{-h}(tau', y')                     y = (y' - (1 - c) w - Psi_h(tau, w)) / c
 
-The right column undoes the left to rounding, which c < 1 amplifies by 1 / c a step. A step that ends at sigma = 0
-leaves w as it is (Psi_{-h} = 0), since nothing is evaluated there; it is undone in the same way.
+The right column inverts the left one to rounding, which c < 1 amplifies by 1 / c a step. A step that ends at sigma = 0
+leaves w as it is (Psi_{-h} = 0), since nothing is evaluated there. It is inverted in the same way.
 """
 
 from collections.abc import Callable
@@ -27,17 +27,30 @@ Slope = Callable[..., State]
 
 @dataclass(frozen=True)
 class Coupled(Solver):
-    """The reversible coupling of a Runge-Kutta method; its states can be rebuilt instead of stored.
+    """The reversible coupling of a Runge-Kutta method, whose states can be rebuilt instead of stored.
 
-    It has the inner method's order, at twice its calls, and is what `Reversible()` differentiates. A last step to
-    sigma = 0 is an Euler step. For a gradient in little memory alone, `Checkpointed()` with a plain solver costs less.
+        y' = c y + (1 - c) w + Psi_h(w),     w' = w - Psi_{-h}(y')
+
+    It has the order of the inner method at twice the number of calls. `Reversible()` needs this solver. A last step to
+    sigma = 0 is an Euler step. If you only need a gradient in little memory, `Checkpointed()` with a plain solver costs
+    less.
 
     Args:
         inner: `Euler()`, `Midpoint()`, `Heun()` or `RK4()`.
-        coupling: c in (0, 1]; below 1 it damps the difference of the copies, and amplifies rounding
-            in reverse.
+        coupling: c in (0, 1]. A value below 1 damps the difference of the two copies, and amplifies rounding in
+            reverse.
+
     Raises:
         InputError: another inner solver, or a coupling outside (0, 1].
+
+    References:
+        McCallum and Foster, 2024, arXiv 2410.11648.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, solver=adp.Coupled(adp.Euler()))
+        >>> sampler(sampler.noise(), sampler.encode("a cat")).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     inner: Solver = Euler()  # noqa: RUF009, it is frozen
@@ -46,10 +59,10 @@ class Coupled(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, RungeKutta):
             raise InputError(
-                f"Coupled needs a one-step solver inside (Euler, Midpoint, Heun or RK4), but got {self.inner!r}"
+                f"Coupled needs a one-step inner solver (Euler, Midpoint, Heun or RK4), but got {self.inner!r}"
             )
         if not 0 < self.coupling <= 1:
-            raise InputError(f"the coupling lies in (0, 1], but is {self.coupling}")
+            raise InputError(f"coupling must be in (0, 1], but is {self.coupling}")
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -69,7 +82,18 @@ class Coupled(Solver):
     def increment(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, backwards: bool = False
     ) -> State:
-        """Psi over step i, from its first node, or backwards from its second: zero if that is at sigma = 0."""
+        """The increment Psi of the inner method over one step.
+
+        Args:
+            f: d state / d tau.
+            state: the state from which the step departs.
+            grid: the grid.
+            i: the number of the step.
+            backwards: depart from node i + 1 instead of node i.
+
+        Returns:
+            the increment; zero if the step departs backwards from sigma = 0.
+        """
         if backwards and ends_clean(grid, i):
             return tuple(0 * z for z in state)
         pair = TimeGrid(grid.schedule, grid.times[i : i + 2])
@@ -77,7 +101,18 @@ class Coupled(Solver):
         return tuple(z - start for z, start in zip(after, state, strict=True))
 
     def rebuilt(self, y: Tensor, w: Tensor, ahead: Tensor) -> Tensor:
-        """y of the departure node from y' of the arrival node, w and Psi_h(w)."""
+        """The state y of the departure node.
+
+            y = (y' - (1 - c) w - Psi_h(w)) / c
+
+        Args:
+            y: y' of the arrival node.
+            w: w of the departure node.
+            ahead: Psi_h(w).
+
+        Returns:
+            y of the departure node.
+        """
         return (y - (1 - self.coupling) * w - ahead) / self.coupling
 
     def calls(self, steps: int, clean: bool = False) -> int:

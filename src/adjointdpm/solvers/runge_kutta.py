@@ -1,9 +1,9 @@
-"""Explicit Runge-Kutta methods, each a Butcher tableau.
+"""Explicit Runge-Kutta methods; each is a Butcher tableau.
 
     k_j = f(tau_i + c_j h, z_i + h sum_l a_jl k_l),     z_{i+1} = z_i + h sum_j b_j k_j
 
-Stages between nodes are evaluated at their true times, the inverse of tau, never at the nearest
-training step. A step that ends at sigma = 0 is an Euler step: its other stages would lie where no network was trained.
+Stages between nodes are evaluated at their true times, from the inverse of tau, and not at the nearest training step.
+A step that ends at sigma = 0 is an Euler step, since its other stages would lie where no network was trained.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ __all__ = ["RK4", "Euler", "Heun", "Midpoint", "RungeKutta"]
 
 
 class RungeKutta(Solver):
-    """An explicit Runge-Kutta method; subclasses are only their tableaus."""
+    """An explicit Runge-Kutta method; a subclass gives its tableau a, b, c and its order."""
 
     a: ClassVar[tuple[tuple[float, ...], ...]]
     b: ClassVar[tuple[float, ...]]
@@ -41,10 +41,20 @@ class RungeKutta(Solver):
 
 @dataclass(frozen=True)
 class Euler(RungeKutta):
-    """z' = z + h f(z), order 1: DDIM (Song et al., 2021, arXiv 2010.02502) in these coordinates.
+    """The Euler method, order 1, one call a step; in these coordinates it is DDIM.
 
-    One call a step. Use it to match a DDIM sampler, or with many steps; DPMSolverPP(2) is more
-    accurate at the same cost.
+        z' = z + h f(z)
+
+    Use it to reproduce a DDIM sampler, or with many steps. DPMSolverPP(2) is more accurate at the same cost.
+
+    References:
+        DDIM: Song et al., 2021, arXiv 2010.02502.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, solver=adp.Euler())
+        >>> sampler(sampler.noise(), sampler.encode("a cat")).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     order = 1
@@ -55,7 +65,19 @@ class Euler(RungeKutta):
 
 @dataclass(frozen=True)
 class Midpoint(RungeKutta):
-    """z' = z + h f(z + h/2 f(z)), order 2, two calls a step."""
+    """The midpoint method, order 2, two calls a step.
+
+        z' = z + h f(z + h/2 f(z))
+
+    DPMSolverPP(2) has the same order at one call a step; use this one where a one-step method is needed, as in
+    `Coupled`.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, solver=adp.Midpoint())
+        >>> sampler(sampler.noise(), sampler.encode("a cat")).shape
+        torch.Size([1, 3, 64, 64])
+    """
 
     order = 2
     a = ((), (0.5,))
@@ -65,10 +87,20 @@ class Midpoint(RungeKutta):
 
 @dataclass(frozen=True)
 class Heun(RungeKutta):
-    """z' = z + h/2 (f(z) + f(z + h f(z))), order 2, two calls a step.
+    """Heun's method, order 2, two calls a step: the deterministic sampler of EDM.
 
-    The sampler of EDM (Karras et al., 2022, arXiv 2206.00364), which ends with an Euler step where the grid ends
-    at sigma = 0.
+        z' = z + h/2 (f(z) + f(z + h f(z)))
+
+    It ends with an Euler step where the grid ends at sigma = 0. DPMSolverPP(2) has the same order at one call a step.
+
+    References:
+        Karras et al., 2022, arXiv 2206.00364.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, solver=adp.Heun())
+        >>> sampler(sampler.noise(), sampler.encode("a cat")).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     order = 2
@@ -79,11 +111,17 @@ class Heun(RungeKutta):
 
 @dataclass(frozen=True)
 class RK4(RungeKutta):
-    """The classical method of order 4, four calls a step.
+    """The classical Runge-Kutta method of order 4, four calls a step.
 
-    Use it for references and for smooth problems at tight tolerances; at the few steps of image
-    sampling DPMSolverPP(2) is better for the same number of calls. On a grid that ends at sigma = 0 the last step
-    is Euler's, and the order 2.
+    Use it for reference solutions and for smooth problems at tight tolerances. At the few steps of image sampling
+    DPMSolverPP(2) is better for the same number of calls. On a grid that ends at sigma = 0 the last step is an Euler
+    step, and the order is 2.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, solver=adp.RK4())
+        >>> sampler(sampler.noise(), sampler.encode("a cat")).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     order = 4

@@ -1,4 +1,4 @@
-"""The bundled models: a small text-to-image model of emoji-like pictures, and classifiers of them.
+"""The bundled models: a small text-to-image model of emoji-like images, and classifiers of them.
 
     emoji                                       the text-to-image model
     emoji/resnet, /hgnet, /poolformer, /bit     classifiers of its 234 concepts, to be audited
@@ -75,7 +75,7 @@ def load_bundled(
     stock pipeline: `StableDiffusionPipeline.from_pretrained(adjointdpm.zoo.folder("emoji"))`.
 
     Args:
-        name: "emoji": 64 x 64 pictures; prompts such as "a red apple on a blue background" or "a pixel art
+        name: "emoji": 64 x 64 images; prompts such as "a red apple on a blue background" or "a pixel art
             cat"; concepts, colours and styles are listed in `emoji.json` in its folder.
         dtype, device: of the network.
         split_guidance: two network calls a step instead of one batch of both.
