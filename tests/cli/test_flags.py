@@ -31,10 +31,11 @@ def settings_of(name):
 
 
 def leaves(settings):
-    """The names of all fields that are no groups."""
+    """The names of all fields that are no groups; `guide` makes the `ahead` of two flags of its own."""
     hints = get_type_hints(settings)
     for each in fields(settings):
-        yield from leaves(hints[each.name]) if is_dataclass(hints[each.name]) else [each.name]
+        if each.name != "ahead":
+            yield from leaves(hints[each.name]) if is_dataclass(hints[each.name]) else [each.name]
 
 
 def printed(*arguments):
@@ -72,8 +73,7 @@ def test_the_defaults_are_those_of_the_tasks():
     tasks = {"tune": TuneSettings, "invert": InvertSettings, "audit": AuditSettings, "guide": GuideSettings}
     for name, settings in tasks.items():
         flags = {flag.name: flag.default for flag in flags_of(settings_of(name))}
-        assert flags["max_train_steps"] == settings.steps
-        for field in ("learning_rate", "seed", "checkpointing_steps"):
+        for field in ("max_train_steps", "learning_rate", "seed", "checkpointing_steps"):
             assert flags[field] == getattr(settings, field)
     assert {f.name: f.default for f in flags_of(settings_of("tune"))}["rank"] == Lora.rank
 

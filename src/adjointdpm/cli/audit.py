@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from .._types import InputError
+from .._types import InputError, Range
 from ..metrics import HiddenStates
 from ..metrics.image_classifier import Classifier
 from ..samplers.base import Sampler
-from ..tasks import AuditResult, AuditSettings, Ball, HardenSettings, pixels
+from ..tasks import AuditResult, AuditSettings, HardenSettings, pixels
 from ..tasks.audit import audit as run_audit
 from ..tasks.evaluation import labels_of
 from ..tasks.harden import harden as run_harden
-from .flags import ForBundled, Given, PromptTexts, Range
-from .options import LoopOptions, ModelOptions, OutputOptions, agreed, announce, judge_of, saved
+from .flags import ForBundled, Given, PromptTexts
+from .options import ModelOptions, OutputOptions, agreed, announce, judge_of, saved
 from .parse_sampler import check_memory, classifier_of
 
 __all__ = ["Audit", "AuditOptions", "HardenOptions"]
@@ -32,17 +32,7 @@ class AuditOptions:
         judge: Classifier that says what images show; none for no judge.
         transfer: Further classifier on which the images found are tried. May be repeated.
         keep_features: Classifier whose features are to stay near the original's; or pixels, or none.
-        keep_weight: Weight of staying near the original image.
         target: Label to reach; any other label counts if it is not given.
-        radius: Radius of the perturbation, as a fraction of the noise's norm.
-        radii: Further radius, for a curve. May be repeated.
-        norm: Norm of the perturbation: l2 or linf.
-        shell: Keep the noise's norm.
-        num_starts: Number of images for each prompt.
-        tries: Number of noises to try for each image.
-        confidence: Margin of logits beyond which only likeness counts.
-        momentum: Momentum of the steps, from 0 to 1.
-        controls: Also try random noise and SPSA in the same ball.
     """
 
     prompt: Annotated[tuple[str, ...], PromptTexts()]
@@ -51,17 +41,7 @@ class AuditOptions:
     judge: Annotated[str | None, ForBundled("emoji/judge", "none")] = None
     transfer: tuple[str, ...] = ()
     keep_features: str = "pixels"
-    keep_weight: Annotated[float, Range(0)] = AuditSettings.keep_weight
     target: str | None = None
-    radius: Annotated[float, Range(0, open_low=True)] = Ball.radius
-    radii: Annotated[tuple[float, ...], Range(0, open_low=True)] = AuditSettings.radii
-    norm: Literal["l2", "linf"] = "l2"
-    shell: bool = Ball.shell
-    num_starts: Annotated[int, Range(1)] = AuditSettings.starts
-    tries: Annotated[int, Range(1)] = AuditSettings.tries
-    confidence: Annotated[float, Range(0)] = AuditSettings.confidence
-    momentum: Annotated[float, Range(0, 1)] = AuditSettings.momentum
-    controls: bool = AuditSettings.controls
 
 
 @dataclass(frozen=True)
@@ -107,14 +87,9 @@ class Audit:
     """The flags of `adjointdpm audit`."""
 
     task: AuditOptions
-    hardening: HardenOptions
     model: ModelOptions
-    optimization: LoopOptions = LoopOptions(
-        AuditSettings.steps,
-        AuditSettings.learning_rate,
-        AuditSettings.batch_size,
-        AuditSettings.checkpointing_steps,
-    )
+    hardening: HardenOptions
+    attack: AuditSettings = AuditSettings()
     output: OutputOptions = OutputOptions(Path("outputs/audit"))
 
     def run(self, given: Given) -> None:
@@ -129,11 +104,10 @@ class Audit:
             given.refuse_unused(hardens, "without --harden")
         if task.keep_features == "none":
             given.refuse_unused(("keep_weight",), "with --keep_features none")
-        settings = self._settings()
-        hardening = self.hardening.settings(settings)
+        hardening = self.hardening.settings(self.attack)
         folder, report = self.output.folder(), self.output.reporter()
         sampler = self.model.sampler()
-        check_memory(sampler, len(task.prompt) * task.num_starts, settings.batch_size)
+        check_memory(sampler, len(task.prompt) * self.attack.num_starts, self.attack.train_batch_size)
         place, shape = sampler.noise(1).device, sampler.image_shape
         audited = classifier_of(task.classifier, place, shape)
         also = self.hardening.harden_other
@@ -152,7 +126,7 @@ class Audit:
             task.prompt,
             task.label or None,
             output=folder,
-            settings=settings,
+            settings=self.attack,
             target=task.target,
             transfer=transfer,
             config=agreed(given, quiet),
@@ -163,26 +137,8 @@ class Audit:
         announce(f"misread: {found.success}")
         announce(f"misread and still shown: {'no judge' if found.kept is None else found.kept}")
         if self.hardening.harden:
-            _harden(found, sampler, audited, settings, hardening, others=others, **shared)
+            _harden(found, sampler, audited, self.attack, hardening, others=others, **shared)
         announce(f"page: {(folder / 'index.html').resolve()}")
-
-    def _settings(self) -> AuditSettings:
-        task, loop = self.task, self.optimization
-        return AuditSettings(
-            ball=Ball(task.radius, task.norm, task.shell),
-            radii=task.radii,
-            starts=task.num_starts,
-            tries=task.tries,
-            steps=loop.max_train_steps,
-            learning_rate=loop.learning_rate,
-            momentum=task.momentum,
-            confidence=task.confidence,
-            keep_weight=task.keep_weight,
-            controls=task.controls,
-            batch_size=loop.train_batch_size,
-            seed=loop.seed,
-            checkpointing_steps=loop.checkpointing_steps,
-        )
 
     def _features(self, sampler: Sampler) -> Any:
         """What is to stay near the original image's; None for nothing."""
@@ -202,7 +158,7 @@ def _harden(
     **more: Any,
 ) -> None:
     """Fine-tune the classifier, and announce what changed."""
-    harder = run_harden(found, sampler, audited, settings, hardening, **more)
+    harder = run_harden(found, sampler, audited, self.attack, hardening, **more)
     announce(f"after hardening, on fresh noise: {harder.after} misread, before: {harder.before}")
     if harder.kept_before:
         announce(f"misread and still shown: {harder.kept_after}, before: {harder.kept_before}")

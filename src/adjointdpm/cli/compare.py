@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from .._types import Range
 from ..analysis.comparison import compare as compare_gradients
 from ..files.atomic_write import write_file
 from ..metrics import Chroma
-from .flags import Given, Positional, Range
+from .flags import Given, Positional
 from .options import BundledOptions, FolderOptions, free_folder, in_one_process
 from .parse_sampler import check_memory
 

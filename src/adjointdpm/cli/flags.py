@@ -17,7 +17,7 @@ import click
 import yaml
 from click.core import ParameterSource
 
-from .._types import InputError, in_range
+from .._types import InputError, OneOf
 from ..zoo import bundled
 from .config_file import read_config
 from .prompt_files import prompts_of
@@ -25,45 +25,13 @@ from .prompt_files import prompts_of
 __all__ = [
     "ForBundled",
     "Given",
-    "OneOf",
     "Positional",
     "PromptTexts",
-    "Range",
     "command_of",
     "flags_of",
 ]
 
-MANY = 10**6  # the largest of most counts: what is beyond is a slip of the finger
 UNSAVED = ("resume", "overwrite")  # They say what to do with a folder, not what to compute.
-
-
-@dataclass(frozen=True)
-class Range:
-    """A check that numbers are finite and lie in a range; see `in_range`."""
-
-    low: float | int
-    high: float | int = MANY
-    open_low: bool = False
-
-    def __call__(self, flag: str, value: Any) -> Any:
-        """Check one number, or all of several; None stands for no number."""
-        for each in value if isinstance(value, tuple) else (value,):
-            if each is not None:
-                in_range(flag, each, self.low, self.high, open_low=self.open_low)
-        return value
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """A check that a word is among the known ones."""
-
-    known: tuple[str, ...]
-
-    def __call__(self, flag: str, value: Any) -> Any:
-        """Check one word."""
-        if value not in self.known:
-            raise InputError(f"{flag} is one of {', '.join(self.known)}, but is {value!r}")
-        return value
 
 
 @dataclass(frozen=True)
@@ -90,6 +58,17 @@ class ForBundled:
 
 class Positional:
     """Marks a field whose value has no flag before it."""
+
+
+class Internal:
+    """Marks a group of which one field is no flag.
+
+    Args:
+        name: The field, which keeps its default.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -203,23 +182,40 @@ class Given:
                 raise InputError(f"--{name} is not used {why}")
 
 
-def flags_of(settings: type, default: Any = MISSING, group: str = "Task") -> Iterator[Flag]:
+def flags_of(
+    settings: type, default: Any = MISSING, group: str = "Task", without: Collection[str] = ()
+) -> Iterator[Flag]:
     """The flags of a dataclass, those of its groups included.
 
     Args:
         settings: The dataclass.
         default: One whose values are the defaults; those of the class if MISSING.
         group: The heading of the fields that are no groups themselves.
+        without: The fields that are no flags.
     """
-    hints, about = get_type_hints(settings, include_extras=True), _documented(settings)
-    for each in fields(settings):
-        hint = hints[each.name]
+    about = _documented(settings)
+    for each, hint, parts in _fields(settings, without):
         value = _default_of(each) if default is MISSING else getattr(default, each.name)
-        if is_dataclass(hint):
-            yield from flags_of(hint, value, each.name.capitalize())  # type: ignore[arg-type]
+        if parts is not None:
+            yield from flags_of(hint, value, each.name.capitalize(), parts)
         else:
             kind, many, notes = _kind(hint)
             yield Flag(each.name, group, kind, many, value, about[each.name], notes)
+
+
+def _fields(
+    settings: type, without: Collection[str]
+) -> Iterator[tuple[Field[Any], Any, Collection[str] | None]]:
+    """Each field, its type, and for a group the fields of it that are no flags."""
+    hints = get_type_hints(settings, include_extras=True)
+    for each in fields(settings):
+        if each.name not in without:
+            hint = hints[each.name]
+            kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            if is_dataclass(kind):
+                yield each, kind, [note.name for note in notes if isinstance(note, Internal)]
+            else:
+                yield each, hint, None
 
 
 def _default_of(each: Field[Any]) -> Any:
@@ -322,10 +318,9 @@ def _read_config(flags: list[Flag]) -> Callable[[click.Context, click.Parameter,
     return read
 
 
-def _built(settings: type, values: dict[str, Any]) -> Any:
-    hints = get_type_hints(settings)
-    parts = {
-        each.name: _built(hints[each.name], values) if is_dataclass(hints[each.name]) else values[each.name]
-        for each in fields(settings)
+def _built(settings: type, values: dict[str, Any], without: Collection[str] = ()) -> Any:
+    given = {
+        each.name: values[each.name] if parts is None else _built(hint, values, parts)
+        for each, hint, parts in _fields(settings, without)
     }
-    return settings(**parts)
+    return settings(**given)

@@ -1,17 +1,16 @@
 """`adjointdpm guide`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from .._types import InputError
+from .._types import InputError, Range
 from ..samplers.flow_sampler import FlowSampler
 from ..tasks.guide.guide import GuideSettings
 from ..tasks.guide.guide import guide as run_guide
 from ..tasks.guide.look_ahead import LookAhead
-from .flags import ForBundled, Given, PromptTexts, Range
+from .flags import ForBundled, Given, Internal, PromptTexts
 from .options import (
-    LoopOptions,
     ModelOptions,
     NetworkOptions,
     OutputOptions,
@@ -39,7 +38,6 @@ class GuideOptions:
         strength: Length of a move, as a fraction of the noise's norm.
         judge: Classifier that says what images show; none for no judge.
         label: Label that the judge should give the images of a prompt. May be repeated, once per prompt.
-        num_validation_images: Number of images for each prompt.
     """
 
     metric: tuple[str, ...]
@@ -48,7 +46,6 @@ class GuideOptions:
     strength: Annotated[float, Range(0, open_low=True)] = LookAhead.strength
     judge: Annotated[str | None, ForBundled("emoji/judge", "none")] = None
     label: tuple[str, ...] = ()
-    num_validation_images: Annotated[int, Range(1)] = GuideSettings.noises
 
 
 @dataclass(frozen=True)
@@ -58,12 +55,7 @@ class Guide:
     task: GuideOptions
     networks: NetworkOptions
     model: ModelOptions
-    optimization: LoopOptions = LoopOptions(
-        GuideSettings.steps,
-        GuideSettings.learning_rate,
-        GuideSettings.batch_size,
-        GuideSettings.checkpointing_steps,
-    )
+    optimization: Annotated[GuideSettings, Internal("ahead")] = GuideSettings()
     output: OutputOptions = OutputOptions(Path("outputs/guide"))
 
     def run(self, given: Given) -> None:
@@ -78,7 +70,7 @@ class Guide:
         folder, report = self.output.folder(), self.output.reporter()
         sampler = self.model.sampler()
         assert isinstance(sampler, FlowSampler)  # what every other --solver makes
-        check_memory(sampler, len(task.prompt) * task.num_validation_images, loop.train_batch_size)
+        check_memory(sampler, len(task.prompt) * loop.num_validation_images, loop.train_batch_size)
         networks = self.networks.networks(sampler)
         goal = metric_of(task.metric, networks)
         check_networks(given, networks)
@@ -87,15 +79,7 @@ class Guide:
             goal,
             task.prompt,
             output=folder,
-            settings=GuideSettings(
-                steps=loop.max_train_steps,
-                learning_rate=loop.learning_rate,
-                ahead=LookAhead(task.look_ahead, task.strength),
-                noises=task.num_validation_images,
-                batch_size=loop.train_batch_size,
-                seed=loop.seed,
-                checkpointing_steps=loop.checkpointing_steps,
-            ),
+            settings=replace(loop, ahead=LookAhead(task.look_ahead, task.strength)),
             judge=judge_of(task.judge, sampler),
             labels=task.label or None,
             resume=self.output.resume,

@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from .._types import InputError
+from .._types import InputError, Range
 from ..metrics import Pixels
 from ..samplers.base import Sampler
 from ..tasks.invert.invert import InvertSettings, check_distance
 from ..tasks.invert.invert import invert as run_invert
 from ..tasks.invert.learned_token import EffectGoal, PromptGoal, PromptRows, TokenVectors
-from .flags import ForBundled, Given, PromptTexts, Range
+from .flags import ForBundled, Given, PromptTexts
 from .options import (
     FeatureOptions,
-    LoopOptions,
     ModelOptions,
     OutputOptions,
     agreed,
@@ -45,7 +44,6 @@ class InvertOptions:
             repeated; the distances are added up.
         judge: Classifier that names the effect; none for no judge.
         label: Label that the judge should give the images.
-        num_validation_images: Number of images for each prompt.
     """
 
     prompt: Annotated[tuple[str, ...], PromptTexts()]
@@ -59,7 +57,6 @@ class InvertOptions:
     metric: tuple[str, ...] = ()
     judge: Annotated[str | None, ForBundled("emoji/judge/style", "none")] = None
     label: str | None = None
-    num_validation_images: Annotated[int, Range(1)] = InvertSettings.noises
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,7 @@ class Invert:
     task: InvertOptions
     networks: FeatureOptions
     model: ModelOptions
-    optimization: LoopOptions = LoopOptions(
-        InvertSettings.steps, InvertSettings.learning_rate, 8, InvertSettings.checkpointing_steps
-    )
+    optimization: InvertSettings = InvertSettings(train_batch_size=8)
     output: OutputOptions = OutputOptions(Path("outputs/invert"))
 
     def run(self, given: Given) -> None:
@@ -85,8 +80,8 @@ class Invert:
         )
         folder, report = self.output.folder(), self.output.reporter()
         sampler = self.model.sampler()
-        images = (2 * len(task.prompt) + len(task.validation_prompt)) * task.num_validation_images
-        check_memory(sampler, images, loop.train_batch_size)
+        images = (2 * len(task.prompt) + len(task.validation_prompt)) * loop.num_validation_images
+        check_memory(sampler, images, loop.train_batch_size or images)
         networks = self.networks.networks(sampler)
         distance = self._distance(networks)
         check_networks(given, networks)
@@ -99,14 +94,7 @@ class Invert:
             task.validation_prompt,
             token=task.placeholder_token,
             output=folder,
-            settings=InvertSettings(
-                steps=loop.max_train_steps,
-                learning_rate=loop.learning_rate,
-                batch_size=loop.train_batch_size,
-                noises=task.num_validation_images,
-                seed=loop.seed,
-                checkpointing_steps=loop.checkpointing_steps,
-            ),
+            settings=loop,
             distance=distance,
             judge=judge,
             label=task.label,

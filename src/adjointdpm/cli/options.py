@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from .._types import InputError
+from .._types import InputError, OneOf, Range
 from ..files.atomic_write import write_file
 from ..files.checkpoint import check_config
 from ..metrics.image_classifier import Classifier
@@ -20,7 +20,7 @@ from ..optimization.run_folder import hold_folder
 from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
 from ..zoo import load_bundled
-from .flags import ForBundled, Given, OneOf, Range
+from .flags import ForBundled, Given
 from .parse_metric import Networks
 from .parse_sampler import SOLVERS, classifier_of, device_of, sampler_of
 
@@ -29,7 +29,6 @@ __all__ = [
     "BundledOptions",
     "FeatureOptions",
     "FolderOptions",
-    "LoopOptions",
     "ModelOptions",
     "NetworkOptions",
     "OutputOptions",
@@ -111,25 +110,6 @@ class BundledOptions:
             guidance_scale=self.guidance_scale,
             device=device_of(self.device),
         )
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How the optimization runs.
-
-    Args:
-        max_train_steps: Number of optimization steps.
-        learning_rate: Step length of the optimizer, above 0.
-        train_batch_size: Number of images that are differentiated at once.
-        checkpointing_steps: Number of steps between checkpoints; 0 saves only at the end.
-        seed: Random seed.
-    """
-
-    max_train_steps: Annotated[int, Range(1)]
-    learning_rate: Annotated[float, Range(0, open_low=True)]
-    train_batch_size: Annotated[int, Range(1)]
-    checkpointing_steps: Annotated[int, Range(0)]
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
 
 
 @dataclass(frozen=True)

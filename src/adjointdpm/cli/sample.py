@@ -6,9 +6,10 @@ from typing import Annotated
 
 import torch
 
+from .._types import Range
 from ..files.atomic_write import write_file
 from ..files.images import as_8_bit, png
-from .flags import Given, Positional, PromptTexts, Range
+from .flags import Given, Positional, PromptTexts
 from .options import BundledOptions, FolderOptions, free_folder, in_one_process
 from .parse_sampler import check_memory
 

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from .._types import InputError
+from .._types import InputError, Range
 from ..samplers.flow_sampler import FlowSampler
 from ..tasks.tune.trainable_weights import Lora, Subset
 from ..tasks.tune.tune import TuneSettings
 from ..tasks.tune.tune import tune as run_tune
-from .flags import ForBundled, Given, PromptTexts, Range
+from .flags import ForBundled, Given, PromptTexts
 from .options import (
-    LoopOptions,
     ModelOptions,
     NetworkOptions,
     OutputOptions,
@@ -45,9 +44,6 @@ class TuneOptions:
         weights: Pattern of names of weights to train instead of a LoRA. May be repeated.
         judge: Classifier that says what images show; none for no judge.
         label: Label that the judge should give the images of a validation prompt. May be repeated, once per prompt.
-        num_validation_images: Number of images for each validation prompt.
-        max_grad_norm: Norm to which longer gradients are scaled down.
-        validation_steps: Number of steps between validations, which choose the best iterate.
     """
 
     metric: tuple[str, ...]
@@ -62,9 +58,6 @@ class TuneOptions:
     weights: tuple[str, ...] = ()
     judge: Annotated[str | None, ForBundled("emoji/judge", "none")] = None
     label: tuple[str, ...] = ()
-    num_validation_images: Annotated[int, Range(1)] = TuneSettings.noises
-    max_grad_norm: Annotated[float, Range(0, 10**9, open_low=True)] = TuneSettings.max_grad_norm
-    validation_steps: Annotated[int, Range(1)] = TuneSettings.validation_steps
 
 
 @dataclass(frozen=True)
@@ -74,9 +67,7 @@ class Tune:
     task: TuneOptions
     networks: NetworkOptions
     model: ModelOptions
-    optimization: LoopOptions = LoopOptions(
-        TuneSettings.steps, TuneSettings.learning_rate, 4, TuneSettings.checkpointing_steps
-    )
+    optimization: TuneSettings = TuneSettings(train_batch_size=4)
     output: OutputOptions = OutputOptions(Path("outputs/tune"))
 
     def run(self, given: Given) -> None:
@@ -89,8 +80,8 @@ class Tune:
             raise InputError(
                 "--instance_image needs our own steps, not the pipeline's; choose another --solver"
             )
-        held_out = len(task.validation_prompt) * task.num_validation_images
-        check_memory(sampler, held_out, loop.train_batch_size)
+        held_out = len(task.validation_prompt) * loop.num_validation_images
+        check_memory(sampler, held_out, loop.train_batch_size or held_out)
         networks = self.networks.networks(sampler)
         trained = metric_of(task.metric, networks)
         measures = {text: metric_of([text], networks) for text in task.measure}
@@ -103,7 +94,7 @@ class Tune:
             task.validation_prompt,
             output=folder,
             weights=Subset(task.weights) if task.weights else lora,
-            settings=self._settings(),
+            settings=loop,
             measures=measures or {" + ".join(task.metric): trained},
             picture=None if task.instance_image is None else image_option(task.instance_image),
             picture_prompt=task.instance_prompt,
@@ -129,16 +120,3 @@ class Tune:
             given.refuse_unused(("instance_prompt",), "without --instance_image")
         if self.task.judge == "none":
             given.refuse_unused(("label",), "without a judge")
-
-    def _settings(self) -> TuneSettings:
-        task, loop = self.task, self.optimization
-        return TuneSettings(
-            steps=loop.max_train_steps,
-            learning_rate=loop.learning_rate,
-            batch_size=loop.train_batch_size,
-            max_grad_norm=task.max_grad_norm,
-            validation_steps=task.validation_steps,
-            noises=task.num_validation_images,
-            seed=loop.seed,
-            checkpointing_steps=loop.checkpointing_steps,
-        )
