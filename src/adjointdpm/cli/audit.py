@@ -158,7 +158,7 @@ def _harden(
     **more: Any,
 ) -> None:
     """Fine-tune the classifier, and announce what changed."""
-    harder = run_harden(found, sampler, audited, self.attack, hardening, **more)
+    harder = run_harden(found, sampler, audited, settings, hardening, **more)
     announce(f"after hardening, on fresh noise: {harder.after} misread, before: {harder.before}")
     if harder.kept_before:
         announce(f"misread and still shown: {harder.kept_after}, before: {harder.kept_before}")
