@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import metrics, optimization, tasks, zoo
     from ._types import (
         AdjointDPMError,
         Cond,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .analysis.gradients import Gradients, gradients
     from .files.diffusers_files import load_noise, save_lora, save_noise, save_textual_inversion
     from .flow import grids
-    from .flow.denoisers import Denoiser, Prediction
+    from .flow.denoisers import Denoiser, NetworkDenoiser, Prediction
     from .flow.model import DiffusionModel
     from .flow.schedules import EDMSchedule, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
     from .metrics.base import Metric
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     )
     from .solvers.step_noise import StepNoise
     from .zoo import load_bundled, load_classifier
-    from . import tasks  # isort: skip
 
 __all__ = [
     "RK4",
@@ -73,6 +73,7 @@ __all__ = [
     "InputError",
     "Metric",
     "Midpoint",
+    "NetworkDenoiser",
     "NonFiniteError",
     "PipelineModel",
     "PipelineSampler",
@@ -100,23 +101,25 @@ __all__ = [
     "load_bundled",
     "load_classifier",
     "load_noise",
+    "metrics",
+    "optimization",
     "save_lora",
     "save_noise",
     "save_textual_inversion",
     "tasks",
+    "zoo",
 ]
 
 __version__ = "0.1.0"
 
-_HOMES = {
+# All is imported when it is first used, so that `adjointdpm --help` needs no torch. What a gradient needs comes at
+# once; files, pages and tasks, which take half of the time, come one by one.
+_GRADIENTS = {
     "_types": "AdjointDPMError Cond DriftError InputError NonFiniteError RecomputationError Stats",
     "adjoints": "Adjoint Backprop Checkpointed CoarseAdjoint Continuous Reversible Truncated",
-    "analysis.comparison": "compare",
-    "analysis.comparison_report": "Comparison",
     "analysis.gradients": "Gradients gradients",
-    "files.diffusers_files": "load_noise save_lora save_noise save_textual_inversion",
     "flow": "grids",
-    "flow.denoisers": "Denoiser Prediction",
+    "flow.denoisers": "Denoiser NetworkDenoiser Prediction",
     "flow.model": "DiffusionModel",
     "flow.schedules": "EDMSchedule RectifiedFlow Schedule VPCosine VPDiscrete VPLinear",
     "metrics.base": "Metric",
@@ -127,25 +130,33 @@ _HOMES = {
     "samplers.base": "Sampler",
     "samplers.flow_sampler": "FlowSampler",
     "samplers.pipeline_sampler": "PipelineSampler",
-    "solvers": "RK4 AdamsBashforth Ancestral Coupled DPMSolverPP Euler EulerMaruyama Heun Midpoint SDEDPMSolverPP "
-    "Solver",
+    "solvers": "RK4 AdamsBashforth Ancestral Coupled DPMSolverPP Euler EulerMaruyama Heun Midpoint "
+    "SDEDPMSolverPP Solver",
     "solvers.step_noise": "StepNoise",
+}
+_LATER = {
+    "analysis.comparison": "compare",
+    "analysis.comparison_report": "Comparison",
+    "files.diffusers_files": "load_noise save_lora save_noise save_textual_inversion",
     "zoo": "load_bundled load_classifier",
 }
-"""Where the public names are. They are imported when one is used, so that `adjointdpm --help` needs no torch."""
+_MODULES = ("metrics", "optimization", "tasks", "zoo")
 
 
 def __getattr__(name: str) -> Any:
-    """Import all public names, and with them the packages, when the first is used."""
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for home, names in _HOMES.items():
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    for home, names in _LATER.items():
+        if name in names.split():
+            return getattr(import_module(f".{home}", __name__), name)
+    for home, names in _GRADIENTS.items():
         module = import_module(f".{home}", __name__)
         globals().update({each: getattr(module, each) for each in names.split()})
-    import_module(".tasks", __name__)
-    if name not in globals():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals()[name]
+    if name in globals():
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ State    what a solver advances: a tuple of tensors, so that the same solvers do
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from numbers import Real
 from typing import Any, get_type_hints
 
@@ -20,6 +21,7 @@ __all__ = [
     "Cond",
     "Derivative",
     "DriftError",
+    "GraphPolicy",
     "InputError",
     "MissingTensorError",
     "NonFiniteError",
@@ -72,8 +74,21 @@ class DriftError(AdjointDPMError, ArithmeticError):
     """States rebuilt in a backward pass are not those that were; the message says how far off."""
 
 
+class GraphPolicy(Enum):
+    """What happens to the graph of one denoiser call."""
+
+    KEEP = "keep"
+    """It is made in the forward pass and held until the backward pass has used it."""
+
+    RECOMPUTE = "recompute"
+    """It is dropped, and made again when the backward pass reaches the call."""
+
+    NO_GRAPH = "no graph"
+    """It is never made: the call has no gradient."""
+
+
 def direct(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call `fn` and let autograd do what it does: the policy of plain backpropagation."""
+    """Call `fn` at once, and leave its graph to autograd: the `Run` of plain backpropagation."""
     return fn(*tensors)
 
 
@@ -164,7 +179,6 @@ class Stats:
     decoder        bytes that the decoder's backward pass needs, its largest recomputed block included
     clamped        share of the pixels that a pipeline's own clamp cut: they have no gradient
     reserved       bytes that a planner leaves free for the decoder
-    tile           side, in latents, of the tiles that a planner decodes in; None for the picture as a whole
     predicted      the planner's figure for `bytes_saved`
     trace          (t, |dL/dz| there) at each node, in the order of the backward pass
     backward_steps steps of a backward pass that has its own; None where it has the sampler's
@@ -183,7 +197,6 @@ class Stats:
     clamped: float = 0.0
     measured: bool = True
     reserved: int = 0
-    tile: int | None = None
     predicted: int | None = None
     trace: list[tuple[float, float]] = field(default_factory=list)
     backward_steps: int | None = None

@@ -26,7 +26,7 @@ ADJOINTS = {
     "budget": adp.Checkpointed(budget="1GiB"),
     "small budget": adp.Checkpointed(budget="180KB"),
     "Truncated": adp.Truncated(last=2),
-    "Continuous": adp.CoarseAdjoint(),
+    "CoarseAdjoint": adp.CoarseAdjoint(),
     "fewer": adp.CoarseAdjoint(steps=2),
     "resolved": adp.Continuous(solver=adp.Euler(), trajectory="resolved"),
     "Reversible": adp.Reversible(),
@@ -272,7 +272,9 @@ def truth(way, name, setup, frozen, trained, steps, seed):
 
 def allowed(way, name):
     """A pipeline's own steps have no ODE to solve backwards."""
-    return way == "FlowSampler" or not isinstance(ADJOINTS[name], adp.Continuous | adp.Reversible)
+    return way == "FlowSampler" or not isinstance(
+        ADJOINTS[name], adp.CoarseAdjoint | adp.Continuous | adp.Reversible
+    )
 
 
 def examples(way):

@@ -93,7 +93,7 @@ def test_the_profile_says_where_the_error_arises(tmp_path):
     assert max(exact.errors) == 0
     assert paper.errors[0] == 0  # the cotangent of the end is given
     assert paper.errors[-1] == pytest.approx(
-        row(found, "CoarseAdjoint(solver", "noise").relative_error, rel=1e-6
+        row(found, "Continuous(solver", "noise").relative_error, rel=1e-6
     )
     assert coarse.errors[-1] == pytest.approx(
         row(found, "CoarseAdjoint(steps=2", "noise").relative_error, rel=1e-6

@@ -227,3 +227,21 @@ def test_looking_changes_no_bit():
     with torch.no_grad():
         assert torch.equal(image, sampler.latents(noise, cond))
     assert sampler.stats.nfe_forward == calls == 3
+
+
+@pytest.mark.parametrize("name", ["to", "type_as", "expand_as", "view_as", "reshape_as"])
+def test_a_tensor_that_is_only_an_example_of_a_dtype_or_shape_is_no_lost_gradient(name):
+    class Timed(torch.nn.Module):
+        def forward(self, x, t):
+            steps = torch.linspace(0, 1, x.numel(), dtype=x.dtype).reshape(x.shape)
+            return x * getattr(steps + t.mean().to(x.dtype), name)(x)
+
+    class Model(adp.DiffusionModel):
+        def __init__(self):
+            super().__init__()
+            self.schedule, self.latent_shape, self.image_shape = adp.VPLinear(), (1, 2, 2), (1, 2, 2)
+            self.denoiser = adp.NetworkDenoiser(Timed(), adp.Prediction.EPS)
+
+    sampler = adp.FlowSampler(Model(), steps=2)
+    noise = sampler.noise(1).requires_grad_()
+    assert float(torch.autograd.grad(sampler(noise, adp.Cond()).sum(), noise)[0].abs().max()) > 0

@@ -124,3 +124,26 @@ def test_block(page, title):
     promised += [rows.grad for rows in names["rows"].values] if "rows" in names else []
     for grad in promised:
         assert float(grad.abs().max()) > 0
+
+
+def test_a_network_of_ones_own_becomes_a_sampler():
+    """The page's blocks run in their order, and each gradient is plain autograd's."""
+    names: dict = {}
+    for title, code in blocks("your-network.md").items():
+        torch.manual_seed(0)
+        names = {} if "import torch" in code else names  # the last block goes on from the one before
+        exec(compile(code, title, "exec"), names)
+        sampler = names["sampler"]
+        noise = sampler.noise(2, 1).requires_grad_()
+        prompts = (
+            ["7", "2"] if "label" in code else ["a cat", "a dog"] if "text_encoder" in code else ["", ""]
+        )
+        cond = names.get("cond", sampler.encode(prompts if "cond" not in names else ["a cat", "a dog"]))
+        leaves = [noise, *sampler.network.parameters()]
+        found = []
+        for adjoint in (adp.Backprop(), adp.Checkpointed()):
+            images = sampler.replace(adjoint=adjoint)(noise, cond)
+            assert float(images.detach().std()) > 0
+            found.append(torch.autograd.grad(images.square().mean(), leaves))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        assert all(float(g.abs().max()) > 0 for g in found[0])

@@ -6,8 +6,8 @@ with G the bytes of one denoiser call's graphs, measured in the first call (whic
 the budget and a smaller way is left), L those of the largest of them
 (two where guidance is split, else one), and D those of the decoder's backward pass. Where L does not fit,
 guidance is split into two evaluations with a graph each; where a half does not fit, the network's blocks are
-recomputed one by one, and L is the blocks' inputs and the largest block's graph. Where D does not fit, the sampler
-decodes in tiles, and D is the largest tile's graph.
+recomputed one by one, and L is the blocks' inputs and the largest block's graph. A plan never changes the image: where
+D does not fit, the budget is refused.
 """
 
 import copy
@@ -15,7 +15,6 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,8 +52,8 @@ class Budget:
             raise InputError(
                 f"the decoder's backward pass needs {_shown(self.states + self.decoder)} with the states, and "
                 f"the budget is {_shown(self.total)}: {_shown(self.states + self.decoder - self.total)} are "
-                "missing. Tiles were tried where the decoder has them: use a smaller picture or batch, or raise "
-                "the budget"
+                "missing. Use a smaller image or batch, raise the budget, or decode in tiles, which changes the image "
+                "a little where they meet: pipe.vae.enable_tiling()"
             )
         if self.states + largest > self.total:
             raise BudgetExceededError(largest)
@@ -81,27 +80,21 @@ def split(ivp: IVP) -> IVP | None:
     """
     denoiser = ivp.flow.denoiser
     guided = any(name.startswith("negative_") for name in ivp.cond)
-    if not guided or getattr(denoiser, "split", True) or not _linear(denoiser):
+    if not guided or denoiser.split is not False or not denoiser.linear_guidance:
         return None
-    gradient_proxy: Any = copy.copy(denoiser)
-    gradient_proxy.split = True
-    return replace(ivp, flow=replace(ivp.flow, denoiser=gradient_proxy))
+    half = copy.copy(denoiser)
+    half.split = True
+    return replace(ivp, flow=replace(ivp.flow, denoiser=half))
 
 
 def by_blocks(ivp: IVP) -> IVP | None:
     """The same problem with the network's blocks recomputed one by one; None where it cannot be asked for them."""
     denoiser = ivp.flow.denoiser
-    if not hasattr(denoiser, "blocks") or not has_blocks(getattr(denoiser, "network", None)):
+    if not has_blocks(denoiser.network):
         return None
-    gradient_proxy: Any = copy.copy(denoiser)
-    gradient_proxy.blocks = Blocks(list(denoiser.parameters()))
-    return replace(ivp, flow=replace(ivp.flow, denoiser=gradient_proxy))
-
-
-def _linear(denoiser: object) -> bool:
-    """Whether guidance is F_neg + w (F_pos - F_neg) and nothing more; a pipeline's own may not be."""
-    takes = getattr(getattr(denoiser, "_call", None), "takes", None)
-    return takes is None or bool(takes.linear_guidance)
+    smaller = copy.copy(denoiser)
+    smaller.blocks = Blocks(list(denoiser.parameters()))
+    return replace(ivp, flow=replace(ivp.flow, denoiser=smaller))
 
 
 def bytes_of(size: int | str, device: torch.device) -> int:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .._types import Run, Stats, direct
-from .recompute import kept, without_graph
+from .._types import GraphPolicy, Run, Stats, direct
+from .recompute import Blocks
 from .repetition import Repeated, rounding
 from .saved_bytes import SavedBytes, address, addresses
 
@@ -52,24 +52,28 @@ class CallAccounting:
         """Bytes of one call's graphs; None before there is one, or where torch cannot tell."""
         return sum(self._sizes) if self._sizes and self.stats.measured else None
 
-    def enter(self, policy: Run) -> Run:
-        """The next call's policy, with the accounts kept."""
+    def enter(self, policy: GraphPolicy, run: Run) -> Run:
+        """Begin the next call; what its evaluations are run by.
+
+        Args:
+            policy: what happens to the call's graph.
+            run: the function that makes it happen.
+        """
         self.call += 1
         self._evaluation = 0
-        return partial(self._run, policy)
+        return partial(self._run, policy, run)
 
-    def _run(self, policy: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
+    def _run(self, policy: GraphPolicy, run: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
         i, self._evaluation = self._evaluation, self._evaluation + 1
-        once = policy in (direct, kept, without_graph)
-        if not once:
+        if policy is GraphPolicy.RECOMPUTE:
             name = f"denoiser call {self.call - 1}" + (f", evaluation {i}" if i else "")
             fn = Repeated(fn, name, self._rounding)
-        out = policy(partial(self._evaluate, fn, i), *tensors)
+        out = run(partial(self._evaluate, fn, i), *tensors)
         graph = self._sizes[min(i, len(self._sizes) - 1)] if self._sizes else 0
         differentiable = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
         if differentiable:
             differentiable[0].register_hook(self._differentiated)
-            if policy in (direct, kept):
+            if policy is GraphPolicy.KEEP:
                 self.stats.kept += graph
             else:
                 self.stats.states += sum(map(self._held, tensors))
@@ -94,7 +98,9 @@ class CallAccounting:
             out = fn(*tensors)
         self.stats.measured &= saved.bytes is not None
         # Where blocks are recomputed, their inputs are held, and of one at a time the graph.
-        self._sizes.append((saved.bytes or 0) + getattr(self._blocks, "largest", 0))
+        self._sizes.append(
+            (saved.bytes or 0) + (self._blocks.largest if isinstance(self._blocks, Blocks) else 0)
+        )
         return out
 
     def _differentiated(self, cotangent: Tensor) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._types import InputError, Run, State, Stats, Time, direct
+from .._types import GraphPolicy, InputError, Run, State, Stats, Time
 from ..flow.grids import TimeGrid
 from ..solvers import Euler
 from ..solvers.integrate import IVP, integrate
@@ -25,6 +25,9 @@ from .saved_bytes import BudgetExceededError
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
 
 
+_RUNS: dict[GraphPolicy, Run] = {GraphPolicy.KEEP: kept, GraphPolicy.NO_GRAPH: without_graph}
+
+
 class Discrete(Adjoint):
     """The step loop under autograd; subclasses say what happens to each denoiser call."""
 
@@ -34,7 +37,7 @@ class Discrete(Adjoint):
         return math.inf
 
     @abstractmethod
-    def policy(self, i: int, calls: int, graph: int | None) -> Run:
+    def policy(self, i: int, calls: int, graph: int | None) -> GraphPolicy:
         """How call `i` of `calls` is run; `graph` is the size of one graph in bytes, once known."""
 
     def refuse(self, ivp: IVP) -> None:
@@ -45,17 +48,15 @@ class Discrete(Adjoint):
         if wanted:
             self.refuse(ivp)
         weights = list(ivp.flow.denoiser.parameters())
-        blocks: Run = getattr(ivp.flow.denoiser, "blocks", direct)
         shared = [*ivp.cond.values(), *weights]
-        accounting, again = (
-            CallAccounting(stats, shared, blocks, self.limit),
-            Recomputation(ivp.flow.denoiser),
-        )
+        accounting = CallAccounting(stats, shared, ivp.flow.denoiser.blocks, self.limit)
+        recomputation = Recomputation(ivp.flow.denoiser)
 
         def f(time: Time, state: State) -> State:
-            run = self.policy(accounting.call, ivp.calls, accounting.graph) if wanted else direct
-            run = again.at(accounting.call) if run is recomputed else kept if run is direct else run
-            return (ivp.velocity(time, state[0], accounting.enter(run)),)
+            i = accounting.call
+            policy = self.policy(i, ivp.calls, accounting.graph) if wanted else GraphPolicy.KEEP
+            run: Run = recomputation.at(i) if policy is GraphPolicy.RECOMPUTE else _RUNS[policy]
+            return (ivp.velocity(time, state[0], accounting.enter(policy, run)),)
 
         trace = CotangentNorms(stats, ivp.grid)
 
@@ -74,8 +75,8 @@ class Backprop(Discrete):
 
     recomputes = False
 
-    def policy(self, i: int, calls: int, graph: int | None) -> Run:
-        return direct
+    def policy(self, i: int, calls: int, graph: int | None) -> GraphPolicy:
+        return GraphPolicy.KEEP
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ class Checkpointed(Discrete):
         budget: memory for what the backward pass holds instead (states, graphs, decoder), in bytes, as
             "8GiB" or "500MB", or "auto": 0.8 of what is free. k follows from the measured sizes (torch >=
             2.8); if not one graph fits, guidance is split into two calls, and then the network's blocks are
-            recomputed one by one, where it can be asked for them. A decoder that does not fit decodes in
-            tiles, with a warning, since the picture is nearly the same and not quite. `stats.predicted` is
-            the plan's figure. In `differentiable` and `PipelineSampler`, graphs only, and never split.
+            recomputed one by one, where diffusers knows them. `stats.predicted` is the plan's figure. In
+            `differentiable` and `PipelineSampler` it counts graphs only, and guidance is never split.
     Raises:
         InputError: keep is negative, both are given, the budget cannot be read, or is too small: the
             message says by how much.
@@ -119,18 +119,18 @@ class Checkpointed(Discrete):
             return None
         return float(bytes_of(self.budget, ivp.initial.device) - ivp.calls * ivp.initial.nbytes)
 
-    def policy(self, i: int, calls: int, graph: int | None) -> Run:
+    def policy(self, i: int, calls: int, graph: int | None) -> GraphPolicy:
         if self.budget is None:
-            return direct if i >= calls - self.keep else recomputed
+            return GraphPolicy.KEEP if i >= calls - self.keep else GraphPolicy.RECOMPUTE
         if i == 0:  # the first call is measured, and is the last one worth keeping
-            return recomputed
+            return GraphPolicy.RECOMPUTE
         # A pipeline's policy: its scheduler's states are not known here, and its device only by default.
         budget = Budget(bytes_of(self.budget, torch.get_default_device()))
         try:
             keep = budget.keep(calls, _known(graph), _known(graph))
         except BudgetExceededError as error:
             raise budget.refuse(error.graph) from None
-        return direct if i >= calls - keep else recomputed
+        return GraphPolicy.KEEP if i >= calls - keep else GraphPolicy.RECOMPUTE
 
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
         if self.budget is None or not wants_gradient(ivp):
@@ -165,15 +165,15 @@ class _Planned(Discrete):
     def limit(self) -> float:
         return math.inf if self.last else float(self.budget.total - self.budget.states)
 
-    def policy(self, i: int, calls: int, graph: int | None) -> Run:
+    def policy(self, i: int, calls: int, graph: int | None) -> GraphPolicy:
         if i == 0:
-            return recomputed
+            return GraphPolicy.RECOMPUTE
         # A call is one graph, or two where guidance is split, of which the larger is made anew at a time.
         graph, largest = _known(graph), self.stats.recomputed
         fits = self.budget.keep(calls, graph, largest)
         keep = fits if self.whole else 0
         self.stats.predicted = self.budget.held(keep, graph, largest)
-        return direct if i >= calls - keep else recomputed
+        return GraphPolicy.KEEP if i >= calls - keep else GraphPolicy.RECOMPUTE
 
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
         final = super().solve(ivp, stats)
@@ -232,8 +232,8 @@ class Truncated(Discrete):
                     f"pass {name} without requires_grad"
                 )
 
-    def policy(self, i: int, calls: int, graph: int | None) -> Run:
-        return recomputed if i >= calls - self.last else without_graph
+    def policy(self, i: int, calls: int, graph: int | None) -> GraphPolicy:
+        return GraphPolicy.RECOMPUTE if i >= calls - self.last else GraphPolicy.NO_GRAPH
 
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
         if self.repeats == 1 or not wants_gradient(ivp):
@@ -255,7 +255,7 @@ def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor
     accounting = CallAccounting(stats, [*ivp.cond.values(), *ivp.flow.denoiser.parameters()])
 
     def f(time: Time, state: State) -> State:
-        return (ivp.velocity(time, state[0], accounting.enter(recomputed)),)
+        return (ivp.velocity(time, state[0], accounting.enter(GraphPolicy.RECOMPUTE, recomputed)),)
 
     out = final
     for _ in range(repeats):

@@ -260,9 +260,7 @@ class _Grouped(click.Command):
         records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
         for flag in self.flags:
             record = records.pop(flag.name)
-            if (
-                record is None or flag.positional
-            ):  # Click has no help for arguments, or, as of 8.5, an empty one.
+            if record is None or flag.positional:  # Click has no help for arguments.
                 record = flag.shown, f"{flag.help} [required]"
             groups.setdefault(flag.group, []).append(record)
         groups["Output"] += [each for each in records.values() if each is not None]

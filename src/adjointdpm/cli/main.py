@@ -85,7 +85,7 @@ def main() -> None:
     with open(os.devnull) as nothing, warnings.catch_warnings():
         warnings.showwarning = _warn
         sys.stdin = (
-            nothing  # no command reads it, and a user's module that does must not wait for a terminal
+            nothing  # No command reads it, and a user's module that does must not wait for a terminal.
         )
         try:
             code = _run()
@@ -120,6 +120,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         return error.code, f"{error}; a task goes on from its last checkpoint with --resume"
     if isinstance(error, click.ClickException):
         return error.exit_code, error.format_message()
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("adjointdpm"):
+        return 2, f"{error}; pip install 'adjointdpm[all]' installs all that the commands need"
     import torch  # not before, since it takes seconds
 
     from .._types import AdjointDPMError

@@ -7,12 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from jaxtyping import UInt8
 from torch import Tensor
 
 from .atomic_write import write_file
 from .images import png
+
+try:
+    import jinja2
+    import matplotlib as _  # noqa: F401  (drawn with later; half a second to import in full)
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"the tasks end in a page, which needs {error.name}; run pip install 'adjointdpm[report]'",
+        name=error.name,
+    ) from error
 
 __all__ = ["ImageTable", "Page"]
 

@@ -12,7 +12,7 @@ V is Salimans and Ho, 2022, arXiv 2202.00512; VELOCITY is rectified flow's. Clas
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from itertools import chain
 
@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from .._types import Cond, InputError, Run, Scalar, Time, direct
 from .schedules import Schedule
 
-__all__ = ["Denoiser", "GaussianMixture", "GuidedDenoiser", "Prediction", "explained", "weight_of"]
+__all__ = [
+    "Denoiser",
+    "GaussianMixture",
+    "GuidedDenoiser",
+    "NetworkDenoiser",
+    "Prediction",
+    "explained",
+    "weight_of",
+]
 
 Batch = Float[Tensor, "batch *shape"]
 
@@ -82,6 +90,22 @@ class Denoiser(nn.Module, ABC):
     masks: frozenset[str] = frozenset()
     """The names in a conditioning that are integers (masks, class labels), and have no gradient."""
 
+    network: nn.Module | None
+    """The network inside, for tuning it and for recomputing its blocks; None where there is none."""
+
+    blocks: Run
+    """How the network's blocks are run, where it has a switch for checkpointing them. A planner sets it in a copy."""
+
+    split: bool | None
+    """Whether guidance takes two evaluations; None where it cannot be chosen. A planner sets it in a copy."""
+
+    linear_guidance: bool
+    """Whether guidance is F_neg + w (F_pos - F_neg) and nothing more, so that it may be split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.blocks, self.split, self.linear_guidance = None, direct, None, True
+
     @abstractmethod
     def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
         """F at x (batch, *shape) and the time t in the network's own unit."""
@@ -134,8 +158,6 @@ class GuidedDenoiser(Denoiser):
     half the size, so that one graph, and with it the memory of `Checkpointed`, is half as large.
     """
 
-    split: bool
-
     @abstractmethod
     def plain(self, x: Batch, t: Scalar, prompt: Tensor) -> Batch:
         """F_pos alone."""
@@ -153,6 +175,62 @@ class GuidedDenoiser(Denoiser):
             return run(self.guided, x, t, prompt, negative, w)
         unguided = run(self.plain, x, t, negative)
         return unguided + w * (run(self.plain, x, t, prompt) - unguided)
+
+
+class NetworkDenoiser(Denoiser):
+    """A network of your own: F(x, t, cond) = network(x, t, *conditioning).
+
+    Use it to make a `DiffusionModel` of any PyTorch network. With negative tensors in the conditioning it guides,
+    F = F_neg + w (F_pos - F_neg), in two evaluations.
+
+    Args:
+        network: called as network(x, t, *conditioning), with t a vector (batch,) in the network's own unit and x's
+            dtype; it returns F in x's shape.
+        prediction: what F stands for.
+        takes: the names of the conditioning, in the order of the network's arguments.
+        masks: those of them that are integers, such as class labels.
+
+    Examples:
+        >>> import adjointdpm as adp, torch
+        >>> class Shrink(torch.nn.Module):
+        ...     def forward(self, x, t):
+        ...         return x * 0.5
+        >>> denoiser = NetworkDenoiser(Shrink(), adp.Prediction.EPS)
+        >>> denoiser(torch.ones(1, 2), torch.tensor(3.0, dtype=torch.float64), adp.Cond())
+        tensor([[0.5000, 0.5000]])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prediction: Prediction,
+        takes: Sequence[str] = (),
+        masks: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        self.network, self.prediction = network, prediction
+        self.takes, self.masks = tuple(takes), frozenset(masks)
+
+    def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
+        missing = [name for name in self.takes if name not in cond]
+        if missing:
+            raise InputError(
+                f"the network takes {', '.join(missing)}, which the conditioning does not hold"
+            )
+        given = [cond[name] for name in self.takes]
+        aimed = run(self._evaluate, x, t, *given)
+        if not any(name.startswith("negative_") for name in cond):
+            return aimed
+        negative = [
+            cond.get(f"negative_{name}", tensor) for name, tensor in zip(self.takes, given, strict=True)
+        ]
+        unguided = run(self._evaluate, x, t, *negative)
+        return unguided + cond["guidance_scale"] * (aimed - unguided)
+
+    def _evaluate(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
+        assert self.network is not None
+        with_time = t.to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(len(x))
+        return self.network(x, with_time, *given)
 
 
 class GaussianMixture(Denoiser):

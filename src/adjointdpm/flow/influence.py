@@ -29,6 +29,8 @@ _LOST = (
 )
 # In the names of what makes a new tensor, or stops a gradient on purpose.
 _NEW = ("_like", "new_", "detach", "data", "__get__", "__set__", "empty", "zeros", "ones", "full")
+# These read no more of their second tensor than its dtype, device or shape.
+_LIKE_ANOTHER = (Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as)
 
 
 class Influence:
@@ -190,6 +192,7 @@ def _lost(func: Callable[..., Any], out: Tensor, args: tuple[Any, ...]) -> bool:
         return underivable(out.grad_fn)
     if not (out.is_floating_point() or out.dtype in _EIGHT_BITS):
         return False
+    args = args[:1] if func in _LIKE_ANOTHER else args
     if not any(isinstance(each, Tensor) and each.requires_grad for each in args):
         return False
     name = resolve_name(func) or str(func)

@@ -1,25 +1,47 @@
 """`DiffusionModel`: what a sampler needs to know of a model."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._types import Cond, Run, direct
+from .._types import Cond, InputError, Run, direct
 from .denoisers import Denoiser
 from .schedules import Schedule
+
+__all__ = ["DiffusionModel", "Latents"]
 
 Latents = Float[Tensor, "batch *shape"]
 
 
-class DiffusionModel(nn.Module, ABC):
-    """What a sampler needs to know of a model.
+class DiffusionModel(nn.Module):
+    """A noise schedule, a denoiser, and how prompts and latents are read: what a sampler needs to know of a model.
 
-    schedule      the noise schedule the model was trained with
-    denoiser      its network
-    latent_shape  of one sample of noise, without the batch
-    image_shape   (channels, height, width) of one image
+    Subclass it for a network of your own, set the four attributes in `__init__`, and override `encode` where the
+    network takes prompts and `decode` where it works in a latent space. As it stands, a model takes no prompts, and
+    its latents are pixels in [-1, 1].
+
+    Attributes:
+        schedule: the noise schedule that the network was trained with.
+        denoiser: the network, as a `Denoiser`.
+        latent_shape: of one sample of noise, without the batch.
+        image_shape: (channels, height, width) of one image.
+
+    Examples:
+        >>> import adjointdpm as adp, torch
+        >>> class Pixels(adp.DiffusionModel):
+        ...     def __init__(self, network):
+        ...         super().__init__()
+        ...         self.schedule = adp.VPLinear()
+        ...         self.denoiser = adp.NetworkDenoiser(network, adp.Prediction.EPS)
+        ...         self.latent_shape = self.image_shape = (3, 8, 8)
+        >>> class Network(torch.nn.Conv2d):
+        ...     def forward(self, x, t):
+        ...         return super().forward(x)
+        >>> sampler = adp.FlowSampler(Pixels(Network(3, 3, 1)), steps=4)
+        >>> sampler(sampler.noise(2), sampler.encode(["", ""])).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     schedule: Schedule
@@ -27,31 +49,59 @@ class DiffusionModel(nn.Module, ABC):
     latent_shape: tuple[int, ...]
     image_shape: tuple[int, ...]
 
-    @abstractmethod
+    pipe: Any = None
+    """The stock pipeline that the model was made of; None for a network of one's own."""
+
+    vocabulary: frozenset[str] | None = None
+    """The words that the text encoder knows, for a model of a closed vocabulary."""
+
     def encode(self, prompts: Sequence[str], negative: str, guidance_scale: float) -> Cond:
-        """The conditioning of prompts; without negative tensors where guidance_scale <= 1."""
-
-    @abstractmethod
-    def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
-        """Pictures in [0, 1], not clamped; `run` executes the decoder's blocks, one by one."""
-
-    def tiled(self) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
-        """Ways to decode in less memory, to nearly the same picture, by the side of a tile; none by default."""
-        return {}
-
-    def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
-        """Called before a sampling; raises what would else be noticed at its end, at decoding.
+        """Return the conditioning of prompts, without negative tensors where guidance_scale <= 1.
 
         Args:
-            wanted: whether a gradient of noise or conditioning is asked for.
+            prompts: at least one.
+            negative: the negative prompt of all of them.
+            guidance_scale: w; where it is above 1, the conditioning holds it under that name, beside tensors whose
+                names begin with `negative_`.
+
+        Returns:
+            Named tensors, each with as many rows as there are prompts.
+
+        Raises:
+            InputError: the model takes no prompts, and was given some.
+        """
+        if any([*prompts, negative]):
+            raise InputError(
+                f"{type(self).__name__} takes no prompts, but got {' '.join([*prompts, negative]).strip()[:40]!r}; "
+                "override encode, or pass empty ones"
+            )
+        return Cond()
+
+    def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
+        """Return images in [0, 1], not clamped.
+
+        Args:
+            latents: (batch, *latent_shape), at the clean end of the sampling.
+            run: executes the decoder's blocks one by one, run(block, *tensors), so that they can be recomputed.
+        """
+        return latents / 2 + 0.5
+
+    def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
+        """Raise, before a sampling, what would else be noticed at its end, at decoding.
+
+        Args:
+            noise: what the sampling begins with.
+            cond: its conditioning.
+            wanted: whether noise or conditioning requires a gradient.
         """
 
-    @abstractmethod
     def decoder_weights(self) -> list[Tensor]:
-        """The tensors that decoding depends on besides the latents."""
+        """Return the tensors that decoding may depend on besides the latents: those outside the denoiser."""
+        inside = {id(weight) for weight in self.denoiser.parameters()}
+        return [weight for weight in self.parameters() if id(weight) not in inside]
 
     def decoders(self) -> dict[str, nn.Module]:
-        """The modules, by name, that hold the decoder's weights."""
+        """Return the modules, by name, that hold the decoder's weights."""
         weights = {id(weight) for weight in self.decoder_weights()}
         return {
             name: part

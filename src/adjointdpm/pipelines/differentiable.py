@@ -8,8 +8,7 @@ for it has a memory and draws noise.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,34 +37,42 @@ from .torch_interception import Watch, numbered
 __all__ = ["PipelineCall", "differentiable"]
 
 
-@contextmanager
-def differentiable(pipe: Any, adjoint: Adjoint | None = None) -> "Iterator[PipelineCall]":
-    """The pipeline's own call, with gradients.
+def differentiable(pipe: Any, adjoint: Adjoint | None = None) -> "PipelineCall":
+    """Return the pipeline's own call, with gradients.
 
-        with adp.differentiable(pipe) as call:
-            image = call(prompt_embeds=embeds, latents=noise, output_type="pt").images
+        call = adp.differentiable(pipe)
+        image = call(prompt_embeds=embeds, latents=noise, output_type="pt").images
         metric(image).backward()
 
-    Use it for any pipeline and scheduler of diffusers, Modular Diffusers included; for the paper's adjoint,
-    another solver or a gradient of the time grid use `FlowSampler`. The pipeline is not changed, and the
-    backward pass may run when the context has closed.
+    Use it for any pipeline and scheduler of diffusers, Modular Diffusers included. For the paper's adjoint, another
+    solver or a gradient of the time grid use `FlowSampler`. The pipeline is not changed, so there is nothing to close;
+    `with adp.differentiable(pipe) as call:` means the same.
 
     Args:
         pipe: a pipeline; its modules are shared.
         adjoint: `Checkpointed()` by default, or `Backprop()`, or `Truncated(last=)`.
-    Yields:
-        what is called with the pipeline's own arguments and returns its own result. `.stats` tells what
-        the newest call and its backward pass held and did. With output_type="pt" the pipeline clamps
-        pixels, and those that it cuts have no gradient; `.stats.clamped` is their share.
+
+    Returns:
+        A callable that takes the pipeline's own arguments and returns its own result. Its `stats` say what the newest
+        call and its backward pass did and held. With output_type="pt" the pipeline clamps pixels, and those that it
+        clamps have no gradient; `stats.clamped` is their share.
+
     Raises:
-        InputError: `Continuous`, which needs an ODE; no denoiser in the pipeline; and, when called, whatever
-            would lose the gradient (each message says what to do).
+        InputError: the adjoint needs an ODE, or the pipeline has no denoiser; and, when it is called, whatever would
+            lose the gradient (each message says what to do).
+
+    Examples:
+        >>> import adjointdpm as adp, torch
+        >>> pipe = adp.load_bundled("emoji").model.pipe
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> noise = torch.randn(1, 8, 16, 16, requires_grad=True)
+        >>> call = adp.differentiable(pipe)
+        >>> image = call("a cat", latents=noise, num_inference_steps=2, output_type="pt").images
+        >>> image.mean().backward()
+        >>> noise.grad.shape
+        torch.Size([1, 8, 16, 16])
     """
-    call = PipelineCall(pipe, Checkpointed() if adjoint is None else adjoint)
-    try:
-        yield call
-    finally:
-        call.closed = True
+    return PipelineCall(pipe, Checkpointed() if adjoint is None else adjoint)
 
 
 class PipelineCall:
@@ -94,13 +101,14 @@ class PipelineCall:
             )
         self._pipe, self._adjoint, self._watch, self._quiet = pipe, adjoint, watch, quiet
         self.stats = Stats()
-        self.closed = False
+
+    def __enter__(self) -> "PipelineCall":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was changed, so nothing is restored."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.closed:
-            raise InputError(
-                "this call's context has closed; open another one: with differentiable(pipe) as call"
-            )
         refuse_untracked()
         arguments = _named(self._pipe, args, kwargs)
         refuse_output(self._pipe, arguments)

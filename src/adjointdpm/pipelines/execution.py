@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .._types import InputError, NonFiniteError, Run, Stats, direct
+from .._types import GraphPolicy, InputError, NonFiniteError, Run, Stats, direct
 from ..adjoints import Truncated
 from ..adjoints.block_checkpointing import in_blocks
 from ..adjoints.call_accounting import CallAccounting
@@ -26,6 +26,11 @@ from .torch_interception import Watch
 
 __all__ = ["PipelineRun"]
 
+_RUNS: dict[GraphPolicy, Run] = {
+    GraphPolicy.KEEP: direct,
+    GraphPolicy.RECOMPUTE: recomputed,
+    GraphPolicy.NO_GRAPH: without_graph,
+}
 _SWITCH = threading.RLock()  # the VAE's switch is one for all threads
 
 
@@ -64,7 +69,7 @@ class PipelineRun:
         self.modules: dict[str, nn.Module] = {}  # those that ran, by name
         self._inside: dict[int, tuple[list[nn.Module], list[Any], torch.dtype | None]] = {}
         self._run: Run = direct
-        self._policy: Run = direct
+        self._policy = GraphPolicy.KEEP
 
     def __deepcopy__(self, memo: Any) -> "PipelineRun":
         return self  # a pipeline may copy its scheduler, which refers to this
@@ -85,14 +90,16 @@ class PipelineRun:
             refuse_hooks(
                 name,
                 inside,
-                repeated=self._policy is recomputed,
-                kept=self._policy is direct and self.wanted,
+                repeated=self._policy is GraphPolicy.RECOMPUTE,
+                kept=self._policy is GraphPolicy.KEEP and self.wanted,
             )
             call = Replay(name, module, args, kwargs, attentions, dtype, self._step, self.stats)
             self._refuse_idle(call.tensors)
             out = self._run(call, *call.tensors)
             self._check_finite(name, out, call.tensors)
-        if self._policy is recomputed and not module.training:  # with dropout it would draw again
+        if (
+            self._policy is GraphPolicy.RECOMPUTE and not module.training
+        ):  # with dropout it would draw again
             call.made(out)
             self._step.append(call)
         state = next(iter([*args, *kwargs.values()]), None)
@@ -118,8 +125,10 @@ class PipelineRun:
         if i == 0:
             self._announced = _announced(self.pipe())
         self._total = max(self._announced, i + 1)
-        self._policy = self.adjoint.policy(i, self._total, self.accounting.graph) if self.wanted else direct
-        if i == 0 and self._policy is without_graph:
+        self._policy = GraphPolicy.KEEP
+        if self.wanted:
+            self._policy = self.adjoint.policy(i, self._total, self.accounting.graph)
+        if i == 0 and self._policy is GraphPolicy.NO_GRAPH:
             state = next(iter([*args, *kwargs.values()]))
             if isinstance(state, Tensor) and state.requires_grad:
                 raise InputError(
@@ -127,7 +136,7 @@ class PipelineRun:
                     f"for the noise or picture that {name} starts from; use Checkpointed(), or pass it without "
                     "requires_grad"
                 )
-        self._run = self.accounting.enter(self._policy)
+        self._run = self.accounting.enter(self._policy, _RUNS[self._policy])
 
     def _check_finite(self, name: str, out: Any, given: list[Tensor]) -> None:
         first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))

@@ -7,7 +7,7 @@ Two denoisers say the same, to the last bit:
     UNetDenoiser      calls the UNet directly; for the bundled model, where those milliseconds matter.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..flow.model import DiffusionModel, Latents
 from ..flow.schedules import RectifiedFlow, Schedule
 from .call_signature import guides
 from .checks import refuse_placeholders, refuse_undecodable, warn_of_weights
-from .decoding import picture, tiled, without_overflow
+from .decoding import image_of, without_overflow
 from .parameterization import Parameterization, parameterization_of
 from .prompt_encoding import as_given, read_prompts
 from .step_probe import ProbedPipeline
@@ -50,13 +50,13 @@ class PipelineDenoiser(Denoiser):
         self, call: ProbedPipeline, network: Any, parameterization: Parameterization, split: bool = False
     ) -> None:
         super().__init__()
-        self.blocks: Run = direct
         if split and not call.takes.linear_guidance:
             raise InputError(
                 "guidance of this pipeline cannot be split: it makes two calls already, or rescales "
                 "what it guides; leave split_guidance off"
             )
         self.prediction, self.split = parameterization.prediction, split
+        self.linear_guidance = call.takes.linear_guidance
         self.network: Any = network
         self.masks = call.takes.masks | call.takes.lengths
         self._call, self._parameterization = call, parameterization
@@ -123,7 +123,7 @@ class UNetDenoiser(GuidedDenoiser):
 
     def __init__(self, unet: Any, prediction: Prediction, split: bool = False) -> None:
         super().__init__()
-        self.prediction, self.split, self.blocks = prediction, split, direct
+        self.prediction, self.split = prediction, split
         self.network: Any = unet
 
     def plain(self, x: Tensor, t: Scalar, prompt: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class PipelineModel(DiffusionModel):
     Args:
         pipe: the pipeline; its modules are shared, nothing in it is changed.
         split_guidance: two network calls a step instead of one batch of both.
-        direct: call the UNet itself instead of the pipeline's `__call__` (Stable Diffusion only).
+        call_unet_directly: call the UNet itself instead of the pipeline's `__call__` (Stable Diffusion only).
         vocabulary: the words the text encoder knows, for a model of a closed vocabulary.
         height, width: of the picture; the pipeline's own if None.
     Raises:
@@ -164,7 +164,7 @@ class PipelineModel(DiffusionModel):
         self,
         pipe: Any,
         split_guidance: bool = False,
-        direct: bool = False,
+        call_unet_directly: bool = False,
         vocabulary: frozenset[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -179,7 +179,7 @@ class PipelineModel(DiffusionModel):
         network = parts.pop(network_name(parts, type(pipe).__name__))
         if "vae" in parts:
             parts["vae"] = without_overflow(parts["vae"])
-        if direct:
+        if call_unet_directly:
             self.denoiser: Denoiser = UNetDenoiser(network, parameterization.prediction, split_guidance)
         else:
             self.denoiser = PipelineDenoiser(self._call, network, parameterization, split_guidance)
@@ -210,10 +210,7 @@ class PipelineModel(DiffusionModel):
         return read_prompts(self._call.pipe, prompts, negative, guidance_scale, self._call.fixed)
 
     def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
-        return picture(self._call, getattr(self, "vae", None), latents, run)
-
-    def tiled(self) -> Mapping[int, Callable[[Tensor, Run], Tensor]]:
-        return tiled(self._call, getattr(self, "vae", None), self.image_shape)
+        return image_of(self._call, getattr(self, "vae", None), latents, run)
 
     def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
         if wanted:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import Cond, InputError, Stats
+from ..adjoints import Adjoint
 from ..pipelines.call_signature import LENGTHS
 
 Images = Float[Tensor, "batch channels height width"]
@@ -26,8 +27,29 @@ class Sampler(nn.Module, ABC):
     image_shape: tuple[int, ...]
     """(channels, height, width) of one image; 3 channels, or 1 for grey."""
 
-    settings: ClassVar[tuple[str, ...]]
+    settings: ClassVar[tuple[str, ...]] = ()
     """What `replace` can exchange: arguments of the constructor, kept as attributes of the same names."""
+
+    # These four are of narrower types in the samplers that have them.
+    steps: Any = None
+    """Number of steps, an int, where there is such a number."""
+
+    guidance_scale: Any = None
+    """w of classifier-free guidance, a float, where there is guidance."""
+
+    adjoint: Any = None
+    """How the gradient is made, an `Adjoint`; None where it is plain autograd's."""
+
+    solver: Any = None
+    """The `Solver` of the steps; None where a pipeline's scheduler makes them."""
+
+    pipe: Any = None
+    """The stock pipeline behind this sampler; None where there is none."""
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The denoising network; None where it is not known."""
+        return None
 
     @abstractmethod
     def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
@@ -58,14 +80,24 @@ class Sampler(nn.Module, ABC):
             NonFiniteError: the denoiser returned NaN or infinity; the message names the step.
         """
 
-    def replace(self: Self, **changes: Any) -> Self:
-        """A copy with other settings, sharing the weights."""
-        unknown = sorted(set(changes) - set(self.settings))
-        if unknown:
-            raise InputError(
-                f"a {type(self).__name__} has no {', '.join(unknown)}; it has {', '.join(self.settings)}"
-            )
-        return type(self)(**{**{name: getattr(self, name) for name in self.settings}, **changes})
+    def replace(
+        self: Self,
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        adjoint: Adjoint | None = None,
+    ) -> Self:
+        """Return a copy with other settings, which shares the weights.
+
+        Args:
+            steps, guidance_scale, adjoint: as in the constructor; None leaves a setting as it is. Each kind of sampler
+                takes its further settings, too.
+        """
+        return self._replaced(steps=steps, guidance_scale=guidance_scale, adjoint=adjoint)
+
+    def _replaced(self: Self, **changes: Any) -> Self:
+        own = {name: getattr(self, name) for name in self.settings}
+        return type(self)(**own | {name: value for name, value in changes.items() if value is not None})
 
 
 def listed(prompts: Sequence[str] | str) -> list[str]:

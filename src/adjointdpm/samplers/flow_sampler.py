@@ -5,18 +5,15 @@ with every solver, grid and adjoint.
 """
 
 import inspect
-import math
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import Cond, InputError, NonFiniteError, Stats
-from ..adjoints import Adjoint, BudgetExceededError, Checkpointed
+from ..adjoints import Adjoint, Checkpointed
 from ..flow.denoisers import Denoiser, Prediction, weight_of
 from ..flow.grids import Grid, TimeGrid, uniform
 from ..flow.influence import Influence, reached
@@ -49,6 +46,11 @@ class FlowSampler(Sampler):
         InputError: steps < 1, or a grid that does not decrease or leaves the schedule.
     """
 
+    solver: Solver
+    steps: int
+    guidance_scale: float
+    adjoint: Adjoint
+
     settings = ("model", "solver", "steps", "grid", "guidance_scale", "adjoint")
 
     def __init__(
@@ -64,13 +66,13 @@ class FlowSampler(Sampler):
         super().__init__()
         _check_model(model)
         self.model = model
-        self.image_shape = model.image_shape
+        self.image_shape, self.pipe = model.image_shape, model.pipe
         self.solver = DPMSolverPP(order=2) if solver is None else solver
         self.steps, self.grid, self.guidance_scale = steps, grid, guidance_scale
         self.adjoint = Checkpointed() if adjoint is None else adjoint
         self.stats = Stats()
         self._time_grid = self._times()
-        self._measured: tuple[torch.Size, int, int | None] | None = None
+        self._measured: tuple[torch.Size, int] | None = None
 
     @classmethod
     def from_pipeline(
@@ -80,7 +82,11 @@ class FlowSampler(Sampler):
         split_guidance: bool = False,
         height: int | None = None,
         width: int | None = None,
-        **settings: Any,
+        solver: Solver | None = None,
+        steps: int = 25,
+        grid: Grid | Tensor | None = None,
+        guidance_scale: float | None = None,
+        adjoint: Adjoint | None = None,
     ) -> "FlowSampler":
         """A sampler over a stock pipeline of diffusers, which shares its modules and is not changed.
 
@@ -92,20 +98,51 @@ class FlowSampler(Sampler):
             pipe: the pipeline.
             split_guidance: make two network calls of half the size a step, which halves the memory of
                 one graph.
-            height, width: of the picture; the pipeline's own by default.
-            settings: those of `FlowSampler`. Of the pipeline's own: the default guidance scale, and for
-                flow models the grid, with the shift for the resolution.
+            height, width: of the image, in pixels; the pipeline's own by default.
+            solver, steps, adjoint: as in `FlowSampler`.
+            grid: as in `FlowSampler`; of a flow model the pipeline's own by default, with the shift for the
+                resolution.
+            guidance_scale: as in `FlowSampler`; the pipeline's own by default.
         Raises:
             InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
         """
         model = PipelineModel(pipe, split_guidance, height=height, width=width)
-        return cls(model, **{"guidance_scale": model.guidance_scale, "grid": model.grid, **settings})
+        return cls(
+            model,
+            solver=solver,
+            steps=steps,
+            grid=model.grid if grid is None else grid,
+            guidance_scale=model.guidance_scale if guidance_scale is None else guidance_scale,
+            adjoint=adjoint,
+        )
+
+    def replace(
+        self,
+        *,
+        model: DiffusionModel | None = None,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        grid: Grid | Tensor | None = None,
+        guidance_scale: float | None = None,
+        adjoint: Adjoint | None = None,
+    ) -> "FlowSampler":
+        """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
+
+        Args:
+            model, solver, steps, grid, guidance_scale, adjoint: as in the constructor.
+        """
+        return self._replaced(
+            model=model,
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            guidance_scale=guidance_scale,
+            adjoint=adjoint,
+        )
 
     def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
         texts, w = listed(prompts), float(self.guidance_scale)
-        return encoded(
-            getattr(self.model, "pipe", None), lambda: self.model.encode(texts, negative, w), graph
-        )
+        return encoded(self.pipe, lambda: self.model.encode(texts, negative, w), graph)
 
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
         return normal((batch, *self.model.latent_shape), seed, weight_of(self.model.denoiser))
@@ -126,11 +163,8 @@ class FlowSampler(Sampler):
         influence = Influence(wanted, self.model.denoiser) if torch.is_grad_enabled() else None
         self.model.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))
         ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond, influence)
-        decoder_allowance = self.adjoint.decoder_allowance(ivp) if decoded else None
-        reserved, tile = (
-            (0, None) if decoder_allowance is None else self._decoding(noise, decoder_allowance)
-        )
-        self.stats = Stats(reserved=reserved, tile=tile)
+        allowance = self.adjoint.decoder_allowance(ivp) if decoded else None
+        self.stats = Stats(reserved=0 if allowance is None else self._decoding(noise, allowance))
         final = self.adjoint.solve(ivp, self.stats)
         if influence is not None:
             influence.check()
@@ -138,38 +172,18 @@ class FlowSampler(Sampler):
         self.adjoint.guard(latents, {"denoiser": self.model.denoiser}, given)
         return latents
 
-    def _decoding(self, noise: Tensor, decoder_allowance: float) -> tuple[int, int | None]:
-        """What the decoder's backward pass will hold, and in tiles of what side: one decoding, once a shape."""
-        if (
-            self._measured is None
-            or self._measured[0] != noise.shape
-            or self._measured[1] > decoder_allowance
-        ):
+    def _decoding(self, noise: Tensor, allowance: float) -> int:
+        """Bytes that the decoder's backward pass will hold: one decoding, once for each shape."""
+        if self._measured is None or self._measured[0] != noise.shape or self._measured[1] > allowance:
+            stats = Stats()
             grey, weights = torch.zeros_like(noise).requires_grad_(), self.model.decoder_weights()
-            ways, tile, stats = {None: self.model.decode, **self.model.tiled()}, None, Stats()
-            for tile, decode in ways.items():
-                stats, last = Stats(), tile == list(ways)[-1]
-                # The last way is measured to its end: a refusal says what is missing.
-                with suppress(BudgetExceededError):
-                    self.adjoint.decode(
-                        decode, grey, weights, stats, math.inf if last else decoder_allowance
-                    )
-                    self._measured = (noise.shape, stats.decoder, tile)
-                    break
-            if tile is not None and stats.decoder <= decoder_allowance:
-                warnings.warn(
-                    f"the decoder does not fit into the budget as a whole, so it decodes in tiles of {tile} latents "
-                    "a side, which changes the picture a little where they meet",
-                    stacklevel=4,
-                )
-        assert self._measured is not None
-        return self._measured[1:]
+            self.adjoint.decode(self.model.decode, grey, weights, stats)
+            self._measured = (noise.shape, stats.decoder)
+        return self._measured[1]
 
     def decode(self, latents: Tensor) -> Images:
         """Pictures of latents, the decoder's memory spared as the adjoint says."""
-        weights, tile = self.model.decoder_weights(), self.stats.tile
-        decode = self.model.decode if tile is None else self.model.tiled()[tile]
-        image = self.adjoint.decode(decode, latents, weights, self.stats)
+        image = self.adjoint.decode(self.model.decode, latents, self.model.decoder_weights(), self.stats)
         wanted = {"latents": latents} if torch.is_grad_enabled() and latents.requires_grad else {}
         if wanted and not reached([image], wanted, until=[latents]):
             raise InputError(
@@ -178,6 +192,11 @@ class FlowSampler(Sampler):
             )
         self.adjoint.guard(image, self.model.decoders(), {})
         return image
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The network inside the denoiser."""
+        return self.model.denoiser.network
 
     @property
     def length(self) -> int:

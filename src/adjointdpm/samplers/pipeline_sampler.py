@@ -59,6 +59,10 @@ class PipelineSampler(Sampler):
             that `differentiable` refuses.
     """
 
+    steps: int
+    guidance_scale: float
+    adjoint: Adjoint
+
     settings = ("pipe", "steps", "guidance_scale", "seed", "adjoint", "arguments")
 
     def __init__(
@@ -161,8 +165,29 @@ class PipelineSampler(Sampler):
                 "or SDE scheduler, with one entry a draw"
             )
 
-    def replace(self, **changes: Any) -> "PipelineSampler":
-        made = super().replace(**changes)
+    def replace(
+        self,
+        *,
+        pipe: Any = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | None = None,
+        adjoint: Adjoint | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> "PipelineSampler":
+        """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
+
+        Args:
+            pipe, steps, guidance_scale, seed, adjoint, arguments: as in the constructor.
+        """
+        made = self._replaced(
+            pipe=pipe,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            adjoint=adjoint,
+            arguments=arguments,
+        )
         made._example = self._example
         return made
 

@@ -10,7 +10,6 @@ from ..files.diffusers_files import network_in
 from ..files.images import as_8_bit, png, read_image
 from ..optimization.distributed import Processes
 from ..samplers.base import Sampler
-from ..samplers.flow_sampler import FlowSampler
 
 
 def rows(cond: Cond, items: list[int]) -> Cond:
@@ -49,21 +48,16 @@ def pipeline_of(sampler: Sampler) -> Any:
     Raises:
         InputError: it has none.
     """
-    pipe = getattr(getattr(sampler, "model", sampler), "pipe", None)
-    if pipe is None:
+    if sampler.pipe is None:
         raise InputError(
             f"this task needs a sampler over a pipeline, but {type(sampler).__name__} has none"
         )
-    return pipe
+    return sampler.pipe
 
 
 def network_of(sampler: Sampler) -> nn.Module:
     """The denoising network behind a sampler."""
-    if isinstance(sampler, FlowSampler) and isinstance(
-        getattr(sampler.model.denoiser, "network", None), nn.Module
-    ):
-        return sampler.model.denoiser.network  # type: ignore[return-value]
-    return network_in(pipeline_of(sampler))[1]
+    return network_in(pipeline_of(sampler))[1] if sampler.network is None else sampler.network
 
 
 def on_file(images: Tensor) -> Tensor:

@@ -11,15 +11,18 @@ is checked against the hash in its folder's MANIFEST.json before it is read.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._types import InputError
+from ..adjoints import Adjoint
 from ..files.pretrained import load_pretrained_pipeline
+from ..flow.grids import Grid, uniform
 from ..metrics.image_classifier import Classifier, PlainClassifier, read_classifier
 from ..pipelines.pipeline_model import PipelineModel
 from ..samplers.flow_sampler import FlowSampler
+from ..solvers import Solver
 
 __all__ = ["Classifier", "PlainClassifier", "bundled", "folder", "load_bundled", "load_classifier"]
 
@@ -60,11 +63,15 @@ def load_bundled(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     split_guidance: bool = False,
-    **settings: Any,
+    solver: Solver | None = None,
+    steps: int = 25,
+    grid: Grid | Tensor = uniform,
+    guidance_scale: float = 5.0,
+    adjoint: Adjoint | None = None,
 ) -> FlowSampler:
     """A bundled text-to-image model as a sampler, its weights frozen.
 
-    For gradients of the weights call `sampler.field.denoiser.requires_grad_()`. The same folder is a
+    For gradients of the weights call `sampler.model.denoiser.requires_grad_()`. The same folder is a
     stock pipeline: `StableDiffusionPipeline.from_pretrained(adjointdpm.zoo.folder("emoji"))`.
 
     Args:
@@ -72,7 +79,7 @@ def load_bundled(
             cat"; concepts, colours and styles are listed in `emoji.json` in its folder.
         dtype, device: of the network.
         split_guidance: two network calls a step instead of one batch of both.
-        settings: those of `FlowSampler`: solver, steps, grid, guidance_scale, adjoint.
+        solver, steps, grid, guidance_scale, adjoint: as in `FlowSampler`.
     Raises:
         InputError: an unknown name, a damaged file, or a bad setting.
     """
@@ -83,8 +90,10 @@ def load_bundled(
     about = json.loads((path / "emoji.json").read_text())
     phrases = [*about["concepts"], *about["colours"], *about["styles"][1:], "a an on background"]
     words = frozenset(" ".join(phrases).split())
-    model = PipelineModel(pipe.to(device), split_guidance, direct=True, vocabulary=words)
-    return FlowSampler(model, **settings)
+    model = PipelineModel(pipe.to(device), split_guidance, call_unet_directly=True, vocabulary=words)
+    return FlowSampler(
+        model, solver=solver, steps=steps, grid=grid, guidance_scale=guidance_scale, adjoint=adjoint
+    )
 
 
 def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = "cpu") -> Classifier:

@@ -15,6 +15,7 @@ from adjointdpm.files.images import read_image
 from adjointdpm.metrics import HiddenStates
 from adjointdpm.metrics.image_classifier import Classifier
 from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, Loop, NoiseClassifier, optimize
+from adjointdpm.tasks.audit import baselines
 from adjointdpm.tasks.audit.attack import Attack, Objective, pixels
 from adjointdpm.tasks.evaluation import Rate, labels_of
 from adjointdpm.tasks.harden.augmentation import drawn, variants
@@ -248,8 +249,8 @@ def test_controls_have_the_same_number_of_denoiser_calls(tmp_path):
     calls = []
     sampler.model.denoiser.register_forward_hook(lambda *_: calls.append(1))
     for control, more in (
-        (adp.tasks.audit.baselines.random_search, ()),
-        (adp.tasks.audit.baselines.spsa, (0.25,)),
+        (baselines.random_search, ()),
+        (baselines.spsa, (0.25,)),
     ):
         calls.clear()
         objective = Objective(classifier(), torch.tensor([0]), False, 0.2, None, 0.0, torch.zeros(1))

@@ -135,9 +135,9 @@ def _about(
     sampler: Sampler, settings: AuditSettings, prompts: Sequence[str], labels: list[int], target: str | None
 ) -> dict[str, Any]:
     own: dict[str, Any] = {
-        f"sampler_{n}": repr(getattr(sampler, n, None)) for n in ("steps", "solver", "adjoint")
+        f"sampler_{n}": repr(getattr(sampler, n)) for n in ("steps", "solver", "adjoint")
     }
-    own["sampler_guidance_scale"] = getattr(sampler, "guidance_scale", None)
+    own["sampler_guidance_scale"] = sampler.guidance_scale
     told = {"prompts": list(prompts), "labels": labels, "target": target}
     return {**own, **told, **{k: v for k, v in asdict(settings).items() if k != "checkpointing_steps"}}
 
@@ -336,8 +336,8 @@ class _Audit:
 
 def _write(folder: Path, sampler: Sampler, settings: AuditSettings, result: AuditResult) -> None:
     """The noise and result.json."""
-    solver = type(getattr(sampler, "solver", sampler)).__name__
-    steps = getattr(sampler, "steps", None)
+    solver = type(sampler if sampler.solver is None else sampler.solver).__name__
+    steps = sampler.steps
     save_noise(folder / "noise.safetensors", result.after.noise, scheduler=solver, steps=steps)
     save_noise(
         folder / "start.safetensors", result.start, scheduler=solver, steps=steps, seed=settings.seed

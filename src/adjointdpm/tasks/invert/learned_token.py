@@ -23,6 +23,7 @@ from ...files.atomic_write import write_file
 from ...files.diffusers_files import save_textual_inversion
 from ...pipelines.token_embeddings import TokenRows, alone, forms, position, sequence, tables, text_encoders
 from ...samplers.base import Sampler
+from ...samplers.flow_sampler import FlowSampler
 from ..sampling import pipeline_of
 
 __all__ = ["EffectGoal", "Goal", "Learned", "PromptGoal", "PromptRows", "TokenVectors", "worded"]
@@ -145,9 +146,8 @@ class TokenVectors(Learned):
             if len(table) < len(tokenizer):  # some tables have rows to spare
                 encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
                 encoder.get_input_embeddings().weight.requires_grad_(False)
-        model = getattr(sampler, "model", None)
-        if model is not None and getattr(model, "vocabulary", None) is not None:
-            model.vocabulary = model.vocabulary | {token}
+        if isinstance(sampler, FlowSampler) and sampler.model.vocabulary is not None:
+            sampler.model.vocabulary = sampler.model.vocabulary | {token}
         self.rows = TokenRows(pipe, names)
         with torch.no_grad():
             for ours, theirs in zip(self.rows.values, start.values, strict=True):

@@ -92,7 +92,7 @@ class Denoise(Task):
             target = _target(denoiser.prediction, self.x0, eps, time)
             out = denoiser(x, time.t, self.cond)
             values.append((out - target).square().flatten(1).mean(1))
-        network = getattr(denoiser, "network", denoiser)
+        network = denoiser if denoiser.network is None else denoiser.network
         return Losses(scaled(torch.cat(values), list(self.variables.values()), network))
 
 
