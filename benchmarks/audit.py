@@ -70,14 +70,14 @@ def main() -> None:
     settings = AuditSettings(
         ball=Ball(options.radius),
         radii=tuple(options.radii),
-        starts=options.starts,
-        steps=options.steps,
+        num_starts=options.starts,
+        max_train_steps=options.steps,
         learning_rate=options.rate,
         momentum=options.momentum,
         confidence=options.confidence,
         keep_weight=options.keep_weight,
         controls=not options.no_controls,
-        batch_size=options.batch,
+        train_batch_size=options.batch,
         seed=options.seed,
     )
     found = adp.tasks.audit(
@@ -106,8 +106,8 @@ def main() -> None:
         again = replace(
             settings,
             ball=Ball(options.rounds_radius),
-            starts=options.rounds_starts,
-            steps=options.rounds_steps,
+            num_starts=options.rounds_starts,
+            max_train_steps=options.rounds_steps,
             confidence=options.rounds_confidence,
         )
         hard = adp.tasks.harden(

@@ -64,7 +64,12 @@ def audited(sampler: adp.FlowSampler, steps: int, seed: int, options: argparse.N
             names,
             output=folder,
             settings=AuditSettings(
-                Ball(0.1), steps=steps, momentum=0.5, controls=False, batch_size=options.starts, seed=seed
+                Ball(0.1),
+                max_train_steps=steps,
+                momentum=0.5,
+                controls=False,
+                train_batch_size=options.starts,
+                seed=seed,
             ),
             judge=adp.load_classifier("emoji/judge"),
             features=HiddenStates(keep.model, keep.normalized, None),

@@ -65,7 +65,11 @@ def main() -> None:
             output=flags.output / f"tune-{name.replace(' ', '-')}",
             weights=Lora(flags.rank, modules=tuple(flags.modules)),
             settings=TuneSettings(
-                flags.steps, flags.learning_rate, flags.batch, noises=flags.noises, seed=flags.seed
+                flags.steps,
+                flags.learning_rate,
+                flags.batch,
+                num_validation_images=flags.noises,
+                seed=flags.seed,
             ),
             measures={"style": style, "content": content},
             picture=picture,

@@ -3,41 +3,48 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._types import AdjointDPMError, Cond, DriftError, InputError, NonFiniteError, RecomputationError, Stats
-from .adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Reversible, Truncated
-from .analysis.gradients import Gradients, gradients
-from .flow import grids
-from .flow.denoisers import Denoiser, NetworkDenoiser, Prediction
-from .flow.model import DiffusionModel
-from .flow.schedules import EDMSchedule, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
-from .metrics.base import Metric
-from .pipelines.checks import UnusedRowsWarning, WeightsWarning
-from .pipelines.differentiable import differentiable
-from .pipelines.pipeline_model import PipelineModel
-from .pipelines.token_embeddings import TokenRows
-from .samplers.base import Sampler
-from .samplers.flow_sampler import FlowSampler
-from .samplers.pipeline_sampler import PipelineSampler
-from .solvers import (
-    RK4,
-    AdamsBashforth,
-    Ancestral,
-    Coupled,
-    DPMSolverPP,
-    Euler,
-    EulerMaruyama,
-    Heun,
-    Midpoint,
-    SDEDPMSolverPP,
-    Solver,
-)
-from .solvers.step_noise import StepNoise
-
 if TYPE_CHECKING:
     from . import metrics, optimization, tasks, zoo
+    from ._types import (
+        AdjointDPMError,
+        Cond,
+        DriftError,
+        InputError,
+        NonFiniteError,
+        RecomputationError,
+        Stats,
+    )
+    from .adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Reversible, Truncated
     from .analysis.comparison import compare
     from .analysis.comparison_report import Comparison
+    from .analysis.gradients import Gradients, gradients
     from .files.diffusers_files import load_noise, save_lora, save_noise, save_textual_inversion
+    from .flow import grids
+    from .flow.denoisers import Denoiser, NetworkDenoiser, Prediction
+    from .flow.model import DiffusionModel
+    from .flow.schedules import EDMSchedule, RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
+    from .metrics.base import Metric
+    from .pipelines.checks import UnusedRowsWarning, WeightsWarning
+    from .pipelines.differentiable import differentiable
+    from .pipelines.pipeline_model import PipelineModel
+    from .pipelines.token_embeddings import TokenRows
+    from .samplers.base import Sampler
+    from .samplers.flow_sampler import FlowSampler
+    from .samplers.pipeline_sampler import PipelineSampler
+    from .solvers import (
+        RK4,
+        AdamsBashforth,
+        Ancestral,
+        Coupled,
+        DPMSolverPP,
+        Euler,
+        EulerMaruyama,
+        Heun,
+        Midpoint,
+        SDEDPMSolverPP,
+        Solver,
+    )
+    from .solvers.step_noise import StepNoise
     from .zoo import load_bundled, load_classifier
 
 __all__ = [
@@ -105,25 +112,50 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# What a gradient does not need is imported when it is first used: files, pages and tasks take half of the time.
-_MODULES = ("metrics", "optimization", "tasks", "zoo")
-_LATER = {
-    "Comparison": ".analysis.comparison_report",
-    "compare": ".analysis.comparison",
-    "load_bundled": ".zoo",
-    "load_classifier": ".zoo",
-    "load_noise": ".files.diffusers_files",
-    "save_lora": ".files.diffusers_files",
-    "save_noise": ".files.diffusers_files",
-    "save_textual_inversion": ".files.diffusers_files",
+# All is imported when it is first used, so that `adjointdpm --help` needs no torch. What a gradient needs comes at
+# once; files, pages and tasks, which take half of the time, come one by one.
+_GRADIENTS = {
+    "_types": "AdjointDPMError Cond DriftError InputError NonFiniteError RecomputationError Stats",
+    "adjoints": "Adjoint Backprop Checkpointed CoarseAdjoint Continuous Reversible Truncated",
+    "analysis.gradients": "Gradients gradients",
+    "flow": "grids",
+    "flow.denoisers": "Denoiser NetworkDenoiser Prediction",
+    "flow.model": "DiffusionModel",
+    "flow.schedules": "EDMSchedule RectifiedFlow Schedule VPCosine VPDiscrete VPLinear",
+    "metrics.base": "Metric",
+    "pipelines.checks": "UnusedRowsWarning WeightsWarning",
+    "pipelines.differentiable": "differentiable",
+    "pipelines.pipeline_model": "PipelineModel",
+    "pipelines.token_embeddings": "TokenRows",
+    "samplers.base": "Sampler",
+    "samplers.flow_sampler": "FlowSampler",
+    "samplers.pipeline_sampler": "PipelineSampler",
+    "solvers": "RK4 AdamsBashforth Ancestral Coupled DPMSolverPP Euler EulerMaruyama Heun Midpoint "
+    "SDEDPMSolverPP Solver",
+    "solvers.step_noise": "StepNoise",
 }
+_LATER = {
+    "analysis.comparison": "compare",
+    "analysis.comparison_report": "Comparison",
+    "files.diffusers_files": "load_noise save_lora save_noise save_textual_inversion",
+    "zoo": "load_bundled load_classifier",
+}
+_MODULES = ("metrics", "optimization", "tasks", "zoo")
 
 
 def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _MODULES:
         return import_module(f".{name}", __name__)
-    if name in _LATER:
-        return getattr(import_module(_LATER[name], __name__), name)
+    for home, names in _LATER.items():
+        if name in names.split():
+            return getattr(import_module(f".{home}", __name__), name)
+    for home, names in _GRADIENTS.items():
+        module = import_module(f".{home}", __name__)
+        globals().update({each: getattr(module, each) for each in names.split()})
+    if name in globals():
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Real
-from typing import Any
+from typing import Any, get_type_hints
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -25,12 +25,15 @@ __all__ = [
     "InputError",
     "MissingTensorError",
     "NonFiniteError",
+    "OneOf",
+    "Range",
     "RecomputationError",
     "Run",
     "Scalar",
     "State",
     "Stats",
     "Time",
+    "check_settings",
     "direct",
     "in_range",
 ]
@@ -238,3 +241,47 @@ def in_range(
     parts = [f"{'above' if open_low else 'at least'} {low}"] if math.isfinite(low) else []
     parts += [f"at most {high}"] if math.isfinite(high) else []
     raise InputError(f"{name} must be {' and '.join(parts) or 'a finite number'}, but is {str(value)[:40]}")
+
+
+@dataclass(frozen=True)
+class Range:
+    """`Annotated[int, Range(1)]` is a field of settings whose numbers are finite and lie in a range; see `in_range`.
+
+    The highest value is a million by default: what is beyond is a slip of the finger.
+    """
+
+    low: float | int
+    high: float | int = 10**6
+    open_low: bool = False
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """Check one number, or all of several; None stands for no number. Returns the value."""
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None:
+                in_range(name, each, self.low, self.high, open_low=self.open_low)
+        return value
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """`Annotated[str, OneOf(("l2", "linf"))]` is a field of settings that holds one of some words."""
+
+    known: tuple[str, ...]
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """Check one word. Returns it."""
+        if value not in self.known:
+            raise InputError(f"{name} is one of {', '.join(self.known)}, but is {value!r}")
+        return value
+
+
+def check_settings(settings: Any) -> None:
+    """Check every field of a dataclass that is annotated with a `Range` or `OneOf`.
+
+    Raises:
+        InputError: A number is not finite or lies outside its range, or a word is not among the known ones.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        for note in getattr(hint, "__metadata__", ()):
+            if isinstance(note, Range | OneOf):
+                note(name, getattr(settings, name))

@@ -3,8 +3,8 @@
 import json
 import os
 import re
+from dataclasses import MISSING
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import adjointdpm as adp
 from adjointdpm._types import in_range
 from adjointdpm.cli.config_file import read_config
-from adjointdpm.cli.options import lines_of_files
+from adjointdpm.cli.flags import Flag, PromptTexts
 from adjointdpm.cli.parse_sampler import adjoint_of, check_memory, device_of, sampler_of
 from adjointdpm.optimization.distributed import Processes
 from adjointdpm.zoo import load_classifier
@@ -82,10 +82,10 @@ def test_configs_that_are_none(tmp_path, text, message):
 
 
 FLAGS = {
-    "seed": SimpleNamespace(multiple=False, default=0, required=False),
-    "prompt": SimpleNamespace(multiple=True, default=None, required=True),
-    "mixed_precision": SimpleNamespace(multiple=False, default="no", required=False),
-    "label": SimpleNamespace(multiple=False, default=None, required=False),
+    "seed": Flag("x", "Task", str, False, 0, "", ()),
+    "prompt": Flag("x", "Task", str, True, MISSING, "", ()),
+    "mixed_precision": Flag("x", "Task", str, False, "no", "", ()),
+    "label": Flag("x", "Task", str, False, None, "", ()),
 }
 
 
@@ -150,7 +150,10 @@ def test_prompts_in_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("\ufeffa cat\n\n  a dog \r\n", encoding="utf-8")
     Path("cats").mkdir()
-    read = lines_of_files("--prompt")
+
+    def read(texts):
+        return list(PromptTexts()("--prompt", tuple(texts)))
+
     assert read(["a car", "prompts.txt", "cats"]) == ["a car", "a cat", "a dog", "cats"]
     assert read(["x" * 9000, "a/b c.txt"]) == ["x" * 9000, "a/b c.txt"]
     Path("empty.txt").write_text(" \n")

@@ -433,7 +433,7 @@ def test_two_processes_end_as_one(two, kind):
 
 
 def test_two_processes_share_the_clean_pictures(two):
-    alone = clean_images(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(batch_size=2))
+    alone = clean_images(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(train_batch_size=2))
     assert alone.labels == ["a"] * 3 + ["b"] * 3
     assert len(alone.images.flatten(1).unique(dim=0)) == 6
     for rank in range(2):

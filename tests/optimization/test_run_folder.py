@@ -75,7 +75,7 @@ def test_results_are_not_overwritten_without_resume(tmp_path):
 
 def test_a_task_keeps_its_folder_to_itself(tmp_path):
     def guide(**more):
-        settings = GuideSettings(steps=1, noises=1)
+        settings = GuideSettings(max_train_steps=1, num_validation_images=1)
         return adp.tasks.guide(
             mixture_sampler(3),
             adp.metrics.Chroma(),

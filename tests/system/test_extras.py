@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-EXTRAS = ("jinja2", "matplotlib", "typer", "yaml", "peft", "kornia")
+EXTRAS = ("jinja2", "matplotlib", "click", "yaml", "peft", "kornia")
 # Not yaml, which huggingface_hub needs.
 BLOCKED = f"import sys\nfor name in {EXTRAS!r}:\n    if name != 'yaml': sys.modules[name] = None\n"
 
@@ -54,3 +54,14 @@ def test_the_command_line_without_its_packages_exits_2_with_one_line():
     done = python(BLOCKED + "import runpy; runpy.run_module('adjointdpm', run_name='__main__')")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_command_without_a_package_it_needs_exits_2_with_one_line():
+    """The help does not need it."""
+    blocked = "import runpy, sys\nsys.modules['jinja2'] = None\nsys.argv = ['adjointdpm', *{!r}]\n"
+    run = "runpy.run_module('adjointdpm', run_name='__main__')"
+    assert python(blocked.format(["--help"]) + run).returncode == 0
+    done = python(blocked.format(["guide", "--metric", "chroma", "--prompt", "a cat"]) + run)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "adjointdpm[report]" in line or "adjointdpm[all]" in line

@@ -371,7 +371,7 @@ def metrics(draw: random.Random) -> Line:
         )
 
     text = draw.choice([" + ", "+", " - ", "++"]).join(term() for _ in range(draw.choice([1, 1, 1, 2, 3])))
-    more = ["--metric", term()] if draw.random() < 0.3 else []
+    more = [word for _ in range(draw.choice([0, 0, 1, 2])) for word in ("--metric", term())]
     networks = (
         ["--features", "classifier", "--layer", draw.choice(["0", "99", "-1"])] if "style" in text else []
     )

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from adjointdpm.cli.main import app
+from adjointdpm.cli.main import COMMANDS
 from tests import ROOT
 
 TOOLS = {"pyright", "ruff", "tensorboard", "torchdiffeq", "torchsde"}  # not in the core of the suite
@@ -46,11 +46,10 @@ def test_the_newest_constraints_cover_what_is_declared():
             assert newest[name] >= version, name
 
 
-COMMANDS = [None, *(each.name or each.callback.__name__ for each in app.registered_commands)]
-HELP = [[command, "--help"] if command else ["--help"] for command in COMMANDS]
+HELP = [["--help"], *([command, "--help"] for command in COMMANDS)]
 WRONG = {"--seed": ["sample", "a cat", "--seed", "x"], "--no_such": ["tune", "--no_such"]}
 
-# In a process of its own: here the types of arguments are checked, and typer's contexts are its own business.
+# In a process of its own, since it replaces the arguments and the streams.
 SCRIPT = """
 import contextlib, io, json, sys
 from adjointdpm.cli.main import main
@@ -91,7 +90,7 @@ def test_every_commands_help_is_printed(arguments, answers):
 
 @pytest.mark.parametrize("flag", WRONG)
 def test_a_flag_that_is_wrong_is_an_error_that_names_it(flag, answers):
-    """In one line and with exit code 2, whichever typer and click raised it."""
+    """In one line and with exit code 2, whichever click raised it."""
     code, _, errors = answers[tuple(WRONG[flag])]
     assert code == 2
     assert flag in errors

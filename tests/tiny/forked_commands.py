@@ -1,7 +1,7 @@
 """Commands on the bundled model under signals, beside another run and on a full disk, each in a fork of one process.
 
 `python -m tests.tiny.forked_commands FOLDER` checks them all. It is a process of its own, since imports take
-seconds, and the types of flags are typer's business.
+seconds.
 """
 
 import ctypes

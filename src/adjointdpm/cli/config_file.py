@@ -28,7 +28,7 @@ def read_config(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        flags: the command's parameters, each with `multiple`, `default` and `type`, by name.
+        flags: the command's parameters, by name; see `flags.Flag`.
     Raises:
         InputError: the file cannot be read, is no such mapping, or names a flag that is not there.
     """
@@ -66,17 +66,17 @@ def _composed(path: Path) -> Any:
 
 def _value(where: str, node: Any, flag: Any) -> Any:
     """A flag's text, or a list of texts where the flag may be repeated; None leaves the default."""
-    if isinstance(node, yaml.SequenceNode) and flag.multiple:
+    if isinstance(node, yaml.SequenceNode) and flag.many:
         texts = [_text(where, each) for each in node.value]
         if not texts or None in texts:
             raise InputError(f"{where} must hold at least one value, and no empty ones")
         return texts
     text = _text(where, node)
     if text is None:
-        if flag.default not in (None, ()) or flag.required:
+        if flag.default not in (None, ()):  # among them MISSING, where a value is required
             raise InputError(f"{where} has no value")
         return None
-    return [text] if flag.multiple else text
+    return [text] if flag.many else text
 
 
 def _text(where: str, node: Any) -> str | None:

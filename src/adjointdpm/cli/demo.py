@@ -26,8 +26,10 @@ from ..metrics.check import check_metric, score
 from ..metrics.image_classifier import Classifier
 from ..samplers.flow_sampler import FlowSampler
 from ..zoo import load_bundled, load_classifier
+from .flags import Given
+from .options import FolderOptions, free_folder, in_one_process
 
-__all__ = ["Scale", "demo"]
+__all__ = ["Demo", "Scale", "demo"]
 
 SUBJECTS = ("red apple", "cat", "car", "mushroom")
 
@@ -41,6 +43,19 @@ class Scale:
     prompt: int = 40
     weights: int = 15
     repeats: int = 2
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The flags of `adjointdpm demo`."""
+
+    output: FolderOptions = FolderOptions(Path("outputs/demo"))
+
+    def run(self, given: Given) -> None:
+        """Run the demonstration, and print where its page is."""
+        in_one_process(given.command)
+        folder = free_folder(self.output.output_dir, "result.json", overwrite=self.output.overwrite)
+        print(f"page: {demo(folder).resolve()}")
 
 
 def demo(output: str | Path, scale: Scale | None = None) -> Path:

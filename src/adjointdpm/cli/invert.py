@@ -1,166 +1,136 @@
 """`adjointdpm invert`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import typer
-
-from .._types import InputError
+from .._types import InputError, Range
 from ..metrics import Pixels
+from ..samplers.base import Sampler
 from ..tasks.invert.invert import InvertSettings, check_distance
 from ..tasks.invert.invert import invert as run_invert
 from ..tasks.invert.learned_token import EffectGoal, PromptGoal, PromptRows, TokenVectors
+from .flags import ForBundled, Given, PromptTexts
 from .options import (
-    AdjointFlag,
-    Batch,
-    CheckpointingSteps,
-    Config,
-    Device,
-    GuidanceScale,
-    LearningRate,
-    MaxTrainSteps,
-    MixedPrecision,
-    Model,
-    NumInferenceSteps,
-    OutputDir,
-    Overwrite,
-    ReportTo,
-    Resume,
-    Seed,
-    SolverFlag,
-    announce,
-    choice,
-    for_bundled,
-    free_folder,
-    number,
-    refuse_unused,
-    reporter,
-    sampler_from,
-)
-from .parse_metric import guarded_effect, metric_of
-from .parse_sampler import check_memory
-from .tune import (
-    RESULTS,
-    Features,
-    HeldOut,
-    Layers,
-    Noises,
-    Prompts,
+    FeatureOptions,
+    ModelOptions,
+    OutputOptions,
     agreed,
+    announce,
     check_networks,
     judge_of,
-    networks_of,
     saved,
 )
+from .parse_metric import Networks, guarded_effect, metric_of
+from .parse_sampler import check_memory
+
+__all__ = ["Invert", "InvertOptions"]
 
 
-def invert(
-    ctx: typer.Context,
-    prompt: Prompts,
-    validation_prompt: HeldOut,
-    target_word: Annotated[
-        str | None, typer.Option("--target_word", help="Learn what this word does to prompts.")
-    ] = None,
-    target_effect: Annotated[
-        str | None,
-        typer.Option("--target_effect", help="Learn an effect: sepia, night, kornia:... and so on."),
-    ] = None,
-    learn: Annotated[
-        str, choice("--learn", ["token", "rows"], about="token (portable) or rows of the encoded prompt.")
-    ] = "token",
-    placeholder_token: Annotated[
-        str, typer.Option("--placeholder_token", help="The new word, as it stands in the prompts.")
-    ] = "<effect>",
-    initializer_token: Annotated[
-        str, typer.Option("--initializer_token", help="A known word, from which the new one starts.")
-    ] = "a",
-    num_vectors: Annotated[
-        int, number("--num_vectors", 1, 512, about="Tokens that the new word stands for.")
-    ] = 1,
-    distance: Annotated[
-        list[str] | None,
-        typer.Option("--metric", help='pixels (the default), content, or "pixels + 0.1*content".'),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        for_bundled(
-            "--judge", "emoji/judge/style", "none", about="Classifier that names the effect; none for none."
-        ),
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="What the judge should say.")] = None,
-    features: Features = None,
-    layer: Layers = None,
-    num_validation_images: Noises = 2,
-    config: Config = None,
-    output_dir: OutputDir = Path("outputs/invert"),
-    pretrained_model_name_or_path: Model = "emoji",
-    seed: Seed = 0,
-    max_train_steps: MaxTrainSteps = 100,
-    learning_rate: LearningRate = 0.02,
-    num_inference_steps: NumInferenceSteps = 25,
-    guidance_scale: GuidanceScale = None,
-    solver: SolverFlag = "dpm++",
-    adjoint: AdjointFlag = "checkpointed",
-    mixed_precision: MixedPrecision = "no",
-    device: Device = "auto",
-    train_batch_size: Batch = 8,
-    checkpointing_steps: CheckpointingSteps = 10,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    report_to: ReportTo = "none",
-) -> None:
-    """Learn a visual effect as a word of prompts."""
-    if (target_word is None) == (target_effect is None):
-        raise InputError("give --target_word or --target_effect: what the new word is to do")
-    if learn == "rows":
-        refuse_unused(ctx, ("num_vectors",), "with --learn rows, which learns one row for the word")
-    if label is None and judge != "none":
-        refuse_unused(ctx, ("judge",), "without --label, which says what it is to see")
-    if label is not None and judge == "none":
-        raise InputError("--label says what the judge is to see; give a --judge, too")
-    goal = PromptGoal(target_word) if target_word else EffectGoal(guarded_effect(target_effect or ""))
-    folder = free_folder(output_dir, *RESULTS, resume=resume, overwrite=overwrite)
-    report = reporter(report_to, folder)
-    sampler = sampler_from(ctx)
-    images = (2 * len(prompt) + len(validation_prompt)) * num_validation_images
-    check_memory(sampler, images, train_batch_size)
-    networks = networks_of(ctx, sampler)
-    measured = metric_of(distance, networks) if distance else Pixels()
-    check_networks(ctx, networks)
-    try:
-        check_distance(measured)
-    except InputError as error:
-        raise InputError(f"--metric {' + '.join(distance or ())}: {error}") from error
-    judged_by = None if label is None else judge_of(judge, sampler)
-    if learn == "token":
-        learned: Any = TokenVectors(sampler, placeholder_token, initializer_token, num_vectors)
-    else:
-        learned = PromptRows(sampler, placeholder_token, initializer_token)
-    found = run_invert(
-        sampler,
-        learned,
-        goal,
-        prompt,
-        validation_prompt,
-        token=placeholder_token,
-        output=folder,
-        settings=InvertSettings(
-            steps=max_train_steps,
-            learning_rate=learning_rate,
-            batch_size=train_batch_size,
-            noises=num_validation_images,
-            seed=seed,
-            checkpointing_steps=checkpointing_steps,
-        ),
-        distance=measured,
-        judge=judged_by,
-        label=label,
-        resume=resume,
-        config=agreed(ctx),
-        repeat=saved(ctx, folder),
-        report=report,
-    )
-    for name, each in found.reports.items():
-        judged = "" if each.judged is None else f"; effect seen: {each.judged}"
-        announce(f"{name}: {each.distance_before:.4f} to {each.distance_after:.4f}{judged}")
-    announce(f"word: {found.artefact.resolve()}", f"page: {(folder / 'index.html').resolve()}")
+@dataclass(frozen=True)
+class InvertOptions:
+    """Which effect is learned, and how.
+
+    Args:
+        prompt: Prompt to train on, with the new word in it. May be repeated, or be a file of prompts.
+        validation_prompt: Prompt to report on, with the new word in it. May be repeated, or be a file of prompts.
+        target_word: Known word whose effect on prompts is learned.
+        target_effect: Image effect that is learned, such as sepia, night or kornia:MODULE.FUNCTION.
+        learn: What is learned: token (portable) or rows (of the encoded prompt).
+        placeholder_token: New word, as it stands in the prompts.
+        initializer_token: Known word from which the new one starts.
+        num_vectors: Number of tokens that the new word stands for.
+        metric: Distance to the target, as [weight*]kind: pixels (the default), content or 0.1*content. May be
+            repeated; the distances are added up.
+        judge: Classifier that names the effect; none for no judge.
+        label: Label that the judge should give the images.
+    """
+
+    prompt: Annotated[tuple[str, ...], PromptTexts()]
+    validation_prompt: Annotated[tuple[str, ...], PromptTexts()]
+    target_word: str | None = None
+    target_effect: str | None = None
+    learn: Literal["token", "rows"] = "token"
+    placeholder_token: str = "<effect>"
+    initializer_token: str = "a"
+    num_vectors: Annotated[int, Range(1, 512)] = 1
+    metric: tuple[str, ...] = ()
+    judge: Annotated[str | None, ForBundled("emoji/judge/style", "none")] = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Invert:
+    """The flags of `adjointdpm invert`."""
+
+    task: InvertOptions
+    networks: FeatureOptions
+    model: ModelOptions
+    optimization: InvertSettings = InvertSettings(train_batch_size=8)
+    output: OutputOptions = OutputOptions(Path("outputs/invert"))
+
+    def run(self, given: Given) -> None:
+        """Learn a word, and report what it does."""
+        task, loop = self.task, self.optimization
+        self._check(given)
+        goal = (
+            PromptGoal(task.target_word)
+            if task.target_word
+            else EffectGoal(guarded_effect(task.target_effect or ""))
+        )
+        folder, report = self.output.folder(), self.output.reporter()
+        sampler = self.model.sampler()
+        images = (2 * len(task.prompt) + len(task.validation_prompt)) * loop.num_validation_images
+        check_memory(sampler, images, loop.train_batch_size or images)
+        networks = self.networks.networks(sampler)
+        distance = self._distance(networks)
+        check_networks(given, networks)
+        judge = None if task.label is None else judge_of(task.judge, sampler)
+        found = run_invert(
+            sampler,
+            self._learned(sampler),
+            goal,
+            task.prompt,
+            task.validation_prompt,
+            token=task.placeholder_token,
+            output=folder,
+            settings=loop,
+            distance=distance,
+            judge=judge,
+            label=task.label,
+            resume=self.output.resume,
+            config=agreed(given),
+            repeat=saved(given, folder),
+            report=report,
+        )
+        for name, each in found.reports.items():
+            judged = "" if each.judged is None else f"; effect seen: {each.judged}"
+            announce(f"{name}: {each.distance_before:.4f} to {each.distance_after:.4f}{judged}")
+        announce(f"word: {found.artefact.resolve()}", f"page: {(folder / 'index.html').resolve()}")
+
+    def _check(self, given: Given) -> None:
+        """Refuse flags that contradict one another, or that would be ignored."""
+        task = self.task
+        if (task.target_word is None) == (task.target_effect is None):
+            raise InputError("give --target_word or --target_effect: what the new word is to do")
+        if task.learn == "rows":
+            given.refuse_unused(("num_vectors",), "with --learn rows, which learns one row for the word")
+        if task.label is None and task.judge != "none":
+            given.refuse_unused(("judge",), "without --label, which says what it is to see")
+        if task.label is not None and task.judge == "none":
+            raise InputError("--label says what the judge is to see; give a --judge, too")
+
+    def _distance(self, networks: Networks) -> Any:
+        metrics = self.task.metric
+        distance = metric_of(metrics, networks) if metrics else Pixels()
+        try:
+            check_distance(distance)
+        except InputError as error:
+            raise InputError(f"--metric {' --metric '.join(metrics)}: {error}") from error
+        return distance
+
+    def _learned(self, sampler: Sampler) -> Any:
+        task = self.task
+        if task.learn == "token":
+            return TokenVectors(sampler, task.placeholder_token, task.initializer_token, task.num_vectors)
+        return PromptRows(sampler, task.placeholder_token, task.initializer_token)

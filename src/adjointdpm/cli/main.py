@@ -5,157 +5,74 @@ what was done saved; 1 an error of this library's own, to be reported. ADJOINTDP
 any of them.
 """
 
+import difflib
 import os
 import sys
 import traceback
 import warnings
-from importlib import metadata
-from pathlib import Path
-from typing import Annotated, Any
+from importlib import import_module, metadata
+from typing import Any
 
-import torch
-import typer
+import click
 
-from .._types import AdjointDPMError, InputError
-from ..analysis.comparison import compare as compare_gradients
-from ..files.atomic_write import write_file
-from ..files.images import as_8_bit, png
-from ..metrics import Chroma
 from ..optimization.signals import Interrupted, end_once, ending
-from ..tasks import InterruptedRunError
-from ..zoo import load_bundled
-from .audit import audit
-from .demo import demo as run_demo
-from .guide import guide
-from .invert import invert
-from .options import (
-    Device,
-    NumInferenceSteps,
-    OutputDir,
-    Overwrite,
-    Seed,
-    free_folder,
-    lines_of_files,
-    number,
-)
-from .parse_sampler import check_memory, device_of
-from .tune import tune
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
 
-app = typer.Typer(help="Gradients through diffusion samplers.", pretty_exceptions_enable=False)
-
-app.command()(audit)
-app.command()(tune)
-app.command()(invert)
-app.command()(guide)
-
-TOGETHER = 16  # images that `sample` makes at once
-
-Scale = Annotated[
-    float,
-    number(
-        "--guidance_scale", 0, 1000, about="Weight of classifier-free guidance; no guidance at 1 or less."
-    ),
-]
+COMMANDS = {
+    "sample": "Make images with the bundled model.",
+    "compare": "Measure the error and cost of every gradient on the bundled model.",
+    "demo": "Run the main job on the bundled model and write a page about it.",
+    "tune": "Train weights (a LoRA) towards a metric of the finished image.",
+    "invert": "Learn a visual effect as a word of prompts.",
+    "audit": "Look for initial noise whose images a classifier gets wrong.",
+    "guide": "Guide images to a metric, without training.",
+}
+"""What each command does; its flags are those of the dataclass of its name, in the module of its name."""
 
 
-def _version(value: bool) -> None:
-    if value:
+class _Commands(click.Group):
+    """The commands, each of which is imported when it is run, since torch takes seconds."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        if cmd_name not in COMMANDS:
+            (near,) = difflib.get_close_matches(cmd_name, COMMANDS, 1, 0.0)
+            raise click.UsageError(f"there is no command {cmd_name!r}; did you mean {near!r}?")
+        from .flags import command_of
+
+        module = import_module(f"{__package__}.{cmd_name}")
+        return command_of(cmd_name, getattr(module, cmd_name.capitalize()), COMMANDS[cmd_name])
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
         names = ("adjointdpm", "torch", "diffusers", "transformers")
         own, *others = [f"{name} {metadata.version(name)}" for name in names]
         print(f"{own} ({', '.join(others)})")
-        raise typer.Exit
+        ctx.exit()
 
 
-@app.callback(invoke_without_command=True)
-def root(
-    ctx: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit."),
-    ] = False,
-) -> None:
+@click.group(cls=_Commands, invoke_without_command=True)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the versions and exit.",
+)
+@click.pass_context
+def app(ctx: click.Context) -> None:
     """Gradients through diffusion samplers."""
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
-
-
-def _in_one_process(command: str) -> None:
-    """Refuse a launcher's several processes, which would do the same work and write the same files."""
-    world = os.environ.get("WORLD_SIZE", "")
-    if world not in ("", "1"):
-        raise InputError(
-            f"{command} runs in one process, but was started in {world}; start it without torchrun"
-        )
-
-
-@app.command()
-def sample(
-    prompt: Annotated[
-        list[str],
-        typer.Argument(
-            callback=lines_of_files("PROMPT"),
-            help='Such as "a red apple on a blue background", or a file of prompts.',
-        ),
-    ],
-    output_dir: OutputDir = Path("outputs/sample"),
-    batch: Annotated[int, number("--batch", 1, about="Images for each prompt.")] = 4,
-    seed: Seed = 0,
-    steps: NumInferenceSteps = 25,
-    guidance_scale: Scale = 4.0,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """Make images with the bundled model."""
-    _in_one_process("sample")
-    folder = free_folder(output_dir, "[0-9][0-9]*-[0-9][0-9]*.png", overwrite=overwrite)
-    sampler = load_bundled("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
-    check_memory(sampler, batch, TOGETHER)
-    conditions = [sampler.encode(each) for each in prompt]
-    noise = sampler.noise(batch, seed)
-    for number_, cond in enumerate(conditions):
-        for first in range(0, batch, TOGETHER):
-            with torch.no_grad():
-                images = as_8_bit(sampler(noise[first : first + TOGETHER], cond))
-            for i, image in enumerate(images, first):
-                path = folder / f"{number_:02d}-{i:02d}.png"
-                write_file(path, png(image))
-                print(path)
-
-
-@app.command()
-def compare(
-    prompt: Annotated[str, typer.Argument(help="A prompt of the bundled model.")],
-    output_dir: OutputDir = Path("outputs/compare"),
-    seed: Seed = 0,
-    steps: NumInferenceSteps = 25,
-    guidance_scale: Scale = 4.0,
-    repeats: Annotated[int, number("--repeats", 1, 1000, about="Timed rounds.")] = 3,
-    weights: Annotated[bool, typer.Option(help="Differentiate the weights, too.")] = False,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """Measure every gradient's error and cost on the bundled model: a table, JSON and an image."""
-    _in_one_process("compare")
-    folder = free_folder(output_dir, "compare.json", overwrite=overwrite)
-    sampler = load_bundled("emoji", steps=steps, guidance_scale=guidance_scale, device=device_of(device))
-    check_memory(sampler, 1, 1)
-    sampler.requires_grad_(False)
-    sampler.model.denoiser.requires_grad_(weights)
-    cond, noise = sampler.encode(prompt), sampler.noise(1, seed)
-    found = compare_gradients(sampler, Chroma(), noise=noise, cond=cond, repeats=repeats)
-    print(found)
-    write_file(folder / "compare.json", found.to_json().encode())
-    print(found.picture(folder / "compare.png"))
-
-
-@app.command()
-def demo(output_dir: OutputDir = Path("outputs/demo"), overwrite: Overwrite = False) -> None:
-    """Run the main job on the bundled model and write a page about it."""
-    _in_one_process("demo")
-    folder = free_folder(output_dir, "result.json", overwrite=overwrite)
-    print(f"page: {run_demo(folder).resolve()}")
 
 
 def main() -> None:
@@ -168,7 +85,7 @@ def main() -> None:
     with open(os.devnull) as nothing, warnings.catch_warnings():
         warnings.showwarning = _warn
         sys.stdin = (
-            nothing  # no command reads it, and a user's module that does must not wait for a terminal
+            nothing  # No command reads it, and a user's module that does must not wait for a terminal.
         )
         try:
             code = _run()
@@ -184,7 +101,7 @@ def _run() -> int:
         for each in sys.argv[1:]:
             if not each.isascii():
                 _refuse_bytes(each)
-        code = app(standalone_mode=False)
+        code = app.main(prog_name="adjointdpm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         ending()
@@ -197,17 +114,23 @@ def _run() -> int:
 
 def _outcome(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that says what happened."""
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, KeyboardInterrupt | click.Abort):
         return 130, "interrupted"
     if isinstance(error, Interrupted):
         return error.code, f"{error}; a task goes on from its last checkpoint with --resume"
+    if isinstance(error, click.ClickException):
+        return error.exit_code, error.format_message()
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("adjointdpm"):
+        return 2, f"{error}; pip install 'adjointdpm[all]' installs all that the commands need"
+    import torch  # not before, since it takes seconds
+
+    from .._types import AdjointDPMError
+    from ..optimization.loop import InterruptedRunError
+
     if isinstance(error, InterruptedRunError):
         return error.code, str(error)
     if isinstance(error, AdjointDPMError):
         return 2, str(error)
-    told = getattr(error, "format_message", None)  # typer's, about flags, whichever click it brings along
-    if told is not None:
-        return getattr(error, "exit_code", 2), told()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
         first = str(error).strip().partition("\n")[0]
         return 2, (
@@ -232,7 +155,7 @@ def _refuse_bytes(argument: str) -> None:
     try:
         argument.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the argument {argument!a} is not a text in UTF-8") from error
+        raise click.UsageError(f"the argument {argument!a} is not a text in UTF-8") from error
 
 
 def _warn(message: Any, *_: Any, **__: Any) -> None:
@@ -241,7 +164,8 @@ def _warn(message: Any, *_: Any, **__: Any) -> None:
 
 def _leave_group() -> None:
     """Leave the group of processes, which complains otherwise."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

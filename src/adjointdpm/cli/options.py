@@ -1,222 +1,193 @@
-"""Flags that commands share, named as in diffusers' scripts, and a YAML file for all of them.
+"""Groups of flags that commands share, named as in diffusers' scripts, and what commands do with them.
 
-`--config file.yaml` gives every flag a default; what is typed wins. The resolved values are saved beside the result,
-so that `--config OUTPUT/config.yaml` runs the same again. A flag's values are checked where it is declared, before
-anything is loaded: numbers are finite and in their range, words are among the known ones.
+The resolved values are saved beside the result, so that `--config OUTPUT/config.yaml` runs the same again.
 """
 
-from collections.abc import Callable, Collection, Iterable
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import typer
 import yaml
 
-from .._types import InputError, in_range
+from .._types import InputError, OneOf, Range
 from ..files.atomic_write import write_file
+from ..files.checkpoint import check_config
+from ..metrics.image_classifier import Classifier
 from ..optimization.distributed import Processes
 from ..optimization.run_folder import hold_folder
 from ..samplers.base import Sampler
-from ..zoo import bundled
-from .config_file import read_config
-from .parse_sampler import DTYPES, SOLVERS, sampler_of
+from ..samplers.flow_sampler import FlowSampler
+from ..zoo import load_bundled
+from .flags import ForBundled, Given
+from .parse_metric import Networks
+from .parse_sampler import SOLVERS, classifier_of, device_of, sampler_of
 
 __all__ = [
-    "AdjointFlag",
-    "Batch",
-    "CheckpointingSteps",
-    "Config",
-    "Device",
-    "GuidanceScale",
-    "LearningRate",
-    "MaxTrainSteps",
-    "MixedPrecision",
-    "Model",
-    "NumInferenceSteps",
-    "OutputDir",
-    "Overwrite",
-    "ReportTo",
-    "Resume",
-    "Seed",
-    "SolverFlag",
+    "RESULTS",
+    "BundledOptions",
+    "FeatureOptions",
+    "FolderOptions",
+    "ModelOptions",
+    "NetworkOptions",
+    "OutputOptions",
+    "agreed",
     "announce",
-    "choice",
-    "for_bundled",
+    "check_networks",
     "free_folder",
-    "number",
-    "prompts_option",
-    "read_flags",
-    "refuse_unused",
-    "reporter",
-    "resolved",
-    "sampler_from",
-    "save_config",
+    "in_one_process",
+    "judge_of",
+    "saved",
 ]
 
-MANY = 10**6  # the largest of most counts: what is beyond is a slip of the finger
-LONGEST_FILE = 2**20
-_FILES = (".txt", ".csv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".md")
+RESULTS = ("result.json", "state/**/*.safetensors")
+"""What a task leaves in its folder: its result, and checkpoints on the way there."""
+
+# What does not change a result, so that a checkpoint need not agree on it; the steps are among the task's settings.
+_QUIET = ("output_dir", "report_to", "checkpointing_steps", "judge", "max_train_steps")
 
 
-def number(
-    flag: str, low: float | int, high: float | int = MANY, *, open_low: bool = False, about: str
-) -> Any:
-    """An option of finite numbers in a range; see `ranges.in_range`."""
-
-    def check(value: Any) -> Any:
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if each is not None:
-                in_range(flag, each, low, high, open_low=open_low)
-        return value
-
-    return typer.Option(flag, callback=check, help=about)
-
-
-def choice(flag: str, known: Collection[str], *, about: str) -> Any:
-    """An option whose value is one of some words."""
-
-    def check(value: Any) -> Any:
-        if value is not None and value not in known:
-            raise InputError(f"{flag} is one of {', '.join(known)}, but is {value!r}")
-        return value
-
-    return typer.Option(flag, callback=check, help=about)
-
-
-def for_bundled(flag: str, ours: str, others: str | None, *, about: str) -> Any:
-    """An option whose default was made for the bundled model, and holds with that one alone.
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model, and how it is sampled.
 
     Args:
-        flag: its name.
-        ours: the default with a bundled model.
-        others: the default with any other.
-        about: the option's help.
+        pretrained_model_name_or_path: Bundled model, folder of a pipeline, or name on a hub.
+        num_inference_steps: Number of sampling steps.
+        guidance_scale: Weight of classifier-free guidance; there is no guidance at 1 or less. [default: 4 with the
+            bundled model, else the pipeline's own]
+        solver: Solver of the sampling ODE: dpm++, euler, midpoint, heun, rk4 or ab1 to ab4; pipeline stands for the
+            pipeline's own scheduler.
+        adjoint: How gradients are computed: checkpointed[:keep], backprop, truncated:last, coarse[:steps] or
+            continuous[:steps].
+        mixed_precision: Number format of the network: no, fp16 or bf16.
+        device: Device to run on, such as cpu, cuda, cuda:1 or mps; auto takes CUDA, else MPS, else the CPU.
     """
 
-    def fill(ctx: typer.Context, value: Any) -> Any:
-        if value is not None:
-            return value
-        return ours if bundled(ctx.params["pretrained_model_name_or_path"]) else others
+    pretrained_model_name_or_path: str = "emoji"
+    num_inference_steps: Annotated[int, Range(1, 10_000)] = 25
+    guidance_scale: Annotated[float | None, Range(0, 1000)] = None
+    solver: Annotated[str, OneOf((*SOLVERS, "pipeline"))] = "dpm++"
+    adjoint: str = "checkpointed"
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    device: str = "auto"
 
-    return typer.Option(flag, callback=fill, help=f"{about} [{ours} with the bundled model]")
-
-
-def prompts_option(flag: str, *, about: str) -> Any:
-    """An option of prompts; a value that names a file stands for the prompts in it, one a line."""
-    return typer.Option(
-        flag, callback=lines_of_files(flag), help=f"{about} May be repeated, or be a file of prompts."
-    )
-
-
-def lines_of_files(flag: str) -> Callable[[Any], Any]:
-    """A callback that replaces the names of files by their lines."""
-
-    def read(value: Any) -> Any:
-        return [line for each in value or () for line in _prompts(flag, each)] or value
-
-    return read
+    def sampler(self) -> Sampler:
+        """The sampler that the flags describe."""
+        return sampler_of(
+            self.pretrained_model_name_or_path,
+            steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            solver=self.solver,
+            adjoint=self.adjoint,
+            mixed_precision=self.mixed_precision,
+            device=self.device,
+        )
 
 
-def _prompts(flag: str, text: str) -> list[str]:
-    """The prompt itself, or the prompts in the file that it names."""
-    try:
-        path = Path(text)
-        named = path.suffix.lower() in _FILES and " " not in text
-        if not path.exists() or path.is_dir():
-            if named:
-                raise InputError(
-                    f"{flag} {text}: there is no such file, and it does not look like a prompt"
-                )
-            return [text]
-        if named and path.suffix.lower() != ".txt":
-            raise InputError(f"{flag} {text}: prompts are read from plain text (.txt), one a line")
-        if not path.is_file():
-            raise InputError(f"{flag} {text}: it is not an ordinary file of prompts")
-        with open(path, "rb") as file:
-            content = file.read(LONGEST_FILE + 1)
-        if len(content) > LONGEST_FILE:
-            raise InputError(
-                f"{flag} {text}: the file has more than {LONGEST_FILE} bytes; are these prompts?"
-            )
-        lines = content.decode("utf-8-sig").splitlines()
-    except InputError:
-        raise
-    except UnicodeDecodeError as error:
-        raise InputError(f"{flag} {text}: the file is not a text in UTF-8, with a prompt a line") from error
-    except (OSError, ValueError):  # too long for a file's name, say
-        return [text]
-    found = [line.strip() for line in lines if line.strip()]
-    if not found or any(not line.isprintable() for line in found):
-        raise InputError(f"{flag} {text}: the file must hold one printable prompt a line")
-    return found
+@dataclass(frozen=True)
+class BundledOptions:
+    """The bundled model, and how it is sampled.
+
+    Args:
+        num_inference_steps: Number of sampling steps.
+        guidance_scale: Weight of classifier-free guidance; there is no guidance at 1 or less.
+        seed: Random seed.
+        device: Device to run on, such as cpu, cuda, cuda:1 or mps; auto takes CUDA, else MPS, else the CPU.
+    """
+
+    num_inference_steps: Annotated[int, Range(1, 10_000)] = 25
+    guidance_scale: Annotated[float, Range(0, 1000)] = 4.0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    device: str = "auto"
+
+    def sampler(self) -> FlowSampler:
+        """The sampler that the flags describe."""
+        return load_bundled(
+            "emoji",
+            steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            device=device_of(self.device),
+        )
 
 
-def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Make a file's values the defaults of all flags."""
-    if path is None:
-        return None
-    flags = {p.name: p for p in ctx.command.params if p.name and p.name not in ("config", "help")}
-    ctx.default_map = {**(ctx.default_map or {}), **read_config(path, flags)}
-    return path
+@dataclass(frozen=True)
+class FolderOptions:
+    """Where results go.
+
+    Args:
+        output_dir: Folder for the results.
+        overwrite: Write over the results of an earlier run in the folder.
+    """
+
+    output_dir: Path
+    overwrite: bool = False
 
 
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", callback=_read_config, is_eager=True, help="YAML file with values of flags."),
-]
-OutputDir = Annotated[Path, typer.Option("--output_dir", help="Folder for the results.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Write over the results of an earlier run in the folder.")
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--pretrained_model_name_or_path", is_eager=True, help="Bundled model, folder or name on a hub."
-    ),
-]
-Seed = Annotated[int, number("--seed", 0, 2**63 - 1, about="Random seed.")]
-MaxTrainSteps = Annotated[int, number("--max_train_steps", 1, about="Steps of the optimization.")]
-LearningRate = Annotated[
-    float, number("--learning_rate", 0, open_low=True, about="Step length of the optimizer, above 0.")
-]
-NumInferenceSteps = Annotated[
-    int, number("--num_inference_steps", 1, 10_000, about="Steps of the sampler.")
-]
-GuidanceScale = Annotated[
-    float | None,
-    number(
-        "--guidance_scale",
-        0,
-        1000,
-        about="Weight of classifier-free guidance; no guidance at 1 or less. [4 with the bundled model, else the "
-        "pipeline's own]",
-    ),
-]
-MixedPrecision = Annotated[str, choice("--mixed_precision", DTYPES, about="no, fp16 or bf16.")]
-SolverFlag = Annotated[
-    str,
-    choice(
-        "--solver",
-        [*SOLVERS, "pipeline"],
-        about="dpm++, euler, midpoint, heun, rk4, ab1 to ab4; pipeline for its own scheduler.",
-    ),
-]
-AdjointFlag = Annotated[
-    str,
-    typer.Option(
-        "--adjoint",
-        help="checkpointed[:keep], backprop, truncated:last, coarse[:steps], continuous[:steps].",
-    ),
-]
-Device = Annotated[
-    str, typer.Option("--device", help="auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps.")
-]
-Batch = Annotated[int, number("--train_batch_size", 1, about="Images at once.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoints in the folder.")]
-CheckpointingSteps = Annotated[
-    int, number("--checkpointing_steps", 0, about="Steps between checkpoints; 0 for the end alone.")
-]
-ReportTo = Annotated[str, choice("--report_to", ["none", "tensorboard"], about="none or tensorboard.")]
+@dataclass(frozen=True)
+class OutputOptions(FolderOptions):
+    """Where results and checkpoints go.
+
+    Args:
+        resume: Continue from the checkpoints in the folder.
+        report_to: Where losses are logged: none or tensorboard.
+    """
+
+    resume: bool = False
+    report_to: Literal["none", "tensorboard"] = "none"
+
+    def folder(self) -> Path:
+        """The folder, which holds no results that this run would write over."""
+        return free_folder(self.output_dir, *RESULTS, resume=self.resume, overwrite=self.overwrite)
+
+    def reporter(self) -> Callable[[int, dict[str, float]], None] | None:
+        """A function that writes a run's losses for tensorboard; None where they are not wanted."""
+        return None if self.report_to == "none" else _tensorboard(self.output_dir)
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """The network whose features metrics compare.
+
+    Args:
+        features: Classifier whose features style and content compare.
+        layer: Index of a hidden state to compare. May be repeated; the first three are compared by default.
+    """
+
+    features: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
+    layer: Annotated[tuple[int, ...], Range(-1000, 1000)] = ()
+
+    def networks(self, sampler: Sampler) -> Networks:
+        """The networks that metrics may need."""
+        return Networks(sampler, self.features, self.layer or Networks.layers, None)
+
+
+@dataclass(frozen=True)
+class NetworkOptions(FeatureOptions):
+    """All networks that metrics may need.
+
+    Args:
+        clip_model: CLIP model for the metrics clip-text and clip-image.
+        classifier: Classifier for the metrics label and margin.
+    """
+
+    clip_model: str = Networks.clip
+    classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
+
+    def networks(self, sampler: Sampler) -> Networks:
+        """The networks that metrics may need."""
+        layers = self.layer or Networks.layers
+        return Networks(sampler, self.features, layers, self.classifier, self.clip_model)
+
+
+def in_one_process(command: str) -> None:
+    """Refuse a launcher's several processes, which would do the same work and write the same files."""
+    world = os.environ.get("WORLD_SIZE", "")
+    if world not in ("", "1"):
+        raise InputError(
+            f"{command} runs in one process, but was started in {world}; start it without torchrun"
+        )
 
 
 def free_folder(path: Path, *results: str, resume: bool = False, overwrite: bool = False) -> Path:
@@ -239,58 +210,53 @@ def free_folder(path: Path, *results: str, resume: bool = False, overwrite: bool
     return folder
 
 
-def sampler_from(ctx: typer.Context) -> Sampler:
-    """The sampler that a command's flags describe."""
-    return sampler_of(
-        ctx.params["pretrained_model_name_or_path"],
-        steps=ctx.params["num_inference_steps"],
-        **{
-            name: ctx.params[name]
-            for name in ("guidance_scale", "solver", "adjoint", "mixed_precision", "device")
-        },
-    )
-
-
-def refuse_unused(ctx: typer.Context, names: Iterable[str], why: str) -> None:
-    """Refuse flags that were typed and that this run would ignore.
-
-    Args:
-        ctx: of the command.
-        names: of its parameters.
-        why: the rest of the sentence, after "--flag is not used".
-    Raises:
-        InputError: one of them was typed. A config's values are defaults, and may lie idle.
-    """
-    for name in names:
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            flag = next(p.opts[0] for p in ctx.command.params if p.name == name)
-            raise InputError(f"{flag} is not used {why}")
-
-
 def announce(*lines: str) -> None:
     """Print lines, in one of several processes."""
     if Processes.here().first:
         print("\n".join(lines))
 
 
-def resolved(ctx: typer.Context) -> dict[str, Any]:
-    """Every flag's value, as YAML and JSON know values."""
-    quiet = ("config", "resume", "overwrite")
-    values = {name: value for name, value in ctx.params.items() if name not in quiet}
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
-    return {name: (list(v) or None) if isinstance(v, tuple) else v for name, v in plain.items()}
+def agreed(given: Given, quiet: Collection[str] = _QUIET) -> dict[str, Any]:
+    """The flags that a checkpoint must agree on: all but the quiet ones."""
+    return {name: value for name, value in given.resolved().items() if name not in quiet}
 
 
-def save_config(ctx: typer.Context, folder: Path) -> str:
-    """Write the flags beside the result; returns the command that repeats the run."""
-    text = yaml.safe_dump(resolved(ctx), sort_keys=True, allow_unicode=True)
-    write_file(folder / "config.yaml", text.encode())
-    return f"adjointdpm {ctx.command.name} --config {folder / 'config.yaml'}"
+def saved(given: Given, folder: Path, quiet: Collection[str] = _QUIET) -> str:
+    """Save the flags once; returns the command that repeats the run.
+
+    Raises:
+        InputError: The run that is to be resumed was made with other flags, which stay as they are in the file.
+    """
+    path = folder / "config.yaml"
+    if given.values["resume"] and path.exists():
+        before, steps = _read_saved(path), given.values["max_train_steps"]
+        check_config(path, before, agreed(given, quiet), free=quiet)
+        if isinstance(before.get("max_train_steps"), int) and steps < before["max_train_steps"]:
+            raise InputError(
+                f"{path} was made with max_train_steps = {before['max_train_steps']}, and --resume goes on to as many "
+                f"steps or more, but this run has {steps}"
+            )
+    if not Processes.here().first:
+        return ""
+    write_file(path, given.as_yaml().encode())
+    return f"adjointdpm {given.command} --config {path}"
 
 
-def read_flags(path: Path) -> dict[str, Any]:
-    """The flags that `save_config` wrote.
+def check_networks(given: Given, networks: Networks) -> None:
+    """Refuse flags of networks that no metric needs."""
+    names = {"features", "layer", "classifier", "clip_model"} & set(given.values)
+    given.refuse_unused(sorted(names - networks.used), "by these metrics")
+
+
+def judge_of(name: str | None, sampler: Sampler) -> Classifier | None:
+    """The judge that a flag names."""
+    if name is None or name == "none":
+        return None
+    return classifier_of(name, sampler.noise(1).device, sampler.image_shape)
+
+
+def _read_saved(path: Path) -> dict[str, Any]:
+    """The flags that `saved` wrote.
 
     Raises:
         InputError: the file is damaged.
@@ -304,16 +270,14 @@ def read_flags(path: Path) -> dict[str, Any]:
     return values
 
 
-def reporter(report_to: str, folder: Path) -> Callable[[int, dict[str, float]], None] | None:
-    """A function that writes a run's losses for tensorboard.
+def _tensorboard(folder: Path) -> Callable[[int, dict[str, float]], None] | None:
+    """A function that writes a run's losses for tensorboard; None in all but the first process.
 
     Raises:
-        InputError: another tool, or tensorboard is not installed or cannot write.
+        InputError: Tensorboard is not installed or cannot write.
     """
-    if report_to == "none" or not Processes.here().first:
+    if not Processes.here().first:
         return None
-    if report_to != "tensorboard":
-        raise InputError(f"report_to is none or tensorboard, but is {report_to!r}")
     try:
         from torch.utils.tensorboard import SummaryWriter
 

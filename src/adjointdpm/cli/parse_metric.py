@@ -1,23 +1,21 @@
-"""Metrics as text, for the command line: `0.5*style:picture.png`, several of them added up.
+"""Metrics as text, for the command line: each is `[weight*]kind[:argument]`, such as `0.5*style:image.png`.
 
-pixels, content                  distance to the picture that the task compares with
-pixels:FILE, content:FILE        ... to a picture
-style:FILE                       Gram matrices of one picture
-effect:NAME                      an effect on the picture that the task compares with
-chroma, background:R,G,B         colourfulness; the border's colour, in [0, 1]
+pixels, content                  distance to the image that the task compares with
+pixels:FILE, content:FILE        distance to an image in a file
+style:FILE                       Gram matrices of an image in a file
+effect:NAME                      an effect on the image that the task compares with
+chroma, background:R,G,B         colorfulness; the border's color, in [0, 1]
 label:NAME, margin:NAME          a classifier's -log probability, or margin, of a label: to reach, to leave
 clip-text:TEXT, clip-image:FILE  1 - cosine similarity
-MODULE:FUNCTION                  your own, of pictures (batch, 3, height, width) in [0, 1] to (batch,)
+MODULE:FUNCTION                  your own function of images (batch, 3, height, width) in [0, 1] to (batch,)
 
-`a + b` in one text is a sum where only one reading of it stands for metrics: names of files and CLIP's texts may hold
-a plus themselves. A file's name is one if the file is there, a label if the classifier has it.
+Everything after the first colon is the argument, plus signs and spaces included. Several texts are added up.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +49,6 @@ from .parse_sampler import classifier_of, using
 __all__ = ["Networks", "guarded_effect", "image_option", "metric_of"]
 
 _TERM = re.compile(r"^\s*(?:(?P<weight>[^:*]*)\*)?\s*(?P<kind>[\w.-]+)\s*(?::(?P<rest>.*))?$", re.DOTALL)
-_FUNCTION = re.compile(r"^[^\W\d][\w.]*:[^\W\d]\w*$")
 _KINDS = (
     "pixels", "content", "style", "effect", "chroma", "background", "label", "margin", "clip-text", "clip-image",
 )  # fmt: skip
@@ -174,98 +171,25 @@ def guarded_effect(name: str) -> Callable[[Tensor], Tensor]:
     return Own(name, found) if name.startswith("kornia:") else found
 
 
-def metric_of(text: str | Sequence[str], networks: Networks) -> Any:
-    """The metric that one or more texts stand for, their sum; see the head of this module.
-
-    Of several texts each is one term, where it can be read as one.
+def metric_of(texts: Sequence[str], networks: Networks) -> Any:
+    """The sum of the metrics that some texts stand for, one text each; see the head of this module.
 
     Raises:
-        InputError: a part cannot be read or can be read in two ways, or what it names is not there.
+        InputError: A text cannot be read, or what it names is not there.
     """
-    texts = [text] if isinstance(text, str) else list(text)
-    terms = [
-        (_weight(found["weight"]), _single(found["kind"], (found["rest"] or "").strip(), networks))
-        for each in texts
-        for found in _parts(each, networks, alone=len(texts) > 1)
-    ]
+    terms = [_weighted(each, networks) for each in texts]
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(tuple(terms))
 
 
-def _parts(text: str, networks: Networks, alone: bool) -> list[re.Match[str]]:
-    """The terms of a text.
-
-    Raises:
-        InputError: there is no reading, or more than one.
-    """
-    pieces = text.split("+")
-    if len(pieces) > 12:
-        raise InputError(
-            f"the metric {text[:60]!r}... has too many +; give each term in a --metric of its own"
-        )
-    readings = list(_readings(pieces, networks))
-    whole = [each for each in readings if len(each) == 1]
-    if alone and whole:
-        return [_term(whole[0][0])]
-    if len(readings) > 1:
-        ways = " or ".join(" and ".join(repr(part.strip()) for part in each) for each in readings[:2])
-        raise InputError(
-            f"the metric {text!r} can be read as {ways}; give each term in a --metric of its own, which is then read "
-            "as a whole"
-        )
-    # Without a reading, what fails is the sum of all that looks like terms: its own error says most.
-    starts = "|".join(_KINDS)
-    plain = re.split(rf"\+(?=\s*(?:[0-9.]+(?:e-?[0-9]+)?\s*\*|(?:{starts})\b))", text)
-    return [_term(each) for each in (readings[0] if readings else plain)]
-
-
-def _readings(pieces: list[str], networks: Networks) -> Iterator[list[str]]:
-    """All ways to join pieces to terms that stand for something."""
-    if not pieces:
-        yield []
-    for n in range(1, len(pieces) + 1):
-        term = "+".join(pieces[:n])
-        if _stands(term, networks):
-            for rest in _readings(pieces[n:], networks):
-                yield [term, *rest]
-
-
-def _stands(text: str, networks: Networks) -> bool:
-    """Whether a text is one term, and what it names is there."""
-    found = _TERM.match(text.strip())
-    if found is None:
-        return False
-    kind, rest = found["kind"], (found["rest"] or "").strip()
-    try:
-        _weight(found["weight"])
-        if kind == "background":
-            return bool(_colour(rest))
-        if kind == "effect":
-            return bool(effect(rest))
-        if kind in ("label", "margin"):
-            return rest in networks.labelled().labels
-    except InputError:
-        return False
-    if kind not in _KINDS:
-        return _FUNCTION.match(f"{kind}:{rest}") is not None
-    if kind == "chroma" or (not rest and kind in ("pixels", "content")):
-        return not rest
-    return bool(rest) if kind == "clip-text" else _is_file(rest)
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # too long, or with a null character
-        return False
-
-
-def _term(text: str) -> re.Match[str]:
+def _weighted(text: str, networks: Networks) -> tuple[float, Any]:
+    """A weight, and the metric it belongs to."""
     found = _TERM.match(text.strip())
     if found is None:
         raise InputError(
-            f"the metric {text.strip()!r} cannot be read; write {', '.join(_KINDS)} or module:function"
+            f"the metric {text.strip()!r} cannot be read; write {', '.join(_KINDS)} or module:function, with "
+            "a weight and * before it if need be, and give each term of a sum in a --metric of its own"
         )
-    return found
+    return _weight(found["weight"]), _single(found["kind"], (found["rest"] or "").strip(), networks)
 
 
 def _weight(text: str | None) -> float:

@@ -143,7 +143,7 @@ class _Run:
     def _resume(self, path: Path) -> None:
         loop = self.loop
         tensors, about = load_checkpoint(path, check)
-        check_config(path, about["config"], loop.config, free=("steps",))
+        check_config(path, about["config"], loop.config, free=("steps", "max_train_steps"))
         check_config(path, about["loop"], self._about(), free=("steps",))
         done, total = about["step"], about["loop"]["steps"]
         if done > loop.steps:

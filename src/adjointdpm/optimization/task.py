@@ -71,7 +71,7 @@ class Loop:
         folder: for checkpoints, made if need be; None for none. It must not hold one already, unless `resume`.
         checkpointing_steps: save every so many steps; 0 only at the end and when interrupted.
         resume: go on from the folder's checkpoint; without one, a line says that the run starts anew.
-        config: what a checkpoint must agree on besides, for JSON; its "steps" may differ.
+        config: what a checkpoint must agree on besides, for JSON; its "steps" or "max_train_steps" may differ.
         quiet: without a progress bar.
         report: called with (step, {"loss": ...}) after each step.
     Raises:

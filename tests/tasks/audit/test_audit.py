@@ -49,7 +49,14 @@ def classifier(model=None):
 
 
 def settings(**changes):
-    quick = {"steps": 6, "starts": 2, "tries": 12, "batch_size": 3, "ball": Ball(0.6), "confidence": 0.2}
+    quick = {
+        "max_train_steps": 6,
+        "num_starts": 2,
+        "tries": 12,
+        "train_batch_size": 3,
+        "ball": Ball(0.6),
+        "confidence": 0.2,
+    }
     return AuditSettings(**{**quick, **changes})
 
 
@@ -227,7 +234,7 @@ def test_larger_balls_fool_more_and_nothing_leaves_its_ball(result):
 def test_controls_have_the_same_number_of_denoiser_calls(tmp_path):
     """Counted at the denoiser: every sampling of a control is one of 4 calls."""
     sampler, draws = mixture_sampler(4), []
-    given = settings(starts=1, batch_size=10)
+    given = settings(num_starts=1, train_batch_size=10)
     found = adp.tasks.audit(
         sampler, classifier(), LABELS[:1], LABELS[:1], output=tmp_path, settings=given, quiet=True,
         judge=None,
@@ -236,7 +243,7 @@ def test_controls_have_the_same_number_of_denoiser_calls(tmp_path):
     assert costs["calls_a_sampling"] == 4
     assert costs["calls_a_step"] == 12
     draws = costs["samplings_a_control"]
-    assert draws * costs["calls_a_sampling"] == given.steps * costs["calls_a_step"]
+    assert draws * costs["calls_a_sampling"] == given.max_train_steps * costs["calls_a_step"]
     assert float(found.controls["random noise"].distances) == pytest.approx(0.6)
     assert float(found.controls["SPSA"].distances.max()) <= 0.6 + 1e-9
     calls = []
@@ -261,7 +268,7 @@ def test_the_judge_and_transfer_are_counted_on_the_right_pictures(result):
 def test_towards_a_target(tmp_path):
     with pytest.warns(UserWarning, match=r"2 of 'south' \(south: is the target itself\)"):
         found = audited(
-            tmp_path, target="south", settings=settings(ball=Ball(1.2), steps=15, controls=False)
+            tmp_path, target="south", settings=settings(ball=Ball(1.2), max_train_steps=15, controls=False)
         )
     assert "south" not in found.labels
     assert found.success.hits == found.after.says.count("south") > 0
@@ -361,7 +368,11 @@ def test_any_module_is_a_classifier(tmp_path, result):
 
 
 def test_a_module_of_ones_own_is_hardened_and_saved(tmp_path):
-    model, sampler, given = Plain(), mixture_sampler(4), settings(controls=False, steps=4, ball=Ball(1.0))
+    model, sampler, given = (
+        Plain(),
+        mixture_sampler(4),
+        settings(controls=False, max_train_steps=4, ball=Ball(1.0)),
+    )
     found = adp.tasks.audit(
         sampler, model, LABELS, ["0", "1", "2", "3"], output=tmp_path, settings=given, quiet=True
     )
@@ -473,7 +484,10 @@ def test_what_the_judge_cannot_say_is_an_error_before_the_work(tmp_path):
 def test_dropped_prompts_are_named_everywhere(tmp_path):
     with pytest.warns(UserWarning, match="6 of 8 starts are dropped") as caught:
         found = audited(
-            tmp_path, classifier(Constant()), judge=None, settings=settings(controls=False, steps=1)
+            tmp_path,
+            classifier(Constant()),
+            judge=None,
+            settings=settings(controls=False, max_train_steps=1),
         )
     assert [(each.label, each.starts, each.why) for each in found.dropped] == [
         (label, 2, "read as north east") for label in LABELS[1:]
@@ -647,9 +661,9 @@ def test_hardening_exports_trains_and_measures(tmp_path):
 
 def test_more_steps_go_on_to_the_bits_of_one_audit(tmp_path):
     """The controls, too, which have as many calls as the attack and are made anew."""
-    audited(tmp_path / "a", settings=settings(steps=3))
-    longer = audited(tmp_path / "a", settings=settings(steps=6), resume=True)
-    truth = audited(tmp_path / "b", settings=settings(steps=6))
+    audited(tmp_path / "a", settings=settings(max_train_steps=3))
+    longer = audited(tmp_path / "a", settings=settings(max_train_steps=6), resume=True)
+    truth = audited(tmp_path / "b", settings=settings(max_train_steps=6))
     assert longer.losses == truth.losses
     for name, found in {"after": truth.after, **truth.controls}.items():
         mine = longer.after if name == "after" else longer.controls[name]

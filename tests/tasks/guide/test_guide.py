@@ -79,7 +79,7 @@ def test_guidance_lowers_the_metric_at_the_norm_of_the_noise():
 
 def test_three_ways_at_equal_calls(tmp_path):
     sampler = mixture_sampler(5)
-    settings = GuideSettings(steps=8, ahead=LookAhead(steps=2), noises=3)
+    settings = GuideSettings(max_train_steps=8, ahead=LookAhead(steps=2), num_validation_images=3)
     found = guide(sampler, GOAL, ["x"], output=tmp_path, settings=settings, quiet=True)
     noise, _ = adp.load_noise(found.artefact)
     first = noise_of(sampler, [adp.optimization.seeds.key(0, "guide", i) for i in range(3)])

@@ -13,7 +13,7 @@ from adjointdpm.tasks.invert.learned_token import EffectGoal, PromptGoal, Prompt
 from tests.tiny.families import FAMILIES
 
 PROMPTS, HELD_OUT = ["a <new> cat", "a <new> dog"], ["a <new> pear"]
-SETTINGS = InvertSettings(steps=4, learning_rate=0.05, noises=1)
+SETTINGS = InvertSettings(max_train_steps=4, learning_rate=0.05, num_validation_images=1)
 
 
 def sampler(pipe=None):
@@ -63,7 +63,13 @@ def test_learning_brings_pictures_nearer(tmp_path, kind):
 def test_the_best_iterate_is_the_best_over_all_pairs(tmp_path):
     """Not the one that met the easiest batch: its rank is the mean distance of all pictures that were trained on."""
     ours = sampler()
-    settings = InvertSettings(steps=6, learning_rate=0.3, batch_size=1, noises=2, validation_steps=2)
+    settings = InvertSettings(
+        max_train_steps=6,
+        learning_rate=0.3,
+        train_batch_size=1,
+        num_validation_images=2,
+        validation_steps=2,
+    )
     learned = TokenVectors(ours, "<new>", "and")
     found = invert(
         ours, learned, PromptGoal("blue"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path, settings=settings,

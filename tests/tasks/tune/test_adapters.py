@@ -14,7 +14,7 @@ from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune import TuneSettings, tune
 from tests.tiny.families import of
 
-SETTINGS = TuneSettings(steps=2, learning_rate=0.01, noises=1, validation_steps=1)
+SETTINGS = TuneSettings(max_train_steps=2, learning_rate=0.01, num_validation_images=1, validation_steps=1)
 
 
 def sampler(pipe):

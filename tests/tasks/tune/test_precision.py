@@ -46,7 +46,9 @@ def test_small_steps_are_not_rounded_away_and_the_network_keeps_its_dtype(tmp_pa
     ours = half(dtype)
     network = network_of(ours)
     before = {n: p.clone() for n, p in network.state_dict().items()}
-    settings = TuneSettings(steps=3, learning_rate=3e-3, noises=1, validation_steps=1)
+    settings = TuneSettings(
+        max_train_steps=3, learning_rate=3e-3, num_validation_images=1, validation_steps=1
+    )
     found = tune(
         ours, lambda images: images.square().mean((1, 2, 3)), ["a cat"], ["a pear"], output=tmp_path,
         weights=Subset(("*.to_k.weight",)), settings=settings, quiet=True,

@@ -35,7 +35,9 @@ PROMPTS, HELD_OUT = ["a cat", "a dog"], ["a pear"]
 def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_picture_elsewhere(tmp_path):
     pipe = family().make()
     ours = sampler(pipe)
-    settings = TuneSettings(steps=10, learning_rate=0.005, noises=1, validation_steps=2)
+    settings = TuneSettings(
+        max_train_steps=10, learning_rate=0.005, num_validation_images=1, validation_steps=2
+    )
     found = tune(ours, Chroma(), PROMPTS, HELD_OUT, output=tmp_path, settings=settings, quiet=True)
     assert found.reduction("metric") > 0  # on a prompt and noise that were not trained on
     fresh = family().make()
@@ -115,7 +117,9 @@ def test_the_denoising_loss_is_the_textbooks():
 
 
 def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
-    settings = TuneSettings(steps=3, learning_rate=0.01, noises=1, checkpointing_steps=1)
+    settings = TuneSettings(
+        max_train_steps=3, learning_rate=0.01, num_validation_images=1, checkpointing_steps=1
+    )
     picture = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
     metric = Style(colours, picture) + 0.1 * Content(colours)
 
@@ -137,7 +141,7 @@ def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
     again = run(resume=True)
     for way in first.ways:
         assert torch.equal(first.ways[way].images, again.ways[way].images)
-    other = TuneSettings(steps=4, noises=1)
+    other = TuneSettings(max_train_steps=4, num_validation_images=1)
     with pytest.raises(adp.InputError, match="was made with"):
         tune(sampler(), metric, PROMPTS, HELD_OUT, output=tmp_path, settings=other, quiet=True, resume=True)
 

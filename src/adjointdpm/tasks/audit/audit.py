@@ -172,7 +172,7 @@ class _Audit:
         s = self.s
         which, start, cond, tried, dropped = self.starts()
         labels = torch.tensor([self.labels[i] for i in which], device=start.device)
-        originals = sampled(self.sampler, start, cond, s.batch_size)
+        originals = sampled(self.sampler, start, cond, s.train_batch_size)
         goal = labels
         if self.target is not None:
             goal = torch.full_like(labels, self.classifier.index(self.target))
@@ -186,7 +186,7 @@ class _Audit:
             originals,
         )
         evaluator = Evaluator(
-            self.sampler, self.classifier, self.judge, self.target, self.folder, s.batch_size
+            self.sampler, self.classifier, self.judge, self.target, self.folder, s.train_batch_size
         )
         before = evaluator.found("before", start, start, cond, labels, s.ball)
         costs = self.costs(start, cond, objective)
@@ -199,13 +199,21 @@ class _Audit:
             curve[radius] = evaluator.found(None, at, start, cond, labels, ball)
         controls = {}
         if s.controls:
-            draws = max(2, round(s.steps * costs["calls_a_step"] / costs["calls_a_sampling"]))
+            draws = max(2, round(s.max_train_steps * costs["calls_a_step"] / costs["calls_a_sampling"]))
             for name, control in (("random noise", random_search), ("SPSA", spsa)):
                 more = (s.learning_rate,) if control is spsa else ()
                 at = self.once(
                     name,
                     lambda control=control, more=more: control(
-                        self.sampler, cond, start, s.ball, objective, draws, s.seed, s.batch_size, *more
+                        self.sampler,
+                        cond,
+                        start,
+                        s.ball,
+                        objective,
+                        draws,
+                        s.seed,
+                        s.train_batch_size,
+                        *more,
                     ),
                 )
                 controls[name] = evaluator.found(None, at.to(start), start, cond, labels, s.ball)
@@ -231,15 +239,15 @@ class _Audit:
         s, kept, tried = self.s, [], 0
         names = [self.classifier.labels[label] for label in self.labels]
         why = dict.fromkeys(range(len(names)), "is the target itself")
-        missing = [s.starts] * len(self.prompts)
-        wanted = [0 if name == self.target else s.starts for name in names]
-        for turn in range(s.starts * s.tries):
+        missing = [s.num_starts] * len(self.prompts)
+        wanted = [0 if name == self.target else s.num_starts for name in names]
+        for turn in range(s.num_starts * s.tries):
             open_ = [i for i, n in enumerate(wanted) if n]
             if not open_:
                 break
             noise = noise_of(self.sampler, [key(s.seed, "start", i, turn) for i in open_])
             cond = self.sampler.encode([self.prompts[i] for i in open_])
-            images = on_file(sampled(self.sampler, noise, cond, s.batch_size))
+            images = on_file(sampled(self.sampler, noise, cond, s.train_batch_size))
             says = predict(self.classifier, images.to(noise)).argmax(1).tolist()
             tried += len(open_)
             for row, i in enumerate(open_):
@@ -256,8 +264,8 @@ class _Audit:
             )
         if dropped:
             warnings.warn(
-                f"{sum(each.starts for each in dropped)} of {s.starts * len(self.prompts)} starts are dropped, as none "
-                f"of {s.tries} tries each is read right: {'; '.join(map(str, dropped))}",
+                f"{sum(each.starts for each in dropped)} of {s.num_starts * len(self.prompts)} starts are dropped, "
+                f"as none of {s.tries} tries each is read right: {'; '.join(map(str, dropped))}",
                 stacklevel=4,
             )
         kept.sort(key=lambda each: each[:2])
@@ -272,8 +280,8 @@ class _Audit:
         s, shares = self.s, -(-len(start) // Processes.here().world)
         task = Attack(self.sampler, cond, start, ball, objective)
         loop = Loop(
-            steps=s.steps,
-            accumulation=-(-shares // s.batch_size),
+            steps=s.max_train_steps,
+            accumulation=-(-shares // s.train_batch_size),
             seed=s.seed,
             folder=output_folder(self.folder / "state" / f"radius-{ball.radius:g}"),
             checkpointing_steps=s.checkpointing_steps,
@@ -315,9 +323,9 @@ class _Audit:
         path = output_folder(self.folder / "state") / f"{name.replace(' ', '-')}.safetensors"
         if self.loop["resume"] and path.exists():
             tensors, about = load_checkpoint(path)
-            check_config(path, about["config"], self.config, free=("steps",))
+            check_config(path, about["config"], self.config, free=("max_train_steps",))
             if (
-                about["config"]["steps"] == self.config["steps"]
+                about["config"]["max_train_steps"] == self.config["max_train_steps"]
             ):  # a control has as many calls as the attack
                 return tensors["noise"]
         noise = work()

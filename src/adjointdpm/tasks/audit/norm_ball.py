@@ -9,11 +9,12 @@ High-dimensional Gaussian noise lies near the sphere of radius sqrt(d); a sample
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..._types import InputError
+from ..._types import InputError, OneOf, Range
 
 __all__ = ["Ball"]
 
@@ -27,15 +28,16 @@ class Ball:
     """A ball around each noise of a batch.
 
     Args:
-        radius: r > 0, below 2 on the shell.
-        norm: "l2" or "linf".
-        shell: keep the norm of the noise, too; with "l2" only.
+        radius: Radius of the perturbation, above 0: for l2 as a fraction of the noise's norm (below 2 on the shell),
+            for linf in standard deviations.
+        norm: Norm of the perturbation: l2 or linf.
+        shell: Keep the noise's norm, too; with l2 only.
     Raises:
         InputError: another radius or norm, or a shell in the maximum norm.
     """
 
-    radius: float = 0.1
-    norm: str = "l2"
+    radius: Annotated[float, Range(0, open_low=True)] = 0.1
+    norm: Annotated[str, OneOf(("l2", "linf"))] = "l2"
     shell: bool = False
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
-"""What an audit is told: its settings, and what the pictures show."""
+"""The settings of an audit."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from ..._types import InputError
+from ..._types import Range, check_settings
 from .norm_ball import Ball
 
 __all__ = ["AuditSettings"]
@@ -13,39 +14,34 @@ class AuditSettings:
     """What an audit does.
 
     Args:
-        ball: where the noise may be; its radius is the main one.
-        radii: further radii, for the curve of success against the ball's size.
-        starts: pictures a prompt.
-        tries: noises tried for each of them until the classifier reads the picture right.
-        steps: of the optimization.
-        learning_rate: a step's length, as a fraction of the ball's radius.
-        momentum: of the normalized steps (Dong et al., 2018, arXiv 1710.06081).
-        confidence: logits by which the classifier is to be wrong before only the picture's likeness counts.
-        keep_weight: of that likeness; see `tasks.attack`.
-        controls: whether random noise and SPSA are tried, too.
-        batch_size: pictures at once.
-        seed: of everything that is drawn.
-        checkpointing_steps: steps between checkpoints.
+        ball: Where the noise may be; its radius is the main one.
+        radii: Further radius, for the curve of success against the ball's size. May be repeated.
+        num_starts: Number of images for each prompt.
+        tries: Number of noises tried for each image until the classifier reads it right.
+        max_train_steps: Number of optimization steps.
+        learning_rate: Length of a step, as a fraction of the ball's radius.
+        momentum: Momentum of the normalized steps, from 0 to 1 (Dong et al., 2018, arXiv 1710.06081).
+        confidence: Margin of logits by which the classifier is to be wrong before only the image's likeness counts.
+        keep_weight: Weight of staying near the original image.
+        controls: Also try random noise and SPSA in the same ball.
+        train_batch_size: Number of images that are differentiated at once.
+        seed: Random seed.
+        checkpointing_steps: Number of steps between checkpoints; 0 saves only at the end.
     """
 
     ball: Ball = field(default_factory=Ball)
-    radii: tuple[float, ...] = ()
-    starts: int = 1
-    tries: int = 4
-    steps: int = 20
-    learning_rate: float = 0.25
-    momentum: float = 0.0
-    confidence: float = 1.0
-    keep_weight: float = 1.0
+    radii: Annotated[tuple[float, ...], Range(0, open_low=True)] = ()
+    num_starts: Annotated[int, Range(1)] = 1
+    tries: Annotated[int, Range(1)] = 4
+    max_train_steps: Annotated[int, Range(1)] = 20
+    learning_rate: Annotated[float, Range(0, open_low=True)] = 0.25
+    momentum: Annotated[float, Range(0, 1)] = 0.0
+    confidence: Annotated[float, Range(0)] = 1.0
+    keep_weight: Annotated[float, Range(0)] = 1.0
     controls: bool = True
-    batch_size: int = 8
-    seed: int = 0
-    checkpointing_steps: int = 5
+    train_batch_size: Annotated[int, Range(1)] = 8
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    checkpointing_steps: Annotated[int, Range(0)] = 5
 
     def __post_init__(self) -> None:
-        for name in ("starts", "tries", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, but is {getattr(self, name)}")
-        for name in ("confidence", "keep_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
+        check_settings(self)

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ..._types import Cond, InputError, in_range
+from ..._types import Cond, InputError, Range, check_settings
 from ...files.atomic_write import write_file
 from ...files.diffusers_files import save_noise
 from ...files.html_report import ImageTable, Page
@@ -45,27 +45,25 @@ class GuideSettings:
     """What a guided generation does.
 
     Args:
-        steps, learning_rate: of Adam on the noise.
-        ahead: of the look-ahead; its repeats follow from equal calls.
-        noises: noises a prompt.
-        batch_size: pictures at once.
-        seed: of the noise.
-        checkpointing_steps: steps between checkpoints.
+        max_train_steps: Number of optimization steps.
+        learning_rate: Step length of the optimizer (Adam) on the noise, above 0.
+        ahead: How the trajectory is guided; its repeats follow from equal calls.
+        num_validation_images: Number of images for each prompt.
+        train_batch_size: Number of images that are differentiated at once.
+        seed: Random seed.
+        checkpointing_steps: Number of steps between checkpoints; 0 saves only at the end.
     """
 
-    steps: int = 10
-    learning_rate: float = 0.1
+    max_train_steps: Annotated[int, Range(1)] = 10
+    learning_rate: Annotated[float, Range(0, open_low=True)] = 0.1
     ahead: LookAhead = field(default_factory=lambda: LookAhead(steps=4))
-    noises: int = 2
-    batch_size: int = 8
-    seed: int = 0
-    checkpointing_steps: int = 5
+    num_validation_images: Annotated[int, Range(1)] = 2
+    train_batch_size: Annotated[int, Range(1)] = 8
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    checkpointing_steps: Annotated[int, Range(0)] = 5
 
     def __post_init__(self) -> None:
-        for name in ("steps", "noises", "batch_size"):
-            in_range(name, getattr(self, name), 1)
-        in_range("checkpointing_steps", self.checkpointing_steps, 0)
-        in_range("learning_rate", self.learning_rate, 0, open_low=True)
+        check_settings(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +170,13 @@ def guide(
         )
     folder, s, began = output_folder(output), settings or GuideSettings(), time.perf_counter()
     truth = None if judge is None else torch.tensor(labels_of(judge, prompts, labels))
-    each = [prompt for prompt in prompts for _ in range(s.noises)]
+    each = [prompt for prompt in prompts for _ in range(s.num_validation_images)]
     noise = noise_of(sampler, [key(s.seed, "guide", i) for i in range(len(each))])
     with torch.no_grad():
         cond = sampler.encode(each)
     grey = torch.full((1, *sampler.image_shape), 0.5, dtype=noise.dtype, device=noise.device)
     check_metric(beside(metric, grey), sampler.image_shape, 1, noise)
-    originals = sampled(sampler, noise, cond, s.batch_size)
+    originals = sampled(sampler, noise, cond, s.train_batch_size)
     plain_calls = sampler.stats.nfe_forward
 
     def way(images: Tensor, calls: int) -> Way:
@@ -187,14 +185,14 @@ def guide(
         judged = None
         if judge is not None and truth is not None:
             says = predict(judge, saved(images)).argmax(1).cpu()
-            judged = Rate.of_mask(says == truth.repeat_interleave(s.noises))
+            judged = Rate.of_mask(says == truth.repeat_interleave(s.num_validation_images))
         return Way(images, values, judged, calls)
 
     about = {"prompts": list(prompts), **asdict(s), **(config or {})}
     about.pop("checkpointing_steps")
     loop = Loop(
-        steps=s.steps,
-        accumulation=-(-len(each) // s.batch_size),
+        steps=s.max_train_steps,
+        accumulation=-(-len(each) // s.train_batch_size),
         decay="cosine",
         seed=s.seed,
         folder=output_folder(folder / "state"),
@@ -208,15 +206,18 @@ def guide(
     # No weight decay: it would pull the noise towards zero, off its sphere.
     outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, s.learning_rate), loop)
     # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
-    budget = 2 * plain_calls * s.steps
+    budget = 2 * plain_calls * s.max_train_steps
     ways = {"no guidance": way(originals, plain_calls)}
-    ways["noise"] = way(sampled(sampler, outcome.best["noise"], cond, s.batch_size), budget + plain_calls)
+    ways["noise"] = way(
+        sampled(sampler, outcome.best["noise"], cond, s.train_batch_size), budget + plain_calls
+    )
     for name, steps in (("look-ahead", s.ahead.steps), ("one step", 1)):
         ahead = _equal(replace(s.ahead, steps=steps), len(sampler.times()) - 1, budget)
         parts = [
             guided(sampler, beside(metric, originals[part]), noise[part], rows(cond, part), ahead)
             for part in (
-                list(range(i, min(i + s.batch_size, len(each)))) for i in range(0, len(each), s.batch_size)
+                list(range(i, min(i + s.train_batch_size, len(each))))
+                for i in range(0, len(each), s.train_batch_size)
             )
         ]
         ways[name] = way(torch.cat([part.images for part in parts]), parts[0].calls)

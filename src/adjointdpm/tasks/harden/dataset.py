@@ -80,5 +80,5 @@ def clean_images(
     """Pictures of every prompt as files hold them."""
     prompts = [prompt for prompt in pairs for _ in range(each)]
     noise = noise_of(sampler, [key(seed, "clean", prompt, i % each) for i, prompt in enumerate(prompts)])
-    images = as_8_bit(sampled(sampler, noise, sampler.encode(prompts), s.batch_size))
+    images = as_8_bit(sampled(sampler, noise, sampler.encode(prompts), s.train_batch_size))
     return Labelled(images, [pairs[prompt] for prompt in prompts], ["clean"] * len(prompts))

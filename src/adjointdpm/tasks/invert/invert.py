@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ..._types import InputError, in_range
+from ..._types import InputError, Range, check_settings
 from ...files.atomic_write import write_file
 from ...files.html_report import ImageTable, Page
 from ...files.images import as_8_bit, output_folder, png, sheet
@@ -48,29 +48,26 @@ class InvertSettings:
     """What an inversion does.
 
     Args:
-        steps, learning_rate, batch_size: of Adam; the batch is of pairs of prompt and noise, all if None.
-        noises: noises a prompt, for training and again for each report.
-        validation_steps: how often the mean over all pairs decides which iterate is the best, where a batch is
-            not all of them: the lowest loss of a batch may be an easy batch's.
-        seed: of everything that is drawn.
-        checkpointing_steps: steps between checkpoints.
+        max_train_steps: Number of optimization steps.
+        learning_rate: Step length of the optimizer (Adam), above 0.
+        train_batch_size: Number of images that are differentiated at once; all of them if it is not given.
+        num_validation_images: Number of images for each prompt, for training and again for each report.
+        validation_steps: Number of steps between validations, which choose the best iterate where a batch does not hold
+            all images.
+        seed: Random seed.
+        checkpointing_steps: Number of steps between checkpoints; 0 saves only at the end.
     """
 
-    steps: int = 100
-    learning_rate: float = 0.02
-    batch_size: int | None = None
-    noises: int = 2
-    validation_steps: int = 10
-    seed: int = 0
-    checkpointing_steps: int = 10
+    max_train_steps: Annotated[int, Range(1)] = 100
+    learning_rate: Annotated[float, Range(0, open_low=True)] = 0.02
+    train_batch_size: Annotated[int | None, Range(1)] = None
+    num_validation_images: Annotated[int, Range(1)] = 2
+    validation_steps: Annotated[int, Range(1)] = 10
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    checkpointing_steps: Annotated[int, Range(0)] = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "noises", "validation_steps"):
-            in_range(name, getattr(self, name), 1)
-        if self.batch_size is not None:
-            in_range("batch_size", self.batch_size, 1)
-        in_range("checkpointing_steps", self.checkpointing_steps, 0)
-        in_range("learning_rate", self.learning_rate, 0, open_low=True)
+        check_settings(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,9 +198,9 @@ def invert(
     check_metric(beside(distance, grey), sampler.image_shape, 1, like)
 
     def pairs(name: str, texts: Sequence[str]) -> tuple[list[str], Tensor, Tensor]:
-        each = [text for text in texts for _ in range(settings.noises)]
+        each = [text for text in texts for _ in range(settings.num_validation_images)]
         noise = noise_of(sampler, [key(settings.seed, name, i) for i in range(len(each))])
-        batch = settings.batch_size or len(each)
+        batch = settings.train_batch_size or len(each)
         parts = [
             goal.targets(sampler, each[i : i + batch], token, noise[i : i + batch])
             for i in range(0, len(each), batch)
@@ -214,11 +211,11 @@ def invert(
     about = {"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **(config or {})}
     about.pop("checkpointing_steps")
     seen = sets[SETS[0]]
-    batch = settings.batch_size or len(seen[0])
+    batch = settings.train_batch_size or len(seen[0])
     task = Invert(sampler, learned, *seen, distance, batch)
     loop = Loop(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
+        steps=settings.max_train_steps,
+        batch_size=settings.train_batch_size,
         validation_steps=settings.validation_steps if batch < task.items else 0,
         decay="cosine",
         seed=settings.seed,
@@ -279,7 +276,7 @@ def _write(result: InvertResult, about: Mapping[str, Any], repeat: str) -> None:
     write_file(folder / "result.json", json.dumps(found, indent=1).encode())
     page = Page("adjointdpm invert: a visual effect as a word")
     page.text(
-        f"Goal: {about['goal']}. Learned in {about['steps']} steps from {len(about['prompts'])} prompts."
+        f"Goal: {about['goal']}. Learned in {about['max_train_steps']} steps from {len(about['prompts'])} prompts."
     )
     page.table(
         ["", "", "distance before", "after", "less by", "effect seen by the judge", "... in the targets"],

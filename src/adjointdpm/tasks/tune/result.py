@@ -74,7 +74,7 @@ def write_tuning(
     write_file(folder / "pictures.png", png(sheet(images, len(captions[shown]))))
     page = Page("adjointdpm tune: weights towards a metric")
     page.text(
-        f"{result.costs['weights']:,} weights, trained for {about['steps']} steps on {len(about['prompts'])} "
+        f"{result.costs['weights']:,} weights, trained for {about['max_train_steps']} steps on {len(about['prompts'])} "
         "prompts with fresh noise a step. Below are prompts and noise that were not trained on."
     )
     names = list(ways["untuned"].distances)

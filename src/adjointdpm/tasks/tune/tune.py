@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ..._types import Cond, InputError
+from ..._types import Cond, InputError, Range, check_settings
 from ...files.diffusers_files import unwrapped
 from ...files.images import output_folder
 from ...metrics import beside
@@ -46,26 +46,27 @@ class TuneSettings:
     """What a tuning does.
 
     Args:
-        steps, learning_rate, batch_size: of Adam; the batch is of prompts, all of them if None.
-        max_grad_norm: longer gradients are cut to it.
-        noises: held-out noises a held-out prompt.
-        validation_steps: how often fixed noise decides which iterate is the best.
-        seed: of everything that is drawn.
-        checkpointing_steps: steps between checkpoints.
+        max_train_steps: Number of optimization steps.
+        learning_rate: Step length of the optimizer (Adam), above 0.
+        train_batch_size: Number of prompts for each step; all of them if it is not given.
+        max_grad_norm: Norm to which longer gradients are scaled down.
+        num_validation_images: Number of images for each validation prompt.
+        validation_steps: Number of steps between validations, which choose the best iterate.
+        seed: Random seed.
+        checkpointing_steps: Number of steps between checkpoints; 0 saves only at the end.
     """
 
-    steps: int = 100
-    learning_rate: float = 1e-3
-    batch_size: int | None = None
-    max_grad_norm: float = 1.0
-    noises: int = 2
-    validation_steps: int = 10
-    seed: int = 0
-    checkpointing_steps: int = 10
+    max_train_steps: Annotated[int, Range(1)] = 100
+    learning_rate: Annotated[float, Range(0, open_low=True)] = 1e-3
+    train_batch_size: Annotated[int | None, Range(1)] = None
+    max_grad_norm: Annotated[float, Range(0, 10**9, open_low=True)] = 1.0
+    num_validation_images: Annotated[int, Range(1)] = 2
+    validation_steps: Annotated[int, Range(1)] = 10
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    checkpointing_steps: Annotated[int, Range(0)] = 10
 
     def __post_init__(self) -> None:
-        if self.noises < 1 or self.validation_steps < 1 or not self.learning_rate > 0:
-            raise InputError("noises and validation_steps must be at least 1, the learning rate above 0")
+        check_settings(self)
 
 
 @alone
@@ -136,19 +137,19 @@ def tune(
         [
             key(settings.seed, "held out", i, j)
             for i in range(len(held_out))
-            for j in range(settings.noises)
+            for j in range(settings.num_validation_images)
         ],
     )
     with torch.no_grad():
-        cond = sampler.encode([each for each in held_out for _ in range(settings.noises)])
-    batch = settings.batch_size or len(prompts)
-    exam = _Exam(sampler, noise, cond, measures, judge, truth, settings.noises, batch)
+        cond = sampler.encode([each for each in held_out for _ in range(settings.num_validation_images)])
+    batch = settings.train_batch_size or len(prompts)
+    exam = _Exam(sampler, noise, cond, measures, judge, truth, settings.num_validation_images, batch)
     ways = {"untuned": exam.taken([])}
 
     def trained(name: str, task: Task) -> list[float]:
         loop = Loop(
-            steps=settings.steps,
-            batch_size=settings.batch_size,
+            steps=settings.max_train_steps,
+            batch_size=settings.train_batch_size,
             max_grad_norm=settings.max_grad_norm,
             validation_steps=settings.validation_steps,
             decay="cosine",
@@ -176,7 +177,11 @@ def tune(
     result = TuneResult(folder, artefact, ways, costs)
     if Processes.here().first:
         write_tuning(
-            result, about, [each for each in held_out for _ in range(settings.noises)], repeat, picture
+            result,
+            about,
+            [each for each in held_out for _ in range(settings.num_validation_images)],
+            repeat,
+            picture,
         )
     return result
 
