@@ -120,7 +120,7 @@ Derivative = Callable[[Time, State], State]
 
 @dataclass(frozen=True, eq=False)
 class Cond(Mapping[str, Tensor]):
-    """What the denoiser is told besides x and t, as named tensors (batch first, or 0-dimensional).
+    """The inputs of the denoiser besides x and t, as named tensors (batch first, or 0-dimensional).
 
     For a pipeline the names are those of its own arguments: `prompt_embeds` (batch, tokens, width),
     `negative_prompt_embeds`, `guidance_scale` (a number, as a 0-dimensional tensor). A Cond is a

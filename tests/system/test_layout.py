@@ -96,4 +96,4 @@ def test_nothing_unpickles(path):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_stay_small(path):
     """A file is as long as its noun; past this length it is likely to be two."""
-    assert len(path.read_text().splitlines()) <= 450
+    assert len(path.read_text().splitlines()) <= 600

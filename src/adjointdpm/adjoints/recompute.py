@@ -6,7 +6,7 @@ Two ways, to the same gradient:
                     whatever the call depends on. It puts a Python hook on every tensor that the graph saves,
                     both times; for a small network on a CPU that is a third of the time.
     Recomputation   one autograd node a call, whose backward makes the graph, takes the products and frees it:
-                    no hooks. It knows only the tensors that it is told of, so it makes sure of them.
+                    no hooks. It knows only the tensors that are passed to it, so it checks them.
 """
 
 import math
