@@ -6,10 +6,10 @@ import torch
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import Prediction
 from adjointdpm.flow.grids import TimeGrid, even_nodes
-from tests.adjoints.test_continuous import SCHEDULES, gradient, mixture
-from tests.adjoints.test_discrete import inputs, loss_of
 from tests.conftest import unet_sampler
-from tests.solvers.test_solvers import slope
+from tests.tiny.gradients import inputs, loss_of
+from tests.tiny.mixtures import SCHEDULES, gradient, mixture
+from tests.tiny.solvers import slope
 
 COARSE = [adp.AdamsBashforth(2), adp.DPMSolverPP(2), adp.Midpoint()]
 

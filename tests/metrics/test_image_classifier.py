@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import adjointdpm as adp
+from adjointdpm import metrics as m
 from adjointdpm.metrics.image_classifier import Classifier, PlainClassifier, as_classifier
 from adjointdpm.metrics.image_processor import _pillow, probe_image, processing_of
 from adjointdpm.zoo import load_classifier
-from tests.metrics.test_metrics import m, tiny_clip
+from tests.tiny.metrics import tiny_clip
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PLAIN = {
