@@ -3,6 +3,7 @@
 import torch
 
 import adjointdpm as adp
+from adjointdpm.flow.probability_flow import ProbabilityFlow
 from adjointdpm.tasks.guide import look_ahead as trajectory
 from adjointdpm.tasks.guide.look_ahead import LookAhead, guided
 from tests.tiny.guides import GOAL, start
@@ -38,7 +39,7 @@ def test_nothing_is_detached_in_one_step_guidance(monkeypatch):
     monkeypatch.setattr(trajectory, "_moved", lambda z, gradient, length: seen.append((z, gradient)) or z)
     guided(sampler, GOAL, noise, cond, LookAhead(steps=1))
     (z, gradient), *_ = seen
-    flow = adp.flow.ProbabilityFlow(sampler.model.schedule, sampler.model.denoiser)
+    flow = ProbabilityFlow(sampler.model.schedule, sampler.model.denoiser)
     grid = adp.grids.TimeGrid.checked(sampler.model.schedule, sampler.times())
 
     def reached(z):
