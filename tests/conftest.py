@@ -1,6 +1,7 @@
 """Small real models: a conditional UNet, and a whole Stable Diffusion pipeline, built on the spot."""
 
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,56 @@ from tests.tiny.parts import clip, ddim, kl, unet2d
 torch.set_num_threads(1)
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Files whose tests together take less than two minutes on two cores, at least one of each package.
+FAST = [
+    "adjoints/test_interpolation",
+    "adjoints/test_base",
+    "analysis/test_gradients",
+    "files/test_images",
+    "flow/test_schedules",
+    "flow/test_grids",
+    "flow/test_denoisers",
+    "flow/test_probability_flow",
+    "metrics/test_base",
+    "metrics/test_check",
+    "metrics/test_classifier_losses",
+    "metrics/test_effects",
+    "metrics/test_pixels",
+    "metrics/test_preprocess",
+    "metrics/test_style_content",
+    "optimization/test_seeds",
+    "optimization/test_state",
+    "optimization/test_task",
+    "pipelines/test_call_signature",
+    "pipelines/test_checks",
+    "pipelines/test_denoiser_call",
+    "pipelines/test_execution",
+    "samplers/test_base",
+    "solvers/test_multistep",
+    "solvers/test_runge_kutta",
+    "solvers/test_step_noise",
+    "system/test_layout",
+    "tasks/test_sampling",
+    "tasks/audit/test_norm_ball",
+    "tasks/audit/test_settings",
+    "tasks/guide/test_look_ahead",
+    "tasks/tune/test_denoising_loss",
+    "zoo/test_zoo",
+    "cli/test_parse_metric",
+]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "fast: a test of the short selection, `pytest -m fast`")
+
+
+def pytest_collection_modifyitems(items):
+    folder = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(folder).with_suffix("").as_posix() in FAST:
+            item.add_marker(pytest.mark.fast)
 
 
 def scaled_linear(first: float = 0.00085, last: float = 0.012, steps: int = 1000) -> Tensor:

@@ -1,6 +1,5 @@
 """Exact adjoints equal plain autograd on a real UNet with guidance, at six coarse steps."""
 
-import functools
 import itertools
 
 import pytest
@@ -8,33 +7,13 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import Prediction
-from tests.conftest import Mixture, scaled_linear, standard_mixture, unet_sampler
-from tests.solvers.test_solvers import SOLVERS
+from tests.conftest import Mixture, standard_mixture, unet_sampler
+from tests.tiny.gradients import gradient, inputs, loss_of
+from tests.tiny.solvers import SOLVERS
 
 EXACT = [adp.Checkpointed(), adp.Checkpointed(keep=3), adp.Checkpointed(budget=400_000)]
 CASES = list(itertools.product(SOLVERS, Prediction))
 IDS = [f"{solver!r}-{prediction.name}" for solver, prediction in CASES]
-
-
-def inputs(sampler, requires_grad=True):
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(1, 2, 4, 4, dtype=torch.float64, generator=generator)
-    cond = sampler.encode("a prompt").requires_grad_(requires_grad)
-    return noise.requires_grad_(requires_grad), cond
-
-
-def loss_of(sampler, noise, cond):
-    weight = torch.linspace(-1, 1, noise.numel(), dtype=torch.float64).view_as(noise)
-    return (sampler.latents(noise, cond) * weight).sum()
-
-
-@functools.lru_cache(maxsize=2)
-def gradient(solver, prediction, adjoint, split=False):
-    """Of noise, prompt, negative prompt, guidance scale and every weight."""
-    sampler = unet_sampler(prediction, split, solver=solver, steps=6, adjoint=adjoint)
-    noise, cond = inputs(sampler)
-    leaves = [noise, *cond.values(), *sampler.parameters()]
-    return torch.autograd.grad(loss_of(sampler, noise, cond), leaves), sampler
 
 
 @pytest.mark.parametrize("adjoint", EXACT, ids=repr)
@@ -82,28 +61,6 @@ def test_split_guidance_is_the_same_gradient(adjoint):
     for g, exact in zip(found, truth, strict=True):
         torch.testing.assert_close(g, exact, rtol=1e-11, atol=1e-12 * float(exact.abs().max()))
     assert sampler.stats.nfe_backward == 12
-
-
-def test_equal_to_a_hand_written_loop():
-    """Plain autograd through DDIM as its paper writes it, sharing nothing but the UNet."""
-    found, sampler = gradient(adp.Euler(), Prediction.EPS, adp.Checkpointed())
-    noise, cond = inputs(sampler)
-    unet, bar = sampler.model.denoiser.network, scaled_linear()
-    steps = torch.linspace(999, 0, 7)
-    x = noise
-    schedule = adp.VPDiscrete(bar)
-    for t, after in itertools.pairwise(steps):
-        eps_negative, eps_prompt = (
-            unet(x, t, encoder_hidden_states=cond[name]).sample
-            for name in ("negative_prompt_embeds", "prompt_embeds")
-        )
-        eps = eps_negative + cond["guidance_scale"] * (eps_prompt - eps_negative)
-        a, a_after = (schedule.log_alpha_bar(each.double()).exp() for each in (t, after))
-        x = (a_after / a).sqrt() * (x - (1 - a).sqrt() * eps) + (1 - a_after).sqrt() * eps
-    weight = torch.linspace(-1, 1, noise.numel(), dtype=torch.float64).view_as(noise)
-    truth = torch.autograd.grad((x * weight).sum(), [noise, *cond.values(), *sampler.parameters()])
-    for g, exact in zip(found, truth, strict=True):
-        torch.testing.assert_close(g, exact, rtol=1e-9, atol=1e-12 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 6, 99])

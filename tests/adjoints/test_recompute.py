@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import adjointdpm as adp
 from adjointdpm.adjoints import recompute
 from adjointdpm.flow.denoisers import Denoiser, Prediction
-from tests.adjoints.test_discrete import inputs, loss_of
 from tests.conftest import BareModel, scaled_linear, unet_sampler
+from tests.tiny.gradients import inputs, loss_of
 
 
 class Captured(Denoiser):

@@ -8,8 +8,8 @@ import adjointdpm as adp
 from adjointdpm._types import direct
 from adjointdpm.adjoints.repetition import Checksum, Repeated, rounding
 from adjointdpm.flow.denoisers import Denoiser, Prediction
-from tests.adjoints.test_discrete import inputs, loss_of
 from tests.conftest import BareModel, scaled_linear, tiny_pipeline, unet_sampler
+from tests.tiny.gradients import inputs, loss_of
 
 RECOMPUTING = [adp.Checkpointed(), adp.Checkpointed(keep=1), adp.CoarseAdjoint(), adp.Reversible()]
 

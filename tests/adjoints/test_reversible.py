@@ -5,11 +5,10 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import GaussianMixture
-from tests.adjoints.test_continuous import gradient, mixture
-from tests.adjoints.test_discrete import inputs, loss_of
-from tests.adjoints.test_saved_bytes import peak, sampler_of
 from tests.conftest import Mixture, unet_sampler
-from tests.solvers.test_solvers import slope
+from tests.tiny.gradients import inputs, loss_of
+from tests.tiny.memory import peak, sampler_of
+from tests.tiny.mixtures import gradient, mixture
 
 INNER = [adp.Euler(), adp.Midpoint(), adp.Heun(), adp.RK4()]
 
@@ -41,22 +40,6 @@ def test_every_variable_of_a_guided_unet():
         found.append(torch.autograd.grad(loss_of(sampler, noise, cond), leaves))
     for exact, g in zip(*found, strict=True):
         torch.testing.assert_close(g, exact, rtol=1e-7, atol=1e-9 * float(exact.abs().max()))
-
-
-@pytest.mark.parametrize("inner", [adp.Midpoint(), adp.Heun()], ids=repr)
-def test_it_has_at_least_the_inner_solvers_order(inner):
-    schedule = adp.VPLinear()
-    model = Mixture(schedule, GaussianMixture(schedule, torch.tensor([[0.4, -0.2]]).double(), 0.5), (2,))
-    noise = torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    errors, steps = [], [160, 320, 640]
-    for n in steps:
-        grid = adp.grids.log_snr(schedule, n, end=0.05)
-        sampler = adp.FlowSampler(model, solver=adp.Coupled(inner), grid=grid)
-        times = sampler._time_grid
-        exact = model.denoiser.exact_flow(noise * schedule.prior_std(times[0].t), times[0], times[n])
-        with torch.no_grad():
-            errors.append(float((sampler.latents(noise, adp.Cond()) - exact).norm()))
-    assert slope(errors, steps) > inner.order - 0.2
 
 
 def test_memory_is_flat_and_no_state_is_stored():

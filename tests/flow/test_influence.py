@@ -6,9 +6,9 @@ from torch import nn
 
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import Denoiser, Prediction
-from tests.adjoints.test_discrete import inputs
 from tests.conftest import Mixture, scaled_linear, unet_sampler
 from tests.tiny.families import of
+from tests.tiny.gradients import inputs
 
 ADJOINTS = [
     adp.Backprop(),

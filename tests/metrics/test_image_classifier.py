@@ -7,46 +7,15 @@ import torch
 from torch import nn
 
 import adjointdpm as adp
+from adjointdpm import metrics as m
 from adjointdpm.metrics.image_classifier import Classifier, PlainClassifier, as_classifier
-from adjointdpm.metrics.image_processor import _pillow, probe_image, processing_of
+from adjointdpm.metrics.image_processor import _pillow, probe_image
 from adjointdpm.zoo import load_classifier
-from tests.metrics.test_metrics import m, tiny_clip
+from tests.tiny.classifiers import MEAN, PLAIN, STD, resnet
+from tests.tiny.metrics import tiny_clip
 
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-PLAIN = {
-    "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 32, "width": 32}, "resample": 2,
-    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD,
-}  # fmt: skip
 CROPPED = {**PLAIN, "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 40}, "do_center_crop": True,
            "crop_size": {"height": 32, "width": 32}, "do_convert_rgb": True}  # fmt: skip
-
-
-def resnet(channels=3, names=("cat", "dog", "car", "bus")):
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    torch.manual_seed(0)
-    return ResNetForImageClassification(
-        ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_channels=channels,
-            num_labels=len(names), id2label=dict(enumerate(names)),
-        )
-    ).eval()  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """What makes a folder of a tiny classifier with some settings, a processor, or none."""
-
-    def made(settings, **more):
-        path = tmp_path_factory.mktemp("classifier")
-        resnet(**more).save_pretrained(path)
-        if isinstance(settings, dict):
-            (path / "preprocessor_config.json").write_text(json.dumps(settings))
-        elif settings is not None:
-            settings.save_pretrained(path)
-        return path
-
-    return made
 
 
 SETTINGS = {
@@ -137,36 +106,6 @@ def test_logits_are_those_of_its_own_processor(folder, name):
         assert float((found - wanted).norm() / wanted.norm()) < 0.01
 
 
-def classes():
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-
-    kinds = [
-        IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) for kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    ]
-    return sorted({kind["pil"] for kind in kinds if isinstance(kind, dict) and kind.get("pil")})
-
-
-@pytest.mark.parametrize("name", classes())
-def test_every_processor_of_a_classifier_is_repeated_or_refused(name):
-    """With its class's defaults, on shapes that the reading was not chosen by."""
-    import transformers
-
-    try:
-        own = getattr(transformers, name)()
-    except ImportError:
-        pytest.skip("it needs another package")
-    if name.startswith(("Donut", "ImageGPT", "Siglip2")):  # thumbnails, color clusters, patches
-        with pytest.raises(adp.InputError, match=name):
-            processing_of(own, name, 3)
-        return
-    steps = processing_of(own, name, 3)
-    for shape in ((97, 64), (300, 411)):
-        image = probe_image(3, *shape).flip(-1)
-        wanted = own(_pillow(image), return_tensors="pt")["pixel_values"]
-        assert float((steps(image) - wanted).norm() / wanted.norm()) < 0.01
-
-
 def test_the_gradient_comes_back_through_the_preprocessing(folder):
     classifier = load_classifier(str(folder(CROPPED))).double()
     images = (
@@ -184,31 +123,6 @@ def test_a_saved_classifier_is_the_same_one(folder, tmp_path):
     ):
         classifier.save(tmp_path)
         torch.testing.assert_close(load_classifier(str(tmp_path))(x), classifier(x))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"do_sharpen": True}, "does do_sharpen, which has no differentiable form"),
-        ({"image_mean": [0.5, 0.5]}, "fails on an image of 3 channels"),
-        ({"size": {"height": 32}}, "image processor of .* cannot be read"),
-        ({"size": "small"}, "image processor of .* cannot be read"),
-        ({"resample": 17}, "fails on an image"),
-        ({"image_processor_type": "NoSuchProcessor"}, "cannot be read"),
-        ({"image_processor_type": "DonutImageProcessor", "do_thumbnail": True}, "do_thumbnail"),
-        ({"auto_map": {"AutoImageProcessor": "own.Own"}, "image_processor_type": "Own"}, "cannot be read"),
-        (None, "needs a preprocessor_config.json"),
-        ("{", "cannot be read as JSON"),
-        ("[]", "cannot be read"),
-    ],
-)
-def test_settings_that_are_not_understood_are_refused(folder, change, message):
-    path = folder(None if change is None else {**PLAIN, **change} if isinstance(change, dict) else PLAIN)
-    if isinstance(change, str):
-        (path / "preprocessor_config.json").write_text(change)
-    with pytest.raises(adp.InputError, match=message) as caught:
-        load_classifier(str(path))
-    assert "\n" not in str(caught.value)
 
 
 def broken(path, what):

@@ -1,5 +1,6 @@
 """Functions by name: a module in the current folder is found; one that fails, exits or waits is one line."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm import metrics as m
 from adjointdpm.metrics import user_function
 from adjointdpm.metrics.check import check_metric
 from adjointdpm.metrics.standard_input import closed_stdin
@@ -96,3 +98,13 @@ def test_the_input_is_given_back():
     with pytest.raises(KeyError), closed_stdin():
         raise KeyError
     assert sys.stdin is kept
+
+
+def test_unknown_names():
+    with pytest.raises(adp.InputError, match="no effect 'glow'"):
+        m.effect("glow")
+    with pytest.raises(adp.InputError, match="no function 'nothing'"):
+        m.user_function("math:nothing")
+    with pytest.raises(adp.InputError, match="cannot import"):
+        m.user_function("no_such_module_of_yours:f")
+    assert m.user_function("math:sqrt") is math.sqrt

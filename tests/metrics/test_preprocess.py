@@ -7,8 +7,10 @@ from PIL import Image
 from torch.autograd import gradcheck
 
 import adjointdpm as adp
+from adjointdpm import metrics as m
 from adjointdpm.metrics.preprocess import CenterCrop, Pad, Preprocess, Resize, Steps
 from adjointdpm.zoo import load_classifier
+from tests.tiny.metrics import pictures
 
 SHAPES = [
     ((64, 64), (32, 48)), ((37, 61), (90, 101)), ((64, 64), (64, 20)), ((50, 33), (7, 130)), ((5, 9), (9, 5)),
@@ -77,3 +79,14 @@ def test_steps_are_taken_in_their_order():
 def test_bundled_classifiers_are_what_they_were(name):
     classifier, x = load_classifier(f"emoji/{name}"), 1.4 * torch.rand(2, 3, 64, 64) - 0.2
     assert torch.equal(classifier(x), classifier.model((x - 0.5) / 0.5).logits)
+
+
+def test_preprocessing_keeps_every_pixels_gradient():
+    """No clamp, no random crop: two calls see the same picture, and each pixel counts in both."""
+    images = (3 * pictures(side=16) - 1).requires_grad_()
+    process = m.Preprocess(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert torch.equal(process(images), process(images))
+    # Resizing with antialiasing keeps the mean, so the gradient of it is even.
+    (gradient,) = torch.autograd.grad(process(images).mean(), images)
+    assert float(gradient.min()) > 0
+    assert gradcheck(process, images, fast_mode=True)

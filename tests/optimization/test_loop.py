@@ -16,7 +16,7 @@ import adjointdpm as adp
 from adjointdpm.files import atomic_write, checkpoint
 from adjointdpm.files.checkpoint import load_checkpoint
 from adjointdpm.optimization import gradient_step, loop, seeds, state
-from adjointdpm.optimization.seeds import epoch_batch, key
+from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import (
     AuditSettings,
     InterruptedRunError,
@@ -29,6 +29,7 @@ from adjointdpm.tasks import (
 from adjointdpm.tasks.harden.dataset import clean_images
 from tests import ROOT
 from tests.tiny import two_tasks
+from tests.tiny.loops import sgd
 from tests.tiny.tasks import Points, Shift, adam, digest, mixture_sampler, run
 
 
@@ -46,10 +47,6 @@ class Parabola(Task):
         spoilt = self.fail(step)
         value = (self.variables["v"] - 1) ** 2
         return Losses(value * float("nan") if spoilt else value)
-
-
-def sgd(rate):
-    return lambda leaves: torch.optim.SGD(leaves, lr=rate)
 
 
 class Killed(BaseException):
@@ -97,24 +94,6 @@ def test_twenty_kills_leave_the_same_bits(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == digest(run(None))
-
-
-def test_the_gradient_does_not_depend_on_its_parts():
-    one, parts = run(None, Shift), run(None, Shift, accumulation=4)
-    assert float((one.best["shift"] - parts.best["shift"]).abs().max()) < 1e-12
-    assert one.losses == pytest.approx(parts.losses, rel=1e-12)
-
-
-def test_the_step_is_the_optimizers_on_the_mean_over_the_batch():
-    task = Shift()
-    run_ = optimize(task, sgd(0.05), Loop(steps=1, validation_steps=1, quiet=True))
-    other = Shift()
-    other.variables["shift"].requires_grad_()
-    mean = other.losses(0, list(range(6))).values.mean()
-    (gradient,) = torch.autograd.grad(mean, other.variables["shift"])
-    assert run_.losses[0] == pytest.approx(float(mean.detach()), rel=1e-12)
-    moved = task.variables["shift"].detach()
-    assert float((moved + 0.05 * gradient).abs().max()) < 1e-12
 
 
 def test_the_best_iterate_is_kept_not_the_last():
@@ -217,50 +196,6 @@ def test_a_metric_that_fails_keeps_the_best_and_names_it(tmp_path, fail, word):
 def test_a_metric_that_fails_at_once_is_just_its_error():
     with pytest.raises(adp.NonFiniteError):
         optimize(Parabola(lambda step: True), sgd(0.1), Loop(steps=2, quiet=True))
-
-
-def test_a_checkpoint_of_another_config_is_refused(tmp_path):
-    run(tmp_path, steps=2)
-    with pytest.raises(adp.InputError, match="task = 'Points', but this run has 'Shift'"):
-        run(tmp_path, Shift)
-    with pytest.raises(adp.InputError, match=r"radius = None, but this run has 0\.1"):
-        run(tmp_path, config={"task": "Points", "radius": 0.1})
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        ({"seed": 1}, "seed = 0, but this run has 1"),
-        ({"batch_size": 3}, "batch_size = 4, but this run has 3"),
-        ({"decay": "linear"}, "decay = 'cosine', but this run has 'linear'"),
-        (
-            {"steps": 1},
-            r"is of 2 steps, more than the 1 of this run.*--max_train_steps \(steps\) of at least 2",
-        ),
-    ],
-)
-def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path, more, words):
-    run(tmp_path, steps=2)
-    before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(adp.InputError, match=words):
-        run(tmp_path, **{"steps": 2} | more)
-    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-
-
-def test_a_checkpoint_of_another_optimizer_items_or_dtype_is_refused_by_name(tmp_path):
-    loop = Loop(steps=2, folder=tmp_path, resume=True, quiet=True)
-    optimize(Points(), adam, loop)
-    with pytest.raises(adp.InputError, match="optimizer = 'Adam', but this run has 'SGD'"):
-        optimize(Points(), sgd(0.1), loop)
-    with pytest.raises(adp.InputError, match="items = 5, but this run has 4"):
-        optimize(Points(4), adam, loop)
-    other = Points()
-    other.variables = {"noise": other.variables["noise"].float()}
-    with pytest.raises(adp.InputError, match=r"'noise' is float64 of shape .* but this run's is float32"):
-        optimize(other, adam, loop)
-    other.variables = {"moved": other.centre.clone()}
-    with pytest.raises(adp.InputError, match="'moved' is missing, but this run's is float64"):
-        optimize(other, adam, loop)
 
 
 @pytest.mark.parametrize("first", [1, 6, 7])
@@ -388,13 +323,6 @@ def test_settings_of_the_optimizer_are_checked_before_the_work(optimizer, words)
     with pytest.raises(adp.InputError, match=words):
         optimize(task, optimizer, Loop(steps=1, quiet=True))
     assert not task.steps
-
-
-def test_an_epoch_shows_each_item_once():
-    for epoch in range(3):
-        seen = [i for step in range(3) for i in epoch_batch(7, 3, 3 * epoch + step, seed=4)]
-        assert sorted(seen) == list(range(7))
-    assert epoch_batch(7, 3, 0, 4) != epoch_batch(7, 3, 3, 4)
 
 
 def test_the_loop_takes_no_draw_from_outside():

@@ -1,6 +1,5 @@
 """What would lose or falsify a gradient is refused, each time with what to do instead."""
 
-import inspect
 import warnings
 
 import diffusers
@@ -8,32 +7,10 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm._types import Stats
 from adjointdpm.pipelines.checks import UnusedRowsWarning, WeightsWarning
-from adjointdpm.pipelines.denoiser_call import Replay
+from tests.tiny.calls import Undecorated, arguments, as_class, image, small
 from tests.tiny.families import of
-from tests.tiny.pipelines import CASES, draw, embeds, first, sd, sd_vae, text_unet
-
-
-def small(**parts):
-    pipe = sd(diffusers.StableDiffusionPipeline, unet=text_unet(block_out_channels=(8, 16)), **parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def arguments(**changes):
-    return {
-        **embeds(),
-        "latents": draw(1, 4, 8, 8),
-        "num_inference_steps": 2,
-        "output_type": "pt",
-        **changes,
-    }
-
-
-def image(pipe, adjoint=None, **changes):
-    with adp.differentiable(pipe, adjoint) as call:
-        return first(call(**arguments(**changes)))
+from tests.tiny.pipelines import CASES, draw, embeds, first, sd_vae
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
@@ -141,12 +118,6 @@ def test_nan_names_its_step():
         image(pipe)
 
 
-class Undecorated(diffusers.StableDiffusionPipeline):
-    """What people do by hand: the class without its no_grad."""
-
-    __call__ = inspect.unwrap(diffusers.StableDiffusionPipeline.__call__)
-
-
 class Detaching(Undecorated):
     """Cuts the graph on the way: the early steps' share of a gradient would be missing."""
 
@@ -157,24 +128,6 @@ class Detaching(Undecorated):
         return super().__call__(**given, callback_on_step_end=cut)
 
 
-class Quiet(Undecorated):
-    """Switches gradients off in its body, where no decorator is."""
-
-    def __call__(self, **given):
-        with torch.no_grad():
-            return super().__call__(**given)
-
-
-def as_class(kind):
-    pipe = small()
-    pipe.__class__ = kind
-    return pipe
-
-
-def test_already_undecorated():
-    assert torch.equal(image(as_class(Undecorated)), image(small()))
-
-
 def test_a_pipeline_that_cuts_its_graph():
     with pytest.raises(adp.InputError, match="latents"):
         image(as_class(Detaching))
@@ -182,23 +135,9 @@ def test_a_pipeline_that_cuts_its_graph():
         image(as_class(Detaching), latents=draw(1, 4, 8, 8, wanted=False))
 
 
-def test_a_pipeline_that_switches_gradients_off():
-    with pytest.raises(adp.InputError, match="its own code"):
-        image(as_class(Quiet))
-
-
 def test_an_argument_that_is_not_used():
     with pytest.raises(adp.InputError, match="negative_prompt_embeds"):
         image(small(), guidance_scale=1.0)
-
-
-def test_writing_into_what_the_denoiser_was_given():
-    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    call = Replay("unet", layer, (x,), {}, [], None, [], Stats())
-    assert torch.equal(call(*call.tensors), layer(x))
-    x.add_(1.0)
-    with pytest.raises(adp.AdjointDPMError, match="written into"):
-        call(*call.tensors)
 
 
 def test_attention_processors_swapped_back_after_the_call():
@@ -221,27 +160,6 @@ def test_attention_processors_swapped_back_after_the_call():
     assert attentions
     assert torch.equal(run(adp.Checkpointed()), run(adp.Backprop()))
     assert pipe.unet.attn_processors == plain
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"colour": 1}, "takes no colour; it takes prompt, height"),
-        ({"latents": draw(2, 4, 8, 8)}, "prompt_embeds for 1, .*latents for 2"),
-        ({"num_images_per_prompt": 2}, r"latents for 1 \(num_images_per_prompt=2\)"),
-        ({"generator": [torch.Generator(), torch.Generator()]}, "generator for 2"),
-        ({"prompt_embeds": draw(2, 5, 8)}, "prompt_embeds for 2, negative_prompt_embeds for 1"),
-        ({"prompt": "a cat"}, r"refuses its arguments: Cannot forward both `prompt`"),
-        (
-            {"prompt_embeds": draw(1, 5, 9), "negative_prompt_embeds": draw(1, 5, 9)},
-            r"shapes do not fit .*prompt_embeds \(1, 5, 9\)",
-        ),
-    ],
-    ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
-)
-def test_arguments_that_do_not_fit(changes, message):
-    with pytest.raises(adp.InputError, match=message):
-        image(small(), **changes)
 
 
 def rows_of(way, rows, mask=None, length=4):

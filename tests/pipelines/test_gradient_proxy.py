@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from tests.pipelines.test_checks import arguments, image, small
+from tests.tiny.calls import arguments, image, small
 from tests.tiny.pipelines import first, vp
 
 

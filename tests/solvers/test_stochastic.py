@@ -5,10 +5,10 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import GaussianMixture
-from tests.adjoints.test_continuous import gradient, mixture
-from tests.adjoints.test_discrete import inputs, loss_of
 from tests.conftest import Mixture, scaled_linear, unet_sampler
-from tests.solvers.test_solvers import slope
+from tests.tiny.gradients import inputs, loss_of
+from tests.tiny.mixtures import gradient, mixture
+from tests.tiny.solvers import slope
 
 STD = 0.5
 STOCHASTIC = [adp.EulerMaruyama(), adp.Ancestral(), adp.Ancestral(0.5), adp.SDEDPMSolverPP(2)]
@@ -55,17 +55,6 @@ def test_order_one_is_ddpm_and_no_noise_is_ddim():
         torch.testing.assert_close(ends[0], ends[1], rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(ends[2], ends[3], rtol=1e-10, atol=1e-12)
         assert float((ends[0] - ends[2]).abs().max()) > 1e-3
-
-
-def test_noise_is_a_function_of_seed_and_interval():
-    like = torch.zeros(3, 2)
-    a, b = (torch.tensor(v, dtype=torch.float64) for v in (2.0, 1.0))
-    assert torch.equal(adp.StepNoise(1).normal(a, b, like), adp.StepNoise(1).normal(a, b, like))
-    assert not torch.equal(adp.StepNoise(1).normal(a, b, like), adp.StepNoise(2).normal(a, b, like))
-    assert not torch.equal(adp.StepNoise(1).normal(a, b, like), adp.StepNoise(1).normal(b, a, like))
-    many = torch.cat([adp.StepNoise(s).normal(a, b, torch.zeros(1000)) for s in range(20)])
-    assert abs(float(many.mean())) < 0.03
-    assert float(many.std()) == pytest.approx(1, abs=0.02)
 
 
 def test_the_same_step_as_diffusers_own():

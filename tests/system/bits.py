@@ -21,11 +21,11 @@ from tqdm import tqdm
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import Prediction
 from adjointdpm.pipelines.checks import tensors_of
-from tests.adjoints.test_discrete import inputs, loss_of
 from tests.conftest import unet_sampler
-from tests.solvers.test_solvers import SOLVERS
 from tests.tiny.families import FAMILIES
+from tests.tiny.gradients import inputs, loss_of
 from tests.tiny.pipelines import CASES, first, weights
+from tests.tiny.solvers import SOLVERS
 
 ADJOINTS = {
     "backprop": adp.Backprop(),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from tests.adjoints.test_saved_bytes import sampler_of
 from tests.tiny.families import of
+from tests.tiny.memory import sampler_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 

@@ -2,11 +2,13 @@
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
 from tests import PACKAGE
 
+TESTS = Path(__file__).parents[1]
 FILES = sorted(PACKAGE.rglob("*.py"))
 # The order of packages, as CONTRIBUTING.md's map has it: one row a package.
 PACKAGES = re.findall(
@@ -97,3 +99,23 @@ def test_nothing_unpickles(path):
 def test_files_stay_small(path):
     """A file is as long as its noun; past this length it is likely to be two."""
     assert len(path.read_text().splitlines()) <= 600
+
+
+@pytest.mark.xfail(strict=True, reason="some modules still have none")
+def test_every_module_has_a_test_file_of_its_own_name():
+    """The command line is exempt for the moment."""
+    missing = []
+    for path in FILES:
+        place = path.relative_to(PACKAGE)
+        if path.name not in ("__init__.py", "__main__.py") and place.parts[0] != "cli":
+            test = TESTS / place.parent / f"test_{path.name}"
+            if not test.exists():
+                missing.append(str(test.relative_to(TESTS)))
+    assert not missing
+
+
+@pytest.mark.xfail(strict=False, reason="these words are being removed")
+def test_words_that_say_too_little_do_not_occur():
+    words = r"twin|ledger|witness|stranger|wants a gradient|misread|still shown"
+    found = {name_of(path): set(re.findall(words, path.read_text())) for path in FILES}
+    assert not {name: each for name, each in found.items() if each}

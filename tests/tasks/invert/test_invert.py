@@ -9,28 +9,16 @@ import adjointdpm as adp
 from adjointdpm.files.checkpoint import load_checkpoint
 from adjointdpm.metrics import effect
 from adjointdpm.tasks.invert.invert import InvertSettings, invert
-from adjointdpm.tasks.invert.learned_token import EffectGoal, PromptGoal, PromptRows, TokenVectors, worded
+from adjointdpm.tasks.invert.learned_token import EffectGoal, PromptGoal, PromptRows, TokenVectors
 from tests.tiny.families import FAMILIES
+from tests.tiny.inversions import sampler
 
 PROMPTS, HELD_OUT = ["a <new> cat", "a <new> dog"], ["a <new> pear"]
 SETTINGS = InvertSettings(max_train_steps=4, learning_rate=0.05, num_validation_images=1)
 
 
-def sampler(pipe=None):
-    family = next(each for each in FAMILIES if each.name == "sd")
-    return family.sampler(pipe or family.make(), steps=2, guidance_scale=3.0)
-
-
 def make():
     return next(each for each in FAMILIES if each.name == "sd").make()
-
-
-def test_words_and_articles():
-    assert worded("a <new> red apple on a <new>x", "<new>", "") == "a red apple on a <new>x"
-    assert worded("an <new> cat", "<new>", "") == "a cat"
-    assert worded("a <new> cat", "<new>", "inverted") == "an inverted cat"
-    with pytest.raises(adp.InputError, match="must hold the token"):
-        worded("a cat", "<new>", "")
 
 
 def test_a_word_that_starts_at_the_answer_stays_there(tmp_path):
@@ -103,33 +91,6 @@ def test_the_learned_token_is_the_same_elsewhere(tmp_path):
         noise = ours.noise(1, 5)
         expected = ours(noise, learned.encode(["a <new> pear"]))
         assert torch.equal(again(noise, again.encode(["a <new> pear"])), expected)
-
-
-def test_rows_of_the_prompt_are_those_of_the_word():
-    ours = sampler()
-    learned = PromptRows(ours, "<new>", "red")
-    with torch.no_grad():
-        learned.row.fill_(7.0)
-    embeds = learned.encode(["a <new> on red", "on a <new> dog"])["prompt_embeds"]
-    plain = ours.encode(["a red on red", "on a red dog"])["prompt_embeds"]
-    assert (embeds == 7.0).all(2).nonzero().tolist() == [
-        [0, learned.places(["a <new> cat"], "<new>")[0]],
-        [1, 3],
-    ]
-    changed = (embeds != plain).any(2)
-    assert int(changed.sum()) == 2
-
-
-def test_a_row_that_is_the_answer_gives_the_answers_prompt():
-    ours = sampler()
-    learned, goal = PromptRows(ours, "<new>", "cat"), ours.encode(["a red cat"])["prompt_embeds"]
-    with torch.no_grad():
-        learned.row.copy_(goal[0, learned.places(["a <new> cat"], "<new>")[0]])
-        embeds = learned.encode(["a <new> cat"])["prompt_embeds"]
-    same = (embeds == goal).all(2)[0]
-    assert bool(
-        same[: learned.places(["a <new> cat"], "<new>")[0] + 1].all()
-    )  # later words saw another one
 
 
 def test_effects_are_of_the_picture_without_the_word():

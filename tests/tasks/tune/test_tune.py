@@ -7,29 +7,11 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.flow.denoisers import Prediction
 from adjointdpm.metrics import Chroma, Content, Style
 from adjointdpm.tasks.sampling import network_of
-from adjointdpm.tasks.tune.denoising_loss import Denoise
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune import TuneSettings, tune
-from adjointdpm.tasks.tune.tune_to_metric import TuneToMetric, untuned
-from tests.tiny.families import FAMILIES
-
-
-def family(name="sd"):
-    return next(each for each in FAMILIES if each.name == name)
-
-
-def sampler(pipe=None, **settings):
-    return family().sampler(pipe or family().make(), **{"steps": 2, "guidance_scale": 3.0} | settings)
-
-
-def colours(images):
-    return [images]
-
-
-PROMPTS, HELD_OUT = ["a cat", "a dog"], ["a pear"]
+from tests.tiny.tunes import HELD_OUT, PROMPTS, colours, family, sampler
 
 
 def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_picture_elsewhere(tmp_path):
@@ -52,68 +34,6 @@ def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_picture_elsewhere(tmp
     read = json.loads((tmp_path / "result.json").read_text())
     assert read["ways"]["metric"]["distances"]["metric"] == found.ways["metric"].distances["metric"]
     assert "http" not in (tmp_path / "index.html").read_text()
-
-
-def test_what_is_kept_is_the_untuned_models_picture_of_the_same_noise(tmp_path):
-    ours = sampler()
-    leaves = Subset(("*.to_k.weight",)).attach(network_of(ours), 0)
-    task = TuneToMetric(ours, Content(colours), PROMPTS, leaves, seed=4)
-    assert task.losses(0, [0, 1]).values.tolist() == [0.0, 0.0]  # nothing has changed yet
-    with torch.no_grad():
-        for leaf in leaves.values():
-            leaf.add_(0.3 * torch.randn_like(leaf))
-    moved = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-    away = task.losses(0, [0, 1]).values.detach()
-    assert bool((away > 0).all())
-    assert all(torch.equal(leaf, moved[name]) for name, leaf in leaves.items())
-    # Fresh noise each step, the same for the same step, item by item.
-    assert not torch.equal(task.losses(1, [0, 1]).values.detach(), away)
-    assert float((task.losses(0, [1]).values.detach() - away[1:]).abs()) < 1e-3 * float(away[1])
-
-
-def test_weights_come_back_after_an_error():
-    ours = sampler()
-    leaves = Subset(("*.to_k.weight",)).attach(network_of(ours), 0)
-    start = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-
-    def fail():
-        with untuned(leaves, start):
-            assert all(not leaf.any() for leaf in leaves.values())
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert all(torch.equal(leaf, before[name]) for name, leaf in leaves.items())
-
-
-def test_the_denoising_loss_is_the_textbooks():
-    """Zero for a network that knows the answer, and the mean square of the error otherwise."""
-    ours = sampler()
-    model = ours.model
-    picture = torch.rand(ours.image_shape)
-    task = Denoise(ours, picture, "a cat", {}, items=3, seed=1)
-    seen = []
-
-    class Known(torch.nn.Module):
-        prediction = Prediction.EPS
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(()))
-
-        def forward(self, x, t, cond):
-            (time,) = model.schedule.at(t.reshape(1))
-            assert "negative_prompt_embeds" not in cond
-            seen.append(float(t))
-            return (x - time.alpha * task.x0) / time.sigma + 0.5
-
-    model.denoiser = Known()
-    values = task.losses(0, [0, 1, 2]).values
-    assert values.tolist() == pytest.approx([0.25] * 3, rel=1e-2)
-    assert len(set(seen)) == 3
-    Known.prediction = Prediction.X0
-    assert float(task.losses(0, [0]).values) > 0.3
 
 
 def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
@@ -144,14 +64,6 @@ def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
     other = TuneSettings(max_train_steps=4, num_validation_images=1)
     with pytest.raises(adp.InputError, match="was made with"):
         tune(sampler(), metric, PROMPTS, HELD_OUT, output=tmp_path, settings=other, quiet=True, resume=True)
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"), [(Subset(("*.nothing",)), "no weight"), (Lora(modules=("nothing",)), "no LoRA")]
-)
-def test_weights_that_are_not_there(tmp_path, weights, message):
-    with pytest.raises(adp.InputError, match=message):
-        tune(sampler(), Chroma(), PROMPTS, HELD_OUT, output=tmp_path, weights=weights, quiet=True)
 
 
 def test_a_metric_without_a_gradient_is_refused_before_the_work(tmp_path):

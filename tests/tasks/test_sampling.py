@@ -1,0 +1,20 @@
+"""Sampling in parts gives the images of the whole, and saved images are those of their files."""
+
+import torch
+
+from adjointdpm.tasks.sampling import noise_of, on_file, sampled, saved
+from tests.tiny.tasks import mixture_sampler
+
+
+def test_parts_of_a_batch_are_the_whole():
+    sampler = mixture_sampler()
+    noise, cond = noise_of(sampler, [4, 5, 6]), sampler.encode(["x"] * 3)
+    with torch.no_grad():
+        torch.testing.assert_close(sampled(sampler, noise, cond, 2), sampler(noise, cond))
+    assert torch.equal(noise_of(sampler, [5])[0], noise[1])
+
+
+def test_saved_images_are_those_of_their_files():
+    images = 1.4 * torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) - 0.2
+    torch.testing.assert_close(saved(images), on_file(images), rtol=0, atol=1e-7)
+    assert float((saved(images) - images.clamp(0, 1)).abs().max()) <= 0.5 / 255 + 1e-6

@@ -1,0 +1,43 @@
+"""Tuning for a metric leaves the untuned model as it was."""
+
+import pytest
+import torch
+
+from adjointdpm.metrics import Content
+from adjointdpm.tasks.sampling import network_of
+from adjointdpm.tasks.tune.trainable_weights import Subset
+from adjointdpm.tasks.tune.tune_to_metric import TuneToMetric, untuned
+from tests.tiny.tunes import PROMPTS, colours, sampler
+
+
+def test_what_is_kept_is_the_untuned_models_picture_of_the_same_noise(tmp_path):
+    ours = sampler()
+    leaves = Subset(("*.to_k.weight",)).attach(network_of(ours), 0)
+    task = TuneToMetric(ours, Content(colours), PROMPTS, leaves, seed=4)
+    assert task.losses(0, [0, 1]).values.tolist() == [0.0, 0.0]  # nothing has changed yet
+    with torch.no_grad():
+        for leaf in leaves.values():
+            leaf.add_(0.3 * torch.randn_like(leaf))
+    moved = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    away = task.losses(0, [0, 1]).values.detach()
+    assert bool((away > 0).all())
+    assert all(torch.equal(leaf, moved[name]) for name, leaf in leaves.items())
+    # Fresh noise each step, the same for the same step, item by item.
+    assert not torch.equal(task.losses(1, [0, 1]).values.detach(), away)
+    assert float((task.losses(0, [1]).values.detach() - away[1:]).abs()) < 1e-3 * float(away[1])
+
+
+def test_weights_come_back_after_an_error():
+    ours = sampler()
+    leaves = Subset(("*.to_k.weight",)).attach(network_of(ours), 0)
+    start = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+
+    def fail():
+        with untuned(leaves, start):
+            assert all(not leaf.any() for leaf in leaves.values())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert all(torch.equal(leaf, before[name]) for name, leaf in leaves.items())
