@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import adjointdpm as adp
 from adjointdpm.files.images import png
+from adjointdpm.optimization import seeds
 from tests.tiny.families import of
 
 SMALL = [
@@ -114,7 +115,7 @@ def test_tune_ends_in_a_lora_and_guide_in_noise_on_its_sphere(tmp_path):
     weights = load_file(one / "pytorch_lora_weights.safetensors")
     assert any(bool(each.any()) for name, each in weights.items() if "lora_B" in name)
     noise, about = adp.load_noise(two / "noise.safetensors")
-    start = adp.load_bundled("emoji").noise(1, adp.optimization.seeds.key(0, "guide", 0))
+    start = adp.load_bundled("emoji").noise(1, seeds.key(0, "guide", 0))
     assert about["scheduler"] == "DPMSolverPP"
     events = EventAccumulator(str(two / "tensorboard"))
     events.Reload()
