@@ -198,7 +198,10 @@ def test_what_the_judge_cannot_say_is_an_error_before_the_work(tmp_path):
 def test_dropped_prompts_are_named_everywhere(tmp_path):
     with pytest.warns(UserWarning, match="6 of 8 starts are dropped") as caught:
         found = audited(
-            tmp_path, classifier(Constant()), judge=None, settings=settings(controls=False, max_train_steps=1)
+            tmp_path,
+            classifier(Constant()),
+            judge=None,
+            settings=settings(controls=False, max_train_steps=1),
         )
     assert [(each.label, each.starts, each.why) for each in found.dropped] == [
         (label, 2, "read as north east") for label in LABELS[1:]

@@ -17,7 +17,11 @@ from tests.tiny.tasks import mixture_sampler
 
 
 def test_a_module_of_ones_own_is_hardened_and_saved(tmp_path):
-    model, sampler, given = Plain(), mixture_sampler(4), settings(controls=False, max_train_steps=4, ball=Ball(1.0))
+    model, sampler, given = (
+        Plain(),
+        mixture_sampler(4),
+        settings(controls=False, max_train_steps=4, ball=Ball(1.0)),
+    )
     found = adp.tasks.audit(
         sampler, model, LABELS, ["0", "1", "2", "3"], output=tmp_path, settings=given, quiet=True
     )
