@@ -1,7 +1,7 @@
-"""The audit's protocol on the bundled model: how often can a classifier be misled, and is the thing still shown?
+"""The audit's protocol on the bundled model: how often can a classifier be misled, and is its label preserved?
 
 For each concept and seed: a start that the audited classifier reads right; its noise moved in an L2 ball of 10 %
-of its norm (and of other radii, for the curve); scored on the saved 8-bit pictures; beside it random noise and
+of its norm (and of other radii, for the curve); scored on the saved 8-bit images; beside it random noise and
 SPSA with as many denoiser calls; transfer to other classifiers. Intervals are Wilson's, 95 %. `--harden` is the number
 of steps of each fine-tuning (0 for none), `--rounds` how often it and a new attack take turns.
 
@@ -33,9 +33,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--radii", type=float, nargs="*", default=[0.05, 0.2])
     parser.add_argument("--harden_rate", type=float, default=5e-4, help="learning rate of each fine-tuning")
     parser.add_argument(
-        "--harden_variants", type=int, default=3, help="steps to each picture's worst variant"
+        "--harden_variants", type=int, default=3, help="steps to each image's worst variant"
     )
-    parser.add_argument("--harden_clean", type=int, default=48, help="clean pictures a prompt")
+    parser.add_argument("--harden_clean", type=int, default=48, help="clean images a prompt")
     parser.add_argument("--rounds_radius", type=float, default=0.15, help="of the rounds' attacks")
     parser.add_argument("--rounds_steps", type=int, default=8)
     parser.add_argument("--rounds_starts", type=int, default=1)
@@ -97,7 +97,7 @@ def main() -> None:
     print(f"starts read right: {len(found.labels)} of {found.tried} made; costs: {found.costs}")
     named = {"before": found.before, **{f"radius {r:g}": each for r, each in found.curve.items()}}
     for name, each in {**named, **found.controls}.items():
-        print(f"{name:14} misread {each.success}; still shown {each.kept}")
+        print(f"{name:14} misclassified {each.success}; label preserved {each.kept}")
     for name, (hits, of) in found.transfer.items():
         print(f"transfer to {name}: {hits} of {of}")
     record = found.as_dict()
@@ -131,9 +131,9 @@ def main() -> None:
             resume=options.resume,
         )
         write_record(options.record, "audit.py", sys.argv[1:], audit=record, hardening=hard.as_dict())
-        print(f"hardening: misread {hard.before} -> {hard.after}")
-        print(f"misread and still shown {hard.kept_before} -> {hard.kept_after}")
-        print(f"clean pictures read right {hard.clean_before} -> {hard.clean_after}")
+        print(f"hardening: misclassified {hard.before} -> {hard.after}")
+        print(f"misclassified, label preserved {hard.kept_before} -> {hard.kept_after}")
+        print(f"clean images read right {hard.clean_before} -> {hard.clean_after}")
         print(f"those of concepts that were not audited {hard.others_before} -> {hard.others_after}")
 
 

@@ -3,7 +3,7 @@
     python benchmarks/invert.py --record docs/invert.json
 
 Aims, for at least 4 of 6 effects, on unseen noise and unseen concepts: distance to the target less by 50 %, and the
-style judge sees the effect in 80 %. `--target effect` learns the effect from changed pictures instead of from the
+style judge sees the effect in 80 %. `--target effect` learns the effect from changed images instead of from the
 model's own word.
 """
 

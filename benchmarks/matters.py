@@ -7,7 +7,7 @@
     half      CoarseAdjoint(steps=N/2)                                 1.5 N forward, N/2 backward
 
 so that the last one takes one and a half times as many steps of the optimization. Success of an audit is read from
-the saved 8-bit pictures (Wilson's 95 % interval over all starts of all seeds); a metric's interval is over pictures, by
+the saved 8-bit images (Wilson's 95 % interval over all starts of all seeds); a metric's interval is over images, by
 the normal approximation.
 """
 
@@ -78,7 +78,7 @@ def audited(sampler: adp.FlowSampler, steps: int, seed: int, options: argparse.N
 
 
 def guided(sampler: adp.FlowSampler, metric: Any, steps: int, seed: int, starts: int) -> Tensor:
-    """The metric of each picture after so many steps on its noise."""
+    """The metric of each image after so many steps on its noise."""
     noise = noise_of(sampler, [key(seed, "matters", i) for i in range(starts)])
     cond = sampler.encode([f"{phrase} on a blue background" for _, phrase in spread(starts)])
     originals = sampled(sampler, noise, cond, starts)
@@ -117,8 +117,14 @@ def main(argv: list[str]) -> None:
         fooled = torch.cat([each.after.fooled for each in found])
         shown = torch.cat([each.after.fooled & each.after.shows for each in found])
         row: dict[str, Any] = {"gradient": name, "steps": steps[name], "calls_a_step": spent[name]}
-        row |= {"misread": Rate.of_mask(fooled).as_dict(), "still shown": Rate.of_mask(shown).as_dict()}
-        print(f"{name:6} misread {Rate.of_mask(fooled)}; and still shown {Rate.of_mask(shown)}", flush=True)
+        row |= {
+            "misclassified": Rate.of_mask(fooled).as_dict(),
+            "label preserved": Rate.of_mask(shown).as_dict(),
+        }
+        print(
+            f"{name:6} misclassified {Rate.of_mask(fooled)}; label preserved {Rate.of_mask(shown)}",
+            flush=True,
+        )
         for metric, each in metrics.items():
             values = torch.cat(
                 [guided(sampler, each, steps[name], seed, options.starts) for seed in options.seeds]

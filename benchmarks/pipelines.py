@@ -21,7 +21,7 @@ import adjointdpm as adp
 
 
 def by_hand(pipe: Any, **arguments: Any) -> Tensor:
-    """A pipeline's picture with each UNet call checkpointed, as one would write it."""
+    """A pipeline's image with each UNet call checkpointed, as one would write it."""
     forward = pipe.unet.forward
     pipe.unet.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
     pipe.vae.enable_gradient_checkpointing()

@@ -8,7 +8,7 @@ For each number of steps: bytes saved for the backward pass, the peak (on a CPU 
 following every storage, weights left out; on a GPU the device's own, weights included), denoiser calls and seconds,
 of one gradient of noise, prompt and a LoRA of rank 4 through guidance, sampler and decoder; with and without the
 planner.
-Random weights make no pictures, but the work and the memory are those of the real ones.
+Random weights make no images, but the work and the memory are those of the real ones.
 """
 
 import argparse

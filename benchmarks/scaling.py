@@ -1,4 +1,4 @@
-"""How seconds and bytes grow with the work: steps, pictures at once, resolution; with fitted exponents.
+"""How seconds and bytes grow with the work: steps, images at once, resolution; with fitted exponents.
 
     python benchmarks/scaling.py [--repeats 5] [--output docs/scaling.json] [--plot docs/scaling.png]
 

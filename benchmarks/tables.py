@@ -165,7 +165,15 @@ def real_size(record: Record) -> str:
 
 def matters(record: Record) -> str:
     """Whether a cheaper gradient does."""
-    head = ["gradient", "steps", "calls a step", "misread", "and still shown", "background colour", "sepia"]
+    head = [
+        "gradient",
+        "steps",
+        "calls a step",
+        "misclassified",
+        "label preserved",
+        "background colour",
+        "sepia",
+    ]
     return markdown(
         head,
         [
@@ -173,8 +181,8 @@ def matters(record: Record) -> str:
                 row["gradient"],
                 str(row["steps"]),
                 str(row["calls_a_step"]),
-                rate(row["misread"]),
-                rate(row["still shown"]),
+                rate(row["misclassified"]),
+                rate(row["label preserved"]),
                 mean(row["background colour"]),
                 mean(row["sepia"]),
             ]
@@ -184,22 +192,22 @@ def matters(record: Record) -> str:
 
 
 def audit(record: Record) -> str:
-    """Success and what is still shown, against the ball's size; controls."""
+    """Success and preserved labels, against the ball's size; controls."""
     found = record["audit"]
     named = {f"gradient, ball of {100 * float(r):.0f} %": each for r, each in found["curve"].items()}
     rows = [
         [name, rate(each["success"]), rate(each["success_and_kept"])]
         for name, each in {**named, **found["controls"]}.items()
     ]
-    return markdown(["10 % ball where not said otherwise", "misread", "and still shown"], rows)
+    return markdown(["10 % ball where not said otherwise", "misclassified", "label preserved"], rows)
 
 
 def hardening(record: Record) -> str:
     """A classifier before and after."""
     named = {
-        "misread": "",
-        "misread and still shown": "kept_",
-        "clean pictures read right": "clean_",
+        "misclassified": "",
+        "misclassified, label preserved": "kept_",
+        "clean images read right": "clean_",
         "those of labels that were not audited": "others_",
     }
     found = record["hardening"]
@@ -248,7 +256,7 @@ def guide(record: Record) -> str:
             for way, each in ways.items():
                 rows.append([metric, way, str(each["calls"]), mean(each["reached"]), rate(each["judged"])])
     return markdown(
-        ["metric", "", "calls a picture", "reached, lower is better", "concept seen by the judge"], rows
+        ["metric", "", "calls an image", "reached, lower is better", "concept seen by the judge"], rows
     )
 
 

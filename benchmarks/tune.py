@@ -1,10 +1,10 @@
-"""Stylisation from one picture on the bundled model: held-out concepts and noise, beside the denoising loss.
+"""Stylisation from one image on the bundled model: held-out concepts and noise, beside the denoising loss.
 
     python benchmarks/tune.py --record docs/tune.json
 
 Aims, on held-out concepts and noise: style distance less by 60 %, the judge's concept accuracy at most 10 points lower.
-The reference is one picture of the model's own with an effect applied. The same effect applied to the untuned model's
-held-out pictures says what a perfect stylisation would reach: one picture's Gram matrices hold its colours, too.
+The reference is one image of the model's own with an effect applied. The same effect applied to the untuned model's
+held-out images says what a perfect stylisation would reach: one image's Gram matrices hold its colours, too.
 """
 
 import sys
@@ -38,7 +38,7 @@ def main() -> None:
         default=None,
         help="its weight beside the style's; of each style's own if None",
     )
-    # Besides the attention, which this network has only where pictures are small: the convolutions make the texture.
+    # Besides the attention, which this network has only where images are small: the convolutions make the texture.
     modules = ["conv1", "conv2", "conv_out", *Lora().modules]
     parser.add_argument("--modules", nargs="+", default=modules, help="layers with a LoRA")
     parser.add_argument("--learning_rate", type=float, default=3e-3)
@@ -72,8 +72,8 @@ def main() -> None:
                 seed=flags.seed,
             ),
             measures={"style": style, "content": content},
-            picture=picture,
-            picture_prompt=texts[0],
+            instance_image=picture,
+            instance_prompt=texts[0],
             judge=judge,
             labels=labels,
         )

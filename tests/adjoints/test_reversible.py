@@ -87,7 +87,7 @@ def test_bad_input(make, message):
 
 
 def test_draft_lv_averages_the_last_step_over_noised_copies():
-    """Written out: the picture noised again to the last level, one DDIM step back, n times."""
+    """Written out: the image noised again to the last level, one DDIM step back, n times."""
     sampler = unet_sampler(solver=adp.DPMSolverPP(2), steps=4, adjoint=adp.Truncated(repeats=3))
     noise, cond = inputs(sampler)
     noise.requires_grad_(False)

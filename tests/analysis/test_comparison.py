@@ -126,7 +126,7 @@ def test_all_of_the_conditioning_is_compared_by_default():
 
 
 def test_a_bad_metric_is_reported_as_itself():
-    with pytest.raises(adp.InputError, match="one value a picture"):
+    with pytest.raises(adp.InputError, match="one value an image"):
         adp.compare(picture_sampler(), lambda images: images.mean(), variables=["noise"], repeats=1)
 
 

@@ -133,7 +133,7 @@ def test_bad_input_before_the_work(tmp_path):
         "--target_word or --target_effect": ["invert", *TWO],
         "give --target_word": ["invert", *TWO, "--target_word", "x", "--target_effect", "sepia"],
         "no effect": ["invert", *TWO, "--target_effect", "glow"],
-        "cannot read the picture /nowhere.png": ["tune", "--metric", "style:/nowhere.png", *TWO],
+        "cannot read the image /nowhere.png": ["tune", "--metric", "style:/nowhere.png", *TWO],
         "no metric 'glow'": ["guide", "--metric", "glow", *cat],
         "our own steps": ["guide", "--metric", "chroma", *cat, "--solver", "pipeline"],
         "Chroma has a goal of its own": [

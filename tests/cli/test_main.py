@@ -87,7 +87,7 @@ def test_what_users_typed_is_escaped(tmp_path):
     page = Page("<script>title")
     page.text("<img src=x onerror=alert(1)>")
     page.table(["<b>"], [["<i>"]])
-    page.pictures(ImageTable("<u>", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ['"><script>']))
+    page.images(ImageTable("<u>", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ['"><script>']))
     text = page.write(tmp_path / "page.html").read_text()
     assert "<script>" not in text
     assert "<img src=x" not in text

@@ -96,7 +96,7 @@ def test_networks_of_the_bundled_model_are_not_for_others(emoji):
         ("+".join(["chroma"] * 14), "cannot be read"),
         ("glow", "no metric 'glow'"),
         ("effect:glow", "no effect"),
-        ("style:/nowhere.png", "cannot read the picture"),
+        ("style:/nowhere.png", "cannot read the image"),
         ("background:1,2", "three numbers"),
         ("label:xylophone", "no label"),
         ("style", "after a colon"),

@@ -142,7 +142,7 @@ def test_what_is_no_file_or_no_image(tmp_path):
     }.items():  # fmt: skip
         with pytest.raises(adp.InputError, match=message) as caught:
             image_option(str(tmp_path / name))
-        assert "cannot read the picture" in str(caught.value)
+        assert "cannot read the image" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 

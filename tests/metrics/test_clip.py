@@ -16,5 +16,5 @@ def test_clip_is_its_models_own_similarity():
     to_text = m.ClipDistance(model, found.text_embeds[0], process)
     assert torch.allclose(to_text(x), 1 - cosine)
     assert gradcheck(to_text, x.clone().requires_grad_(), fast_mode=True)
-    to_picture = m.ClipDistance.of_picture(model, other, process)
+    to_picture = m.ClipDistance.of_image(model, other, process)
     assert float(to_picture(other[None])) == pytest.approx(0, abs=1e-9)

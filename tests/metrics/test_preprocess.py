@@ -82,7 +82,7 @@ def test_bundled_classifiers_are_what_they_were(name):
 
 
 def test_preprocessing_keeps_every_pixels_gradient():
-    """No clamp, no random crop: two calls see the same picture, and each pixel counts in both."""
+    """No clamp, no random crop: two calls see the same image, and each pixel counts in both."""
     images = (3 * pictures(side=16) - 1).requires_grad_()
     process = m.Preprocess(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert torch.equal(process(images), process(images))

@@ -119,7 +119,7 @@ def test_encode_reads_prompts_as_the_pipeline_does(family, guided):
     "family", [f for f in PROMPTED if f.name in ("sd3", "flux", "z-image", "qwen")], ids=str
 )
 def test_euler_on_the_own_grid_is_the_flow_pipelines_sampler(family):
-    """Shift and resolution included: the same times, so the same picture to the rounding of sigma."""
+    """Shift and resolution included: the same times, so the same image to the rounding of sigma."""
     pipe, cond, noise = family.make(), family.cond(), family.noise()
     theirs = stock(family, pipe, cond, noise, 6, output_type="latent")
     sampler = family.sampler(pipe, solver=adp.Euler(), steps=6)

@@ -16,7 +16,7 @@ STEPS = 3
 
 
 def image(way, pipe, adjoint, noise, cond, **more):
-    """One picture through one of the two ways; `plain` is the undecorated call under autograd."""
+    """One image through one of the two ways; `plain` is the undecorated call under autograd."""
     if way == "PipelineSampler":
         return adp.PipelineSampler(pipe, steps=STEPS, adjoint=adjoint, arguments=more)(noise, cond)
     given = {**cond, "latents": noise, "num_inference_steps": STEPS, "output_type": "pt", **more}

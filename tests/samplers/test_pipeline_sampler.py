@@ -1,4 +1,4 @@
-"""Pipelines as samplers: the contract, noise in every step replayed, pictures not clamped."""
+"""Pipelines as samplers: the contract, noise in every step replayed, images not clamped."""
 
 import diffusers
 import pytest
@@ -162,7 +162,7 @@ def test_noise_where_a_pipeline_takes_no_latents_or_packs_them(name):
         sampler.replace(adjoint=adp.Backprop())(noise, given).square().sum(), noise
     )[0]
     assert torch.equal(found, exact)
-    # Along the gradient the picture changes by its norm.
+    # Along the gradient the image changes by its norm.
     step = 1e-3 * found / found.norm()
     with torch.no_grad():
         up, down = (sampler(noise + sign * step, given).double().square().sum() for sign in (1, -1))
@@ -213,7 +213,7 @@ def test_embeddings_that_are_lists_of_any_length():
 
 
 def test_pipelines_that_draw_twice_before_their_first_step():
-    """A picture is encoded with a draw of its own; which of the two the result starts from is not plain."""
+    """An image is encoded with a draw of its own; which of the two the result starts from is not plain."""
     pipe, arguments = CASES["StableDiffusionImg2ImgPipeline"]()
     sampler = adp.PipelineSampler(pipe, arguments={"image": arguments["image"].detach()})
     sampler._example = adp.Cond(

@@ -111,7 +111,7 @@ def test_plain_samples_are_read_by_the_bundled_classifier(emoji):
 
 
 def test_samples_show_what_they_were_asked_for(emoji):
-    """By judges that had no part in making them; how often over many pictures is in the model card."""
+    """By judges that had no part in making them; how often over many images is in the model card."""
     about = json.loads((zoo.folder("emoji") / "emoji.json").read_text())
     names, colours, styles = (about[key] for key in ("concepts", "colours", "styles"))
     asked = [(names[(31 * i) % len(names)], colours[i % 10], styles[max(0, i - 13)]) for i in range(20)]

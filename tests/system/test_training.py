@@ -20,7 +20,7 @@ STEPS = ["--steps", "9", "--batch", "4"]
 
 @pytest.fixture(scope="module")
 def glyphs(tmp_path_factory):
-    """Three pictures in place of the font."""
+    """Three images in place of the font."""
     folder = tmp_path_factory.mktemp("glyphs")
     for name, colour in {"ball": "red", "leaf": "green", "stone": "gray"}.items():
         picture = Image.new("RGBA", (40, 40))

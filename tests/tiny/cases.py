@@ -22,7 +22,7 @@ def draw(*shape: int, seed: int = 0, wanted: bool = True) -> Tensor:
 
 
 def first(out: Any) -> Tensor:
-    """The picture, film or sound in a pipeline's result."""
+    """The image, film or sound in a pipeline's result."""
     return next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
 
 

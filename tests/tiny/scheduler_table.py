@@ -51,7 +51,7 @@ NAMES = list(dict.fromkeys([*CLASSES, *VARIANTS]))
 class Row:
     """What was seen of one scheduler; `refusal` instead of the rest where it cannot work.
 
-    picture   the same bits as the untouched pipeline's
+    image   the same bits as the untouched pipeline's
     gradient  of latents, both embeddings, guidance scale and weights: the same bits as plain autograd's
     growth    bytes saved for backward at 16 steps over those at 4
     calls     of the denoiser in 16 steps, forward only
@@ -120,12 +120,12 @@ def table() -> str:
         f"diffusers {diffusers.__version__} in a stock `StableDiffusionPipeline`. A test",
         "fails when this page is out of date; `python -m tests.tiny.scheduler_table` writes it.",
         "",
-        "- picture: the same bits as the untouched pipeline's",
+        "- image: the same bits as the untouched pipeline's",
         "- gradient: of latents, both embeddings, the guidance scale, every weight: the same bits as plain autograd's",
         "- memory: bytes saved for the backward pass at 16 steps over those at 4, `Checkpointed()`",
         "- calls: of the UNet in 16 steps",
         "",
-        "| scheduler | picture | gradient | memory | calls |",
+        "| scheduler | image | gradient | memory | calls |",
         "|---|---|---|---|---|",
     ]
     for each in good:

@@ -36,7 +36,7 @@ class Dots(Mixture):
 
 
 def mixture_sampler(steps=6):
-    """Four blobs in the plane; a picture is a point."""
+    """Four blobs in the plane; an image is a point."""
     return adp.FlowSampler(Dots(VPDiscrete(scaled_linear())), steps=steps)
 
 

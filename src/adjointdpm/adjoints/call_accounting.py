@@ -1,7 +1,7 @@
 """The accounts of one sampling: how each denoiser call is run, what it cost, what its graph holds.
 
 A *call* is one step's worth of denoising, and may be several *evaluations* of a network: two where
-guidance is split, two where a ControlNet goes first. One policy holds for a whole call. The ledger
+guidance is split, two where a ControlNet goes first. One policy holds for a whole call. The accounting
 knows nothing of solvers or pipelines, so both run their denoisers through it.
 """
 

@@ -55,7 +55,7 @@ def compare(
 
     Args:
         sampler: the sampler; its own adjoint does not matter.
-        metric: one value a picture.
+        metric: one value an image.
         adjoints: those to compare; by default those that the sampler can have, see `default_adjoints`.
         noise: (batch, *shape); by default one sample of seed 0.
         cond: the conditioning; by default the empty prompt's.
@@ -175,8 +175,8 @@ def _profile(each: _Contender, exact: _Contender) -> Profile:
 def _label(adjoint: Adjoint) -> str:
     """The adjoint as one would write it, without what it has by default."""
     usual = type(adjoint)()
-    told = [f"{name}={value!r}" for name, value in vars(adjoint).items() if value != getattr(usual, name)]
-    return f"{type(adjoint).__name__}({', '.join(told)})"
+    shown = [f"{name}={value!r}" for name, value in vars(adjoint).items() if value != getattr(usual, name)]
+    return f"{type(adjoint).__name__}({', '.join(shown)})"
 
 
 def _accuracy(found: Tensor | None, exact: Tensor) -> tuple[float | None, float | None, float | None]:

@@ -62,7 +62,7 @@ class Profile:
 class Comparison:
     """The rows of a comparison; `print(comparison)` is a table, a check and a recommendation.
 
-    free_bytes: memory that was free on the device, where it could be told.
+    free_bytes: memory that was free on the device, where the system reports it.
     """
 
     rows: tuple[Row, ...]
@@ -143,8 +143,8 @@ class Comparison:
             return None
         return _Judged(adjoint, max(errors), min(cosines), rows[0].bytes_saved or 0, rows[0].seconds)
 
-    def picture(self, path: Path | str) -> Path:
-        """Write a picture: error against seconds, and error and norm along the trajectory.
+    def image(self, path: Path | str) -> Path:
+        """Write an image: error against seconds, and error and norm along the trajectory.
 
         Raises:
             InputError: the file cannot be written.

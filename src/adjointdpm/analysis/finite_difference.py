@@ -99,7 +99,7 @@ def slope(
         size: of the variable that is displaced.
         ladder: steps in units of `size`, from the smallest.
         eps: relative rounding of f.
-        about: a slope that is expected; one that is smaller by far need not be told from 0.
+        about: a slope that is expected; one that is smaller by far need not be distinguished from 0.
     Returns:
         the slope, after at most 15 + 2 len(ladder) evaluations.
     Raises:

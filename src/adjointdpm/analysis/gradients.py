@@ -1,6 +1,6 @@
-"""The gradient of a metric on the finished picture, with every check made before the long work.
+"""The gradient of a metric on the finished image, with every check made before the long work.
 
-A metric is any differentiable callable from pictures (batch, 3, height, width) to one value a picture.
+A metric is any differentiable callable from images (batch, 3, height, width) to one value an image.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ __all__ = ["Gradients", "gradients"]
 class Gradients:
     """A metric's values and what it wants of each variable.
 
-    values     (batch,), the metric of each picture
-    images     (batch, 3, height, width), the pictures, not clamped
+    values     (batch,), the metric of each image
+    images     (batch, 3, height, width), the images, not clamped
     variables  by name: "noise", the names of the conditioning, "weights" (all of them in one vector)
     """
 
@@ -41,8 +41,8 @@ def gradients(
     """d sum(metric) / d variable, in one backward pass through the sampler.
 
     Args:
-        sampler: makes the pictures and decides how the gradient is made.
-        metric: one value a picture.
+        sampler: makes the images and decides how the gradient is made.
+        metric: one value an image.
         noise: (batch, *shape).
         cond: the conditioning.
         variables: among "noise", the names in `cond`, and "weights": those of the sampler that require

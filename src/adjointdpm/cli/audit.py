@@ -134,8 +134,8 @@ class Audit:
             report=report,
             **shared,
         )
-        announce(f"misread: {found.success}")
-        announce(f"misread and still shown: {'no judge' if found.kept is None else found.kept}")
+        announce(f"misclassified: {found.success}")
+        announce(f"misclassified, label preserved: {'no judge' if found.kept is None else found.kept}")
         if self.hardening.harden:
             _harden(found, sampler, audited, self.attack, hardening, others=others, **shared)
         announce(f"page: {(folder / 'index.html').resolve()}")
@@ -159,9 +159,9 @@ def _harden(
 ) -> None:
     """Fine-tune the classifier, and announce what changed."""
     harder = run_harden(found, sampler, audited, settings, hardening, **more)
-    announce(f"after hardening, on fresh noise: {harder.after} misread, before: {harder.before}")
+    announce(f"after hardening, on fresh noise: {harder.after} misclassified, before: {harder.before}")
     if harder.kept_before:
-        announce(f"misread and still shown: {harder.kept_after}, before: {harder.kept_before}")
-    announce(f"clean pictures read right: {harder.clean_after}, before: {harder.clean_before}")
+        announce(f"misclassified, label preserved: {harder.kept_after}, before: {harder.kept_before}")
+    announce(f"clean images read right: {harder.clean_after}, before: {harder.clean_before}")
     if harder.others_before:
         announce(f"those of the others: {harder.others_after}, before: {harder.others_before}")

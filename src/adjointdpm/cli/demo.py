@@ -1,6 +1,6 @@
 """The main job on the bundled model, in minutes on a CPU, ending in one page.
 
-Five parts: sample; noise -> a classifier changes its mind; prompt -> a target picture; weights (LoRA)
+Five parts: sample; noise -> a classifier changes its mind; prompt -> a target image; weights (LoRA)
 -> a metric; and what each way of differentiating costs and how true it is.
 """
 
@@ -70,7 +70,7 @@ def demo(output: str | Path, scale: Scale | None = None) -> Path:
     classifier = load_classifier("emoji/resnet")
     page = Page("adjointdpm: gradients through a diffusion sampler")
     page.text(
-        "Every picture below was made by the bundled 64 x 64 text-to-image model, and every gradient went "
+        "Every image below was made by the bundled 64 x 64 text-to-image model, and every gradient went "
         f"through all {scale.sampling} steps of its sampler, guidance included, and through its decoder."
     )
     results = {
@@ -144,8 +144,8 @@ def tune_noise(
     page.heading("2. Noise: where does a classifier change its mind?")
     page.text(
         "The initial noise moves by at most 10 % of its norm, down the gradient of the classifier's margin. "
-        f"{sum(changed)} of {len(changed)} pictures are read as another thing afterwards than before, scored on "
-        "the saved 8-bit picture."
+        f"{sum(changed)} of {len(changed)} images are read as another thing afterwards than before, scored on "
+        "the saved 8-bit image."
     )
     _show(
         page,
@@ -158,7 +158,7 @@ def tune_noise(
 
 
 def tune_prompt(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> dict[str, Any]:
-    """Part 3: learn an embedding that makes a target picture, and try it on noise it has not seen."""
+    """Part 3: learn an embedding that makes a target image, and try it on noise it has not seen."""
     prompt, target_prompt = "a cat on a blue background", "a cat on a yellow background"
     seen, unseen = sampler.noise(3, seed=11), sampler.noise(3, seed=12)
     cond, goal = sampler.encode(prompt), sampler.encode(target_prompt)
@@ -181,9 +181,9 @@ def tune_prompt(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> d
             ("unseen noise", target_unseen, start_unseen, after_unseen),
         )
     }
-    page.heading("3. Prompt: from a picture to an embedding")
+    page.heading("3. Prompt: from an image to an embedding")
     page.text(
-        f"Starting from the embedding of “{prompt}”, it is moved towards the pictures on the right, which the "
+        f"Starting from the embedding of “{prompt}”, it is moved towards the images on the right, which the "
         "same noise gives under a prompt that it never sees. Distances: "
         + "; ".join(f"{name} {a:.3f} to {b:.3f}" for name, (a, b) in distances.items())
         + "."
@@ -204,7 +204,7 @@ def tune_prompt(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> d
 
 
 def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> dict[str, Any]:
-    """Part 4: LoRA weights towards the same pictures in sepia, tried on concepts and noise it has not seen."""
+    """Part 4: LoRA weights towards the same images in sepia, tried on concepts and noise it has not seen."""
     try:
         from peft import LoraConfig
     except ImportError as error:
@@ -231,7 +231,7 @@ def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> 
     values = [float(PixelDistance(goal[2:])(images[2:]).mean()) for images in (before, after)]
     page.heading("4. Weights: tune the model to a metric")
     page.text(
-        f"A LoRA of {sum(p.numel() for p in lora):,} weights, trained for {steps} steps to make two pictures sepia. "
+        f"A LoRA of {sum(p.numel() for p in lora):,} weights, trained for {steps} steps to make two images sepia. "
         "On concepts, colours and noise it has not seen, the squared distance to their own sepia goes from "
         f"{values[0]:.4f} to {values[1]:.4f}."
     )
@@ -248,7 +248,7 @@ def tune_weights(sampler: FlowSampler, page: Page, folder: Path, steps: int) -> 
 
 
 def compare_gradients(sampler: FlowSampler, classifier: Classifier, page: Page, repeats: int) -> Comparison:
-    """Part 5: every adjoint's error and cost on one picture."""
+    """Part 5: every adjoint's error and cost on one image."""
     label = torch.tensor([classifier.index(SUBJECTS[0])])
     cond = sampler.encode(f"a {SUBJECTS[0]} on a blue background")
     noise = sampler.noise(1, seed=1)
@@ -283,8 +283,8 @@ def _descend(
 
 
 def _show(page: Page, path: Path, *rows: ImageTable) -> None:
-    """Put rows of pictures on the page, and beside it in one file, at twice their size."""
-    page.pictures(*rows)
+    """Put rows of images on the page, and beside it in one file, at twice their size."""
+    page.images(*rows)
     images = torch.cat([row.images for row in rows]).repeat_interleave(2, 2).repeat_interleave(2, 3)
     write_file(path, png(sheet(images, len(rows[0].images), gap=4)))
 
@@ -294,7 +294,7 @@ def _bar(items: Iterable[Any], name: str) -> Any:
 
 
 def _saved(images: Tensor) -> Tensor:
-    """Pictures as they come back from PNG files."""
+    """Images as they come back from PNG files."""
     return torch.stack([read_image(png(image)) for image in as_8_bit(images)])
 
 

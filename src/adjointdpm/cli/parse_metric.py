@@ -55,18 +55,18 @@ _KINDS = (
 
 
 def image_option(path: str, size: tuple[int, ...] | None = None) -> Tensor:
-    """An image file as (3, height, width) in [0, 1], as `pictures.image_file` reads it.
+    """An image file as (3, height, width) in [0, 1], as `images.image_file` reads it.
 
     Raises:
         InputError: it is missing, no image, or not of the size that is needed.
     """
-    picture = image_file(path)
-    if size is not None and tuple(picture.shape[1:]) != tuple(size):
-        h, w = picture.shape[1:]
+    image = image_file(path)
+    if size is not None and tuple(image.shape[1:]) != tuple(size):
+        h, w = image.shape[1:]
         raise InputError(
             f"{path} is {w} x {h} pixels, but {size[1]} x {size[0]} are compared with; resize it"
         )
-    return picture
+    return image
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Networks:
     """Which networks a metric's text may need, by name; loaded when it does.
 
     Args:
-        sampler: for the size and place of pictures.
+        sampler: for the size and place of images.
         features: a classifier whose hidden states style and content are of; None for none.
         layers: which of them.
         classifier: for labels; None for none.
@@ -92,7 +92,7 @@ class Networks:
 
     @property
     def device(self) -> torch.device:
-        """Where the pictures are."""
+        """Where the images are."""
         return self.sampler.noise(1).device
 
     @property
@@ -101,7 +101,7 @@ class Networks:
         return set(self.__dict__["_loaded"])
 
     def hidden(self) -> HiddenStates:
-        """The features, tried on a gray picture."""
+        """The features, tried on a gray image."""
 
         def load() -> HiddenStates:
             net = self._classifier_of("features", self.features)
@@ -128,15 +128,15 @@ class Networks:
 
         return self._once("clip_model", load)
 
-    def picture(self, path: str, same: bool = False) -> Tensor:
-        """A picture where the networks are."""
+    def image(self, path: str, same: bool = False) -> Tensor:
+        """An image where the networks are."""
         return image_option(path, self.sampler.image_shape[1:] if same else None).to(self.device)
 
     def _classifier_of(self, what: str, name: str | None) -> Classifier:
         if name is None:
             raise InputError(
                 f"this metric needs a classifier of your own, since the bundled ones know the bundled model's "
-                f"pictures alone; give --{what}"
+                f"images alone; give --{what}"
             )
         return classifier_of(name, self.device, self.sampler.image_shape)
 
@@ -153,7 +153,7 @@ class Own(Weighable):
 
     Args:
         name: as it was given.
-        function: pictures (batch, 3, height, width) in [0, 1] to (batch,).
+        function: images (batch, 3, height, width) in [0, 1] to (batch,).
     """
 
     name: str
@@ -216,20 +216,20 @@ def _single(kind: str, rest: str, networks: Networks) -> Any:
     if rest and kind == "chroma":
         raise InputError(f"the metric chroma takes nothing after it, but {rest!r} was given")
     makes: dict[str, Callable[[], Any]] = {
-        "pixels": lambda: PixelDistance(networks.picture(rest, same=True)) if rest else Pixels(),
+        "pixels": lambda: PixelDistance(networks.image(rest, same=True)) if rest else Pixels(),
         "content": lambda: (
-            ContentDistance(networks.hidden(), networks.picture(rest, same=True)[None])
+            ContentDistance(networks.hidden(), networks.image(rest, same=True)[None])
             if rest
             else Content(networks.hidden())
         ),
-        "style": lambda: Style(networks.hidden(), networks.picture(rest)),
+        "style": lambda: Style(networks.hidden(), networks.image(rest)),
         "effect": lambda: EffectDistance(guarded_effect(rest)),
         "chroma": Chroma,
         "background": lambda: BackgroundColour(_colour(rest)),
         "label": lambda: _labelled(LogProbability, rest, networks),
         "margin": lambda: _labelled(Margin, rest, networks),
         "clip-text": lambda: _clip(rest, None, networks),
-        "clip-image": lambda: _clip("", networks.picture(rest), networks),
+        "clip-image": lambda: _clip("", networks.image(rest), networks),
     }
     return makes[kind]()
 
@@ -239,11 +239,11 @@ def _labelled(kind: Any, label: str, networks: Networks) -> Any:
     return kind(classifier, classifier.index(label))
 
 
-def _clip(text: str, picture: Tensor | None, networks: Networks) -> ClipDistance:
+def _clip(text: str, image: Tensor | None, networks: Networks) -> ClipDistance:
     model, tokenizer, preprocess = networks.clip_model()
     with using(f"the CLIP model {networks.clip!r}"):
-        if picture is not None:
-            return ClipDistance.of_picture(model, picture, preprocess)
+        if image is not None:
+            return ClipDistance.of_image(model, image, preprocess)
         return ClipDistance.of_text(model, tokenizer, text, preprocess)
 
 

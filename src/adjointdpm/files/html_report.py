@@ -1,4 +1,4 @@
-"""One self-contained HTML page a run: pictures, curves and tables, no file beside it, no network."""
+"""One self-contained HTML page a run: images, curves and tables, no file beside it, no network."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
  {%- if part.kind == "heading" %}<h2>{{ part.text }}</h2>
  {%- elif part.kind == "text" %}<p>{{ part.text }}</p>
  {%- elif part.kind == "code" %}<p><code>{{ part.text }}</code></p>
- {%- elif part.kind == "pictures" %}{% for row in part.rows %}
+ {%- elif part.kind == "images" %}{% for row in part.rows %}
  <div class="row"><span class="name">{{ row.name }}</span>
   {% for source, caption in row.items %}<figure><img class="pixels" alt="{{ caption }}" src="{{ source }}">
   <figcaption>{{ caption }}</figcaption></figure>{% endfor %}</div>{% endfor %}
@@ -63,7 +63,7 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 
 @dataclass(frozen=True, eq=False)
 class ImageTable:
-    """A named row of small pictures with a caption each."""
+    """A named row of small images with a caption each."""
 
     name: str
     images: UInt8[Tensor, "batch c h w"]
@@ -71,7 +71,7 @@ class ImageTable:
 
     @property
     def items(self) -> list[tuple[str, str]]:
-        """Source and caption of each picture."""
+        """Source and caption of each image."""
         return [(_source(png(i)), c) for i, c in zip(self.images, self.captions, strict=True)]
 
 
@@ -94,9 +94,9 @@ class Page:
         """A command or an expression."""
         self.parts.append({"kind": "code", "text": text})
 
-    def pictures(self, *rows: ImageTable) -> None:
-        """Rows of pictures."""
-        self.parts.append({"kind": "pictures", "rows": rows})
+    def images(self, *rows: ImageTable) -> None:
+        """Rows of images."""
+        self.parts.append({"kind": "images", "rows": rows})
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of text."""

@@ -57,10 +57,10 @@ def image_file(path: str | Path) -> Float[Tensor, "3 h w"]:
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):
-            raise InputError(f"cannot read the picture {path}: it is no file, but a folder, pipe or device")
+            raise InputError(f"cannot read the image {path}: it is no file, but a folder, pipe or device")
         if about.st_size > _MOST_BYTES:
             raise InputError(
-                f"cannot read the picture {path}: it has {about.st_size / 2**20:.0f} MiB, and at most "
+                f"cannot read the image {path}: it has {about.st_size / 2**20:.0f} MiB, and at most "
                 f"{_MOST_BYTES >> 20} are read; save it smaller"
             )
         with warnings.catch_warnings():
@@ -73,18 +73,18 @@ def image_file(path: str | Path) -> Float[Tensor, "3 h w"]:
         raise
     except Image.UnidentifiedImageError as error:
         raise InputError(
-            f"cannot read the picture {path}: it is no image of the formats {', '.join(_FORMATS)}"
+            f"cannot read the image {path}: it is no image of the formats {', '.join(_FORMATS)}"
         ) from error
     except Exception as error:  # Pillow raises what its decoders meet
         about_it = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read the picture {path}: {about_it}") from error
+        raise InputError(f"cannot read the image {path}: {about_it}") from error
 
 
 def _seen(image: Image.Image, path: str | Path) -> Tensor:
     width, height = image.size
     if width * height > _MOST_PIXELS:
         raise InputError(
-            f"cannot read the picture {path}: it is {width} x {height}, and at most {_MOST_PIXELS / 1e6:.0f} million "
+            f"cannot read the image {path}: it is {width} x {height}, and at most {_MOST_PIXELS / 1e6:.0f} million "
             "pixels are read; save it smaller"
         )
     frames = (
@@ -92,7 +92,7 @@ def _seen(image: Image.Image, path: str | Path) -> Tensor:
     )  # MPO: a photograph and its preview
     if frames > 1:
         raise InputError(
-            f"cannot read the picture {path}: it has {frames} frames; save the one that you want as a PNG"
+            f"cannot read the image {path}: it has {frames} frames; save the one that you want as a PNG"
         )
     kind, image = image.format, ImageOps.exif_transpose(image)
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
@@ -107,20 +107,20 @@ def _deep(image: Image.Image, kind: str | None, path: str | Path) -> Tensor:
     """(1, height, width): grey levels of more than 8 bits."""
     if "transparency" in image.info:
         raise InputError(
-            f"cannot read the picture {path}: it is 16-bit grey and transparent; save it without transparency"
+            f"cannot read the image {path}: it is 16-bit grey and transparent; save it without transparency"
         )
     if image.mode == "F":
         most = 1.0
     elif image.mode == "I" and kind not in ("PNG", "PPM"):
         raise InputError(
-            f"cannot read the picture {path}: 32-bit integers say nothing of what is white; save it with 8 or 16 bits"
+            f"cannot read the image {path}: 32-bit integers say nothing of what is white; save it with 8 or 16 bits"
         )
     else:
         most = 65535.0
     levels = torch.from_numpy(np.asarray(image).astype("float64"))[None] / most
     if not bool(((levels >= 0) & (levels <= 1)).all()):
         raise InputError(
-            f"cannot read the picture {path}: its numbers must lie between 0 and {most:g}, but do from "
+            f"cannot read the image {path}: its numbers must lie between 0 and {most:g}, but do from "
             f"{float(levels.min()) * most:g} to {float(levels.max()) * most:g}; save it with 8 or 16 bits"
         )
     return levels.float()

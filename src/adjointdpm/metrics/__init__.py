@@ -1,4 +1,4 @@
-"""Metrics on finished pictures: one differentiable value a picture, from (batch, 3, height, width).
+"""Metrics on finished images: one differentiable value an image, from (batch, 3, height, width).
 
 Any callable of that kind will do. These are values: they can be added up (`style + 0.5 * content`), and each
 brings its own preprocessing. Lower is better in all of them.

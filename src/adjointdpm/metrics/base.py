@@ -1,10 +1,10 @@
-"""Metrics as values: sums, products with numbers, and metrics that look at a second picture.
+"""Metrics as values: sums, products with numbers, and metrics that look at a second image.
 
     L(x) = w_1 L_1(x) + w_2 L_2(x)            `Sum`, or written with + and *
-    L(x; y) = metric.beside(y)(x)             y the picture that x is compared with, row by row
+    L(x; y) = metric.beside(y)(x)             y the image that x is compared with, row by row
 
 A metric is any callable from (batch, 3, height, width) to (batch,); lower is better. A reference that is
-not known before the sampling (the untuned model's picture of the same noise) is given by `beside`.
+not known before the sampling (the untuned model's image of the same noise) is given by `beside`.
 """
 
 from abc import ABC, abstractmethod
@@ -48,16 +48,16 @@ class Weighable:
 
 
 class Paired(Weighable, ABC):
-    """A metric of a picture and another one that is only known while sampling."""
+    """A metric of an image and another one that is only known while sampling."""
 
     @abstractmethod
     def beside(self, others: AnyImages) -> Plain:
-        """The metric of pictures compared with these, row by row."""
+        """The metric of images compared with these, row by row."""
 
     def __call__(self, images: AnyImages) -> Values:
         raise InputError(
-            f"{type(self).__name__} compares with another picture; give it one with .beside(pictures), or use "
-            "it in a task, which compares with the picture of the same noise before"
+            f"{type(self).__name__} compares with another image; give it one with .beside(images), or use "
+            "it in a task, which compares with the image of the same noise before"
         )
 
 
@@ -85,12 +85,12 @@ class Sum(Weighable):
         return total
 
     def beside(self, others: AnyImages) -> "Sum":
-        """The same sum, its paired terms compared with these pictures."""
+        """The same sum, its paired terms compared with these images."""
         return Sum(tuple((weight, beside(metric, others)) for weight, metric in self.terms))
 
 
 def beside(metric: Plain, others: AnyImages) -> Plain:
-    """A metric compared with other pictures, if it is one that compares; itself if not."""
+    """A metric compared with other images, if it is one that compares; itself if not."""
     return metric.beside(others) if isinstance(metric, Paired | Sum) else metric
 
 

@@ -9,7 +9,7 @@ from .standard_input import closed_stdin
 
 
 def check_metric(metric: Metric, image_shape: tuple[int, ...], batch: int, like: Tensor) -> None:
-    """Try the metric on grey pictures, so that a wrong one fails before anything is sampled.
+    """Try the metric on grey images, so that a wrong one fails before anything is sampled.
 
     Raises:
         InputError: gradients are switched off, the metric fails or exits, or its result has no gradient or
@@ -36,12 +36,12 @@ def check_metric(metric: Metric, image_shape: tuple[int, ...], batch: int, like:
 
 
 def score(metric: Metric, images: Tensor) -> Tensor:
-    """The metric of each picture, checked: shape, finiteness, and a gradient if the pictures have one."""
+    """The metric of each image, checked: shape, finiteness, and a gradient if the images have one."""
     values = metric(images)
     if not isinstance(values, Tensor) or values.shape != (len(images),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise InputError(
-            f"a metric returns one value a picture, here a tensor of shape ({len(images)},), "
+            f"a metric returns one value an image, here a tensor of shape ({len(images)},), "
             f"but returned {got}"
         )
     if images.requires_grad and not values.requires_grad:

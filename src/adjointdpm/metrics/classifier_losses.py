@@ -1,4 +1,4 @@
-"""Metrics of a classifier's logits, for a label a picture: to lower them is to leave, or to reach, the label.
+"""Metrics of a classifier's logits, for a label an image: to lower them is to leave, or to reach, the label.
 
     Margin           z_y - max_{k != y} z_k        to leave y
     Logit            -z_y                          to reach y; unbounded
@@ -30,8 +30,8 @@ class Margin(Weighable):
     the label instead.
 
     Args:
-        classifier: pictures in [0, 1] to logits (batch, classes).
-        labels: (batch,) the label's number for each picture, or one number for all.
+        classifier: images in [0, 1] to logits (batch, classes).
+        labels: (batch,) the label's number for each image, or one number for all.
     """
 
     classifier: Callable[[Tensor], Tensor]
@@ -75,7 +75,7 @@ def _logits(
     each = each.expand(len(images)) if each.ndim == 0 else each
     if each.shape != (len(images),):
         raise InputError(
-            f"there are {len(images)} pictures, but labels for {tuple(each.shape)}; give one each"
+            f"there are {len(images)} images, but labels for {tuple(each.shape)}; give one each"
         )
     if bool(((each < 0) | (each >= logits.shape[1])).any()):
         raise InputError(

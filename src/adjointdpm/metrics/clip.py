@@ -1,6 +1,6 @@
-"""CLIP similarity of pictures to a text or to a picture.
+"""CLIP similarity of images to a text or to an image.
 
-    L(x) = 1 - cos(f(x), g)        f the image tower, g the embedding of the text or picture; in [0, 2]
+    L(x) = 1 - cos(f(x), g)        f the image tower, g the embedding of the text or image; in [0, 2]
 
 Radford et al., 2021, arXiv 2103.00020.
 """
@@ -30,8 +30,8 @@ class ClipDistance(Weighable):
 
     Args:
         model: a transformers CLIPModel, its weights frozen.
-        goal: (width,) or (batch, width), the embedding to reach; see `of_text`, `of_picture`.
-        preprocess: pictures in [0, 1] to what the image tower takes.
+        goal: (width,) or (batch, width), the embedding to reach; see `of_text`, `of_image`.
+        preprocess: images in [0, 1] to what the image tower takes.
     """
 
     model: Any
@@ -64,12 +64,12 @@ class ClipDistance(Weighable):
         return cls(model, goal[0], preprocess)
 
     @classmethod
-    def of_picture(
-        cls, model: Any, picture: Tensor, preprocess: Callable[[Tensor], Tensor] = CLIP
+    def of_image(
+        cls, model: Any, image: Tensor, preprocess: Callable[[Tensor], Tensor] = CLIP
     ) -> "ClipDistance":
-        """To a picture (3, height, width) in [0, 1]."""
+        """To an image (3, height, width) in [0, 1]."""
         with torch.no_grad():
-            goal = _pixels(model, preprocess, picture[None])
+            goal = _pixels(model, preprocess, image[None])
         return cls(model, goal[0], preprocess)
 
 

@@ -1,4 +1,4 @@
-"""Effects on whole pictures, differentiable: as targets, and as metrics of how far a picture is from one.
+"""Effects on whole images, differentiable: as targets, and as metrics of how far an image is from one.
 
     sepia, night, inverted     x -> A x + b, a map of colours
     blurred                    a Gaussian of 1.5 pixels
@@ -7,7 +7,7 @@
 
 Nothing is clamped or rounded: r(u) = u - sin(2 pi u) / (2 pi) is flat at whole numbers only, and tanh saturates
 where a clamp would end the gradient. `effect("kornia:filters.sobel")` takes any function of kornia that needs
-a picture alone.
+an image alone.
 """
 
 import math
@@ -104,17 +104,17 @@ def effect(name: str) -> Callable[[Tensor], Tensor]:
         module, _, function = name.removeprefix("kornia:").rpartition(".")
         return attribute(f"kornia.{module}".rstrip("."), function, "pip install 'adjointdpm[effects]'")
     raise InputError(
-        f"there is no effect {name!r}; there are {', '.join(EFFECTS)}, and any function of kornia of one picture, "
+        f"there is no effect {name!r}; there are {', '.join(EFFECTS)}, and any function of kornia of one image, "
         "such as kornia:filters.sobel"
     )
 
 
 @dataclass(frozen=True, eq=False)
 class EffectDistance(Paired):
-    """Mean squared distance from the effect on the picture that a task compares with: |x - e(y)|^2.
+    """Mean squared distance from the effect on the image that a task compares with: |x - e(y)|^2.
 
     Args:
-        effect: pictures to pictures.
+        effect: images to images.
     """
 
     effect: Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Metrics of the pixels themselves: distance to a picture, colourfulness, the colour of the background."""
+"""Metrics of the pixels themselves: distance to an image, colourfulness, the colour of the background."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 @dataclass(frozen=True, eq=False)
 class PixelDistance(Weighable):
-    """Mean squared difference to a target picture, in units of the full range.
+    """Mean squared difference to a target image, in units of the full range.
 
     Args:
         target: (batch, channels, height, width) or (channels, height, width), in [0, 1].
@@ -37,7 +37,7 @@ class PixelDistance(Weighable):
 
 @dataclass(frozen=True)
 class Pixels(Paired):
-    """Mean squared difference to the picture that a task compares with."""
+    """Mean squared difference to the image that a task compares with."""
 
     def beside(self, others: AnyImages) -> PixelDistance:
         return PixelDistance(others)
@@ -45,7 +45,7 @@ class Pixels(Paired):
 
 @dataclass(frozen=True)
 class Chroma(Weighable):
-    """How colourful a picture is: the mean squared distance of its pixels from their own grey.
+    """How colourful an image is: the mean squared distance of its pixels from their own grey.
 
     mean over pixels and channels of (c - Y)^2,   Y the luminance (Rec. 709)
     """
@@ -59,7 +59,7 @@ class Chroma(Weighable):
 
 @dataclass(frozen=True)
 class BackgroundColour(Weighable):
-    """Mean squared distance of a picture's border from a colour.
+    """Mean squared distance of an image's border from a colour.
 
     Use it where the subject stands in the middle; what touches the border is taken for background.
 
@@ -92,7 +92,7 @@ def _needs_color(images: Tensor) -> None:
 
 
 def border(images: Images, width: int = 4) -> Tensor:
-    """The pixels of a picture's border, each once: (batch, 3, pixels); all of them if it is that small."""
+    """The pixels of an image's border, each once: (batch, 3, pixels); all of them if it is that small."""
     h, w = images.shape[-2:]
     inside = torch.zeros(h, w, dtype=torch.bool, device=images.device)
     inside[width : max(width, h - width), width : max(width, w - width)] = True

@@ -1,8 +1,8 @@
 """Style and content in the features of any network.
 
     G_l(x) = F_l F_l^T / n_l                               F_l (channels, n_l): layer l's features of x
-    style(x)   = mean_l |G_l(x) - G_l(r)|^2 / |G_l(r)|^2     r the reference picture
-    content(x) = mean_l |F_l(x) - F_l(y)|^2 / |F_l(y)|^2     y the picture whose content is to stay
+    style(x)   = mean_l |G_l(x) - G_l(r)|^2 / |G_l(r)|^2     r the reference image
+    content(x) = mean_l |F_l(x) - F_l(y)|^2 / |F_l(y)|^2     y the image whose content is to stay
 
 Each layer is divided by its reference's own size, so that no layer drowns the others. Gatys, Ecker and
 Bethge, 2015, arXiv 1508.06576, have absolute weights instead.
@@ -21,7 +21,7 @@ from .base import AnyImages, Paired, Values, Weighable
 __all__ = ["Content", "ContentDistance", "Features", "HiddenStates", "Layers", "Style", "gram"]
 
 Features = Callable[[Tensor], Sequence[Tensor]]
-"""Pictures to feature maps, (batch, channels, height, width) or (batch, tokens, channels) each."""
+"""Images to feature maps, (batch, channels, height, width) or (batch, tokens, channels) each."""
 
 
 class HiddenStates(nn.Module):
@@ -29,7 +29,7 @@ class HiddenStates(nn.Module):
 
     Args:
         model: called as model(pixels, output_hidden_states=True).
-        preprocess: pictures in [0, 1] to what it takes.
+        preprocess: images in [0, 1] to what it takes.
         layers: which states; negative numbers count from the last; all if None.
     Raises:
         InputError: when called, if there is no such state.
@@ -56,9 +56,9 @@ class Layers(nn.Module):
     """What named modules inside any network put out.
 
     Args:
-        network: called with preprocessed pictures; its own result is not looked at.
+        network: called with preprocessed images; its own result is not looked at.
         names: of modules, as in `network.named_modules()`.
-        preprocess: pictures in [0, 1] to what it takes; None for nothing.
+        preprocess: images in [0, 1] to what it takes; None for nothing.
     Raises:
         InputError: there is no such module; or, when called, it did not run or put out no tensor.
     """
@@ -95,14 +95,14 @@ class Layers(nn.Module):
 
 
 def gram(features: Tensor) -> Tensor:
-    """F F^T / n of each picture's features: (batch, channels, channels)."""
+    """F F^T / n of each image's features: (batch, channels, channels)."""
     flat = features.flatten(2) if features.ndim == 4 else features.transpose(1, 2)
     return flat @ flat.transpose(1, 2) / flat.shape[2]
 
 
 @dataclass(frozen=True, eq=False)
 class Style(Weighable):
-    """Distance of Gram matrices from those of one reference picture; 0 at the reference, 1 at no features.
+    """Distance of Gram matrices from those of one reference image; 0 at the reference, 1 at no features.
 
     Places do not matter to it, so it says nothing of content: add `Content()` to keep that.
 
@@ -129,9 +129,7 @@ class Style(Weighable):
             with torch.no_grad():
                 known[place] = [gram(f) for f in self.features(self.reference.to(like)[None])]
             if not all(bool(g.any()) for g in known[place]):
-                raise InputError(
-                    "the reference picture has no features in some layer; choose another layer"
-                )
+                raise InputError("the reference image has no features in some layer; choose another layer")
         return known[place]
 
     def __call__(self, images: AnyImages) -> Values:
@@ -140,7 +138,7 @@ class Style(Weighable):
 
 @dataclass(frozen=True, eq=False)
 class ContentDistance(Weighable):
-    """Distance of features from those of target pictures, place by place.
+    """Distance of features from those of target images, place by place.
 
     Args:
         features: which network's.
@@ -156,7 +154,7 @@ class ContentDistance(Weighable):
 
 @dataclass(frozen=True, eq=False)
 class Content(Paired):
-    """`ContentDistance` to the picture that a task compares with: the same noise, before.
+    """`ContentDistance` to the image that a task compares with: the same noise, before.
 
     Args:
         features: which network's.

@@ -30,7 +30,7 @@ class Task(ABC):
     """What is optimized; see the head of this module.
 
     variables   named leaf tensors, changed in place
-    items       number of things to optimize on: starts, prompts, pictures
+    items       number of things to optimize on: starts, prompts, images
     per_item    whether row i of every variable belongs to item i alone (then the best is kept row by row)
     """
 

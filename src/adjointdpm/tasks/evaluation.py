@@ -1,4 +1,4 @@
-"""What is said about pictures: rates with Wilson intervals, and pictures as their files hold them."""
+"""What is said about images: rates with Wilson intervals, and images as their files hold them."""
 
 import math
 import re
@@ -57,7 +57,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over pictures with its 95 % interval by the normal approximation."""
+    """A mean over images with its 95 % interval by the normal approximation."""
 
     mean: float
     low: float
@@ -65,7 +65,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Tensor) -> "Mean":
-        """Of one value a picture; the interval of a single one is everything."""
+        """Of one value an image; the interval of a single one is everything."""
         mean, n = float(values.mean()), len(values)
         half = 1.96 * float(values.std()) / n**0.5 if n > 1 else float("inf")
         return cls(mean, mean - half, mean + half)
@@ -93,7 +93,7 @@ def example(sampler: Sampler) -> Tensor:
 
 
 def predict(classifier: Callable[[Tensor], Tensor], images: Tensor, batch: int = 64) -> Tensor:
-    """Logits of pictures, in parts."""
+    """Logits of images, in parts."""
     with torch.no_grad():
         return torch.cat([classifier(part) for part in images.split(batch)])
 

@@ -18,14 +18,14 @@ def rows(cond: Cond, items: list[int]) -> Cond:
 
 
 def saved(images: Tensor) -> Tensor:
-    """Pictures as they come back from their files: clamped, rounded to 8 bits, in [0, 1]."""
+    """Images as they come back from their files: clamped, rounded to 8 bits, in [0, 1]."""
     return as_8_bit(images).to(images.device, images.dtype) / 255
 
 
 def sampled(
     sampler: Sampler, noise: Tensor, cond: Cond, batch: int, processes: Processes | None = None
 ) -> Tensor:
-    """Pictures of many noises without a gradient, in parts and over processes, the same in all of them."""
+    """Images of many noises without a gradient, in parts and over processes, the same in all of them."""
     processes = processes or Processes.here()
     images = torch.zeros(len(noise), *sampler.image_shape, dtype=noise.dtype, device=noise.device)
     mine = processes.part(range(len(noise)))
@@ -61,5 +61,5 @@ def network_of(sampler: Sampler) -> nn.Module:
 
 
 def on_file(images: Tensor) -> Tensor:
-    """Pictures as they are read back from PNG files."""
+    """Images as they are read back from PNG files."""
     return torch.stack([read_image(png(each)) for each in as_8_bit(images)])

@@ -43,7 +43,7 @@ def test_larger_balls_fool_more_and_nothing_leaves_its_ball(result):
 
 
 def test_the_judge_and_transfer_are_counted_on_the_right_pictures(result):
-    # The judge is the classifier's equal here: nothing can be misread and still shown.
+    # The judge is the classifier's equal here: nothing can be misclassified, label preserved.
     assert result.kept.hits == 0
     hits, of = result.transfer["<b>other</b>"]
     assert hits == of == result.success.hits  # the same decision boundaries

@@ -32,7 +32,7 @@ def test_a_whole_look_ahead_has_the_exact_gradient_of_the_sampling(monkeypatch):
 
 
 def test_nothing_is_detached_in_one_step_guidance(monkeypatch):
-    """The first move's gradient is the slope of the predicted picture's metric, through the network, by differences."""
+    """The first move's gradient is the slope of the predicted image's metric, through the network, by differences."""
     sampler = mixture_sampler(4).replace(solver=adp.Euler())
     noise, cond = start(sampler)
     seen = []

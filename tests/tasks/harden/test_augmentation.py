@@ -30,7 +30,7 @@ def test_variants_move_mirror_tint_and_bend_as_told():
         varied(**{f"_{i}": 1.0 for i in range(12, 37)})[..., :-1],
         0.6 * images[..., :-1] + 0.4 * images[..., 1:],
     )
-    # A picture of radii is the same after a turn, where the turned corners do not matter.
+    # An image of radii is the same after a turn, where the turned corners do not matter.
     axis = torch.linspace(-1, 1, 65, dtype=torch.float64)
     radii = (axis[:, None] ** 2 + axis**2).div(2).expand(1, 3, -1, -1)
     turn = torch.zeros(1, 62, dtype=torch.float64)

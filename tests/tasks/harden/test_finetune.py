@@ -16,7 +16,7 @@ from tests.tiny.audits import classifier
 
 
 class Linear(nn.Module):
-    """Two classes of pictures of 3 x 2 x 2, by known weights."""
+    """Two classes of images of 3 x 2 x 2, by known weights."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ def test_hardening_finds_the_worst_variant_of_plain_pictures_for_a_linear_classi
     colours = torch.rand(3, 3, 1, 1, dtype=torch.float64) * 0.4 + 0.3
     images = colours.expand(-1, -1, 2, 2)
     task = FineTune(model, images, labels, 4)
-    # Moves and bends leave plain pictures as they are, and cross-entropy falls along w_y - w_other: so the worst tint
+    # Moves and bends leave plain images as they are, and cross-entropy falls along w_y - w_other: so the worst tint
     # has its gains and offsets at their ends, against it.
     w = model.model.map.weight.detach().view(2, 3, 2, 2).sum((2, 3))
     against = torch.stack([w[1 - y] - w[y] for y in labels])[..., None, None].sign()

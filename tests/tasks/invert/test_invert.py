@@ -49,7 +49,7 @@ def test_learning_brings_pictures_nearer(tmp_path, kind):
 
 
 def test_the_best_iterate_is_the_best_over_all_pairs(tmp_path):
-    """Not the one that met the easiest batch: its rank is the mean distance of all pictures that were trained on."""
+    """Not the one that met the easiest batch: its rank is the mean distance of all images that were trained on."""
     ours = sampler()
     settings = InvertSettings(
         max_train_steps=6,

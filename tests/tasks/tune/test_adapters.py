@@ -108,7 +108,7 @@ def test_a_tune_adds_its_adapter_beside_the_others_or_nothing_if_it_fails(tmp_pa
         assert described(network) == before
         assert torch.equal(image(ours), plain)
         return
-    found = run(ours, tmp_path, metric, picture=torch.rand(3, 8, 8))
+    found = run(ours, tmp_path, metric, instance_image=torch.rand(3, 8, 8))
     after = described(network)
     assert after[3] == ["first", "adjointdpm", "adjointdpm_2"]
     assert network.up_blocks[0].resnets[0].conv1.active_adapters == ["first", "adjointdpm"]

@@ -46,9 +46,9 @@ def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
     def run(**more):
         ours = sampler()
         return tune(
-            ours, metric, PROMPTS, HELD_OUT, output=tmp_path, settings=settings, picture=picture,
+            ours, metric, PROMPTS, HELD_OUT, output=tmp_path, settings=settings, instance_image=picture,
             measures={"style": Style(colours, picture), "content": Content(colours)},
-            picture_prompt="a dog", quiet=True, **more,
+            instance_prompt="a dog", quiet=True, **more,
         )  # fmt: skip
 
     first = run()

@@ -1,10 +1,10 @@
-"""Initial noise -> a picture that a classifier misreads: the objective, and its optimization by gradients.
+"""Initial noise -> an image that a classifier misclassifies: the objective, and its optimization by gradients.
 
     minimise over x in Ball(c):   max(m(G(x)), -k) + w |f(G(x)) - f(G(c))|^2 / |f(G(c))|^2
     m = z_y - max_{j != y} z_j    untargeted;   m = max_{j != t} z_j - z_t    towards t
 
 On logits: a softmax saturates, and its gradient with it. Past the confidence k the first term rests, and only
-the second, which keeps the picture near the original's in another network's features f, is left (Carlini and
+the second, which keeps the image near the original's in another network's features f, is left (Carlini and
 Wagner, 2017, arXiv 1608.04644). The steps are normalized, since the gradient's length says nothing here.
 """
 
@@ -24,11 +24,11 @@ from .norm_ball import Ball
 
 __all__ = ["Attack", "NoiseClassifier", "Objective", "pixels"]
 
-_MISSED = 1e6  # added to the rank of pictures whose saved file is still read right
+_MISSED = 1e6  # added to the rank of images whose saved file is still read right
 
 
 def pixels(images: Tensor) -> list[Tensor]:
-    """The picture itself as its only feature."""
+    """The image itself as its only feature."""
     return [images]
 
 
@@ -37,8 +37,8 @@ class Objective:
     """What a perturbation is to reach, for each start.
 
     Args:
-        classifier: pictures in [0, 1] to logits.
-        labels: (starts,) what each picture shows, or, if `targeted`, what it is to be taken for.
+        classifier: images in [0, 1] to logits.
+        labels: (starts,) what each image shows, or, if `targeted`, what it is to be taken for.
         targeted: towards the label instead of away from it.
         confidence: k >= 0, in logits.
         features: f of the head of this module; None for no second term.
@@ -73,7 +73,7 @@ class Attack(Task):
     """The perturbation of many starts at once, each with a row of its own.
 
     Args:
-        sampler, cond: make the pictures; the conditioning of all starts.
+        sampler, cond: make the images; the conditioning of all starts.
         start: (starts, *shape), the balls' centres; copied.
         ball: where the noise may be.
         objective: what is minimised.
@@ -109,12 +109,12 @@ class NoiseClassifier(nn.Module):
 
         attack(NoiseClassifier(sampler, cond, classifier), noise, labels)
 
-    Tools that clamp their input to [0, 1], as for pictures, must be told not to: noise has no such bounds.
+    Tools that clamp their input to [0, 1], as for images, must not do so here: noise has no such bounds.
 
     Args:
-        sampler: makes the pictures.
+        sampler: makes the images.
         cond: of one prompt, or of as many as the batches will have rows.
-        classifier: pictures in [0, 1] to logits.
+        classifier: images in [0, 1] to logits.
     """
 
     def __init__(self, sampler: Sampler, cond: Cond, classifier: nn.Module) -> None:
@@ -122,5 +122,5 @@ class NoiseClassifier(nn.Module):
         self.sampler, self.cond, self.classifier = sampler, cond, classifier
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Logits (batch, classes) of the pictures of noise (batch, *shape)."""
+        """Logits (batch, classes) of the images of noise (batch, *shape)."""
         return self.classifier(self.sampler(noise, self.cond))

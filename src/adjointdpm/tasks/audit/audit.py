@@ -1,8 +1,8 @@
-"""Audit a classifier: initial noise -> pictures of a known thing that the classifier takes for another.
+"""Audit a classifier: initial noise -> images of a known thing that the classifier takes for another.
 
     result = adp.tasks.audit(sampler, classifier, ["a cat", "a car"], output="outputs/audit", judge=judge)
 
-Only starts whose own picture is read right count. A success is scored on the 8-bit picture that was saved, of
+Only starts whose own image is read right count. A success is scored on the 8-bit image that was saved, of
 the very noise that was saved; it is kept if an independent judge still sees the thing. Beside it stand random
 noise and SPSA in the same ball with the same number of denoiser calls.
 """
@@ -63,23 +63,23 @@ def audit(
     repeat: str = "",
     report: Callable[[int, dict[str, float]], None] | None = None,
 ) -> AuditResult:
-    """Look for noise near given noise whose picture the classifier misreads.
+    """Look for noise near given noise whose image the classifier misclassifies.
 
-    Use it for a classifier of your own, to find out where it is wrong; not as a measure of a picture's realism.
+    Use it for a classifier of your own, to find out where it is wrong; not as a measure of an image's realism.
 
     Args:
-        sampler: makes the pictures.
+        sampler: makes the images.
         classifier: the one that is audited: of `load_classifier`, or any module from images in [0, 1] to logits, whose
             classes are called by its `labels` if it has some, else by their numbers.
-        prompts: what the pictures show.
+        prompts: what the images show.
         labels: the classifier's label of each prompt, or its number; found in the prompts by default.
-        output: a folder for the noise, the pictures, result.json and the page.
+        output: a folder for the noise, the images, result.json and the page.
         settings: how.
         target: the label that everything is to be taken for; any other than its own by default.
-        judge: an independent classifier, never part of a loss, that says what a picture still shows; it has every label
+        judge: an independent classifier, never part of a loss, that says what an image still shows; it has every label
             that is audited.
         transfer: other classifiers by name, tried on what fooled this one.
-        features: another network's features, which keep the picture near the original; neither the judge's
+        features: another network's features, which keep the image near the original; neither the judge's
             nor the classifier's own, which would be the same as moving less far.
         resume: go on from the folder's checkpoints.
         quiet: without progress bars.
@@ -91,7 +91,7 @@ def audit(
             label, no start that the classifier reads right, a folder that cannot be written, a checkpoint of another
             run.
     Warns:
-        UserWarning: prompts that are dropped, as the classifier does not read enough of their pictures right.
+        UserWarning: prompts that are dropped, as the classifier does not read enough of their images right.
     """
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"prompts are a list of at least one, but are {prompts!r}")
@@ -109,7 +109,7 @@ def audit(
         lacks = [label for label in shown if label not in audit_.judge.labels]
         if lacks:
             raise InputError(
-                f"the judge has no label {', '.join(map(repr, lacks))}, so it could never say that a picture still "
+                f"the judge has no label {', '.join(map(repr, lacks))}, so it could never say that an image still "
                 "shows it; give a judge of the same labels, or none"
             )
     others = {
@@ -138,8 +138,8 @@ def _about(
         f"sampler_{n}": repr(getattr(sampler, n)) for n in ("steps", "solver", "adjoint")
     }
     own["sampler_guidance_scale"] = sampler.guidance_scale
-    told = {"prompts": list(prompts), "labels": labels, "target": target}
-    return {**own, **told, **{k: v for k, v in asdict(settings).items() if k != "checkpointing_steps"}}
+    given = {"prompts": list(prompts), "labels": labels, "target": target}
+    return {**own, **given, **{k: v for k, v in asdict(settings).items() if k != "checkpointing_steps"}}
 
 
 class _Audit:
@@ -235,7 +235,7 @@ class _Audit:
         )
 
     def starts(self) -> tuple[list[int], Tensor, Cond, int, list[Dropped]]:
-        """Noise whose pictures are read right: each one's prompt, the noise, how many were tried, what is missing."""
+        """Noise whose images are read right: each one's prompt, the noise, how many were tried, what is missing."""
         s, kept, tried = self.s, [], 0
         names = [self.classifier.labels[label] for label in self.labels]
         why = dict.fromkeys(range(len(names)), "is the target itself")
@@ -259,7 +259,7 @@ class _Audit:
         dropped = [Dropped(self.prompts[i], names[i], n, why[i]) for i, n in enumerate(missing) if n]
         if not kept:
             raise InputError(
-                f"none of {tried} pictures is read as what it should show, so there is nothing to audit; look at "
+                f"none of {tried} images is read as what it should show, so there is nothing to audit; look at "
                 "the prompts and labels, or take more tries"
             )
         if dropped:
@@ -295,7 +295,7 @@ class _Audit:
         return outcome.best["noise"], outcome.losses
 
     def costs(self, start: Tensor, cond: Cond, objective: Objective) -> dict[str, Any]:
-        """What one step and one sampling take, counted on one picture; and that a step has a gradient."""
+        """What one step and one sampling take, counted on one image; and that a step has a gradient."""
         leaf = start[:1].clone().requires_grad_()
         images = self.sampler(leaf, rows(cond, [0]))
         stats = getattr(self.sampler, "stats", None)

@@ -1,4 +1,4 @@
-"""An audit's page: rates with their intervals, curves, controls, and the worst pictures."""
+"""An audit's page: rates with their intervals, curves, controls, and the worst images."""
 
 import json
 from collections.abc import Mapping
@@ -11,18 +11,19 @@ from .result import AttackOutcome, AuditResult
 
 __all__ = ["write_page"]
 
-_HEAD = ("", "", "misread", "misread and still shown", "distance at most")
+_HEAD = ("", "", "misclassified", "misclassified, label preserved", "distance at most")
 
 
 def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], repeat: str) -> Path:
     """Write the page of an audit."""
-    page = Page("adjointdpm audit: what a classifier misreads")
+    page = Page("adjointdpm audit: images that a classifier misclassifies")
     ball = settings["ball"]
     page.text(
-        f"{len(result.labels)} pictures that the classifier reads right (of {result.tried} made), their initial "
+        f"{len(result.labels)} images that the classifier classifies correctly (of {result.tried} made), their initial "
         f"noise moved within a ball of {ball['radius']:g} ({ball['norm']}"
-        f"{', on the Gaussian shell' if ball['shell'] else ''}). A picture counts as misread by what its saved "
-        "8-bit file is read as, and as still shown if an independent judge names the thing that was asked for."
+        f"{', on the Gaussian shell' if ball['shell'] else ''}). An image is misclassified if the "
+        "classifier gives its saved 8-bit file another label, and its label is preserved if an independent judge still "
+        "recognizes the object that was asked for."
     )
     if result.dropped:
         page.text("Dropped, as nothing could be misled, and in no figure below:")
@@ -41,31 +42,38 @@ def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], rep
     if result.controls:
         page.text(
             f"The controls saw the same objective and as many denoiser calls: "
-            f"{result.costs['samplings_a_control']} samplings a picture."
+            f"{result.costs['samplings_a_control']} samplings an image."
         )
-    for kept, heading in ((True, "Misread, and still shown"), (False, "Misread, but no longer shown")):
+    for kept, heading in (
+        (True, "Misclassified, label preserved"),
+        (False, "Misclassified, but the label is no longer preserved"),
+    ):
         if result.after.shows is None and not kept:
             continue
         _pairs(page, heading, result, result.worst(8, kept))
     page.heading("Against the size of the ball")
     page.table(
-        ("radius", "", "misread", "misread and still shown", "distance at most"),
+        ("radius", "", "misclassified", "misclassified, label preserved", "distance at most"),
         [_row(f"{radius:g}", found) for radius, found in result.curve.items()],
     )
     if len(result.curve) > 1:
-        lines = {"misread": [100 * found.success.share for found in result.curve.values()]}
+        lines = {"misclassified": [100 * found.success.share for found in result.curve.values()]}
         if result.after.kept is not None:
-            lines["and still shown"] = [_percent(found.kept) for found in result.curve.values()]
-        page.lines(list(result.curve), lines, "radius of the ball", "% of pictures")
+            lines["label preserved"] = [_percent(found.kept) for found in result.curve.values()]
+        page.lines(list(result.curve), lines, "radius of the ball", "% of images")
     if result.transfer:
         page.heading("Transfer to other classifiers")
         page.table(
-            ("classifier", "", "of what fooled the audited one, and it read right before, it misreads"),
+            (
+                "classifier",
+                "",
+                "transfer rate: adversarial images that it misclassifies, among those whose original it classified correctly",
+            ),
             [(name, "", str(Rate(*pair))) for name, pair in result.transfer.items()],
         )
     page.heading("By label")
     page.table(
-        ("label", "", "misread", "misread and still shown"),
+        ("label", "", "misclassified", "misclassified, label preserved"),
         [(label, "", str(a), "" if b is None else str(b)) for label, (a, b) in result.classes.items()],
     )
     page.heading("What was differentiated, and what it cost")
@@ -74,7 +82,7 @@ def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], rep
     page.text(
         "The loss on the classifier's logits, through its preprocessing, the decoder and every step of the sampler, "
         f"guidance included, with respect to the initial noise. A step took {costs['calls_a_step']} denoiser calls "
-        f"a picture (forward and backward; {costs['calls_a_sampling']} are a sampling) and "
+        f"an image (forward and backward; {costs['calls_a_sampling']} are a sampling) and "
         f"{'an unknown number of' if held is None else f'{held / 2**20:.1f} Mi'} bytes saved for the backward "
         f"pass; all of it {costs['seconds']:.0f} seconds."
     )
@@ -100,7 +108,7 @@ def _pairs(page: Page, heading: str, result: AuditResult, chosen: list[int]) -> 
         page.text("None.")
         return
     before, after = result.before, result.after
-    page.pictures(
+    page.images(
         ImageTable("before", before.images[chosen], [f"{result.labels[i]}" for i in chosen]),
         ImageTable(
             "after",

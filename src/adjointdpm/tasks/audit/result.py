@@ -14,7 +14,7 @@ __all__ = ["AttackOutcome", "AuditResult", "Dropped"]
 
 @dataclass(frozen=True, eq=False)
 class AttackOutcome:
-    """Pictures of one noise a start, and what is said about their files.
+    """Images of one noise a start, and what is said about their files.
 
     noise      (starts, *shape)
     images     (starts, channels, height, width), the files' content, 8 bits
@@ -63,7 +63,7 @@ class Dropped:
 
     prompt, label  as they were given
     starts         how many are missing
-    why            what the classifier took one of its pictures for, or that its label is the target itself
+    why            what the classifier took one of its images for, or that its label is the target itself
     """
 
     prompt: str
@@ -86,9 +86,10 @@ class AuditResult:
     before, after     the originals, and what the attack found
     curve      what was found in balls of each radius
     controls   what random noise and SPSA found with as many denoiser calls
-    transfer   by classifier: how many of those it could have misread, too, it did
+    transfer   by classifier: adversarial images that it also misclassifies, among those whose original it
+               classified correctly
     losses     mean loss of each iterate
-    costs      denoiser calls a step and a sampling, bytes saved for backward (one picture), seconds
+    costs      denoiser calls a step and a sampling, bytes saved for backward (one image), seconds
     """
 
     folder: Path
@@ -107,7 +108,7 @@ class AuditResult:
 
     @property
     def success(self) -> Rate:
-        """How often the classifier is fooled, on the saved pictures."""
+        """How often the classifier is fooled, on the saved images."""
         return self.after.success
 
     @property
@@ -128,7 +129,7 @@ class AuditResult:
         return out
 
     def worst(self, number: int, kept: bool) -> list[int]:
-        """The starts whose pictures fool the classifier most surely, the thing being kept or not."""
+        """The starts whose images fool the classifier most surely, the thing being kept or not."""
         shows = self.after.shows
         mask = self.after.fooled if shows is None else self.after.fooled & (shows == kept)
         rows: list[int] = mask.nonzero()[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""Who says what about pictures: the audited classifier, the judge and others, on the files' content."""
+"""Who says what about images: the audited classifier, the judge and others, on the files' content."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,15 @@ __all__ = ["Evaluator"]
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Samples noise, saves the pictures, and asks everyone.
+    """Samples noise, saves the images, and asks everyone.
 
     Args:
-        sampler: makes the pictures.
+        sampler: makes the images.
         classifier: the audited one.
         judge: the independent one, if any.
         target: the label everything is to be taken for, if any.
-        folder: where pictures are saved.
-        batch: pictures at once.
+        folder: where images are saved.
+        batch: images at once.
     """
 
     sampler: Sampler
@@ -43,7 +43,7 @@ class Evaluator:
     def found(
         self, name: str | None, noise: Tensor, start: Tensor, cond: Cond, labels: Tensor, ball: Ball
     ) -> AttackOutcome:
-        """What everyone says about the pictures of some noise, as they lie in their files."""
+        """What everyone says about the images of some noise, as they lie in their files."""
         files = [png(each) for each in as_8_bit(sampled(self.sampler, noise, cond, self.batch))]
         if name is not None and Processes.here().first:
             where = output_folder(self.folder / name)

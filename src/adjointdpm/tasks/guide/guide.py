@@ -70,10 +70,10 @@ class GuideSettings:
 class Way:
     """One way of guiding.
 
-    images    (pictures, 3, height, width), not clamped
-    values    (pictures,) the metric
+    images    (images, 3, height, width), not clamped
+    values    (images,) the metric
     judged    how often the judge sees the prompt's thing; None without a judge
-    calls     denoiser calls a picture, forward and backward, the guidance's own sampling included
+    calls     denoiser calls an image, forward and backward, the guidance's own sampling included
     """
 
     images: Tensor
@@ -83,7 +83,7 @@ class Way:
 
     @property
     def reached(self) -> Mean:
-        """The metric over all pictures."""
+        """The metric over all images."""
         return Mean.of(self.values)
 
     def as_dict(self) -> dict[str, Any]:
@@ -143,15 +143,15 @@ def guide(
     repeat: str = "",
     report: Callable[[int, dict[str, float]], None] | None = None,
 ) -> GuideResult:
-    """Pictures of prompts that are lower in a metric than they would be.
+    """Images of prompts that are lower in a metric than they would be.
 
     Args:
-        sampler: makes the pictures.
-        metric: lower is better; paired ones see the picture that the same noise gives without guidance.
-        prompts: what the pictures show.
-        output: a folder for the noise, the pictures, result.json and the page.
+        sampler: makes the images.
+        metric: lower is better; paired ones see the image that the same noise gives without guidance.
+        prompts: what the images show.
+        output: a folder for the noise, the images, result.json and the page.
         settings: how.
-        judge: a classifier that says what pictures show, never part of a loss.
+        judge: a classifier that says what images show, never part of a loss.
         labels: its label of each prompt; found in the prompts by default.
         resume, quiet, config, repeat, report: as of `audit`.
     Raises:
@@ -244,7 +244,7 @@ def _equal(ahead: LookAhead, steps: int, budget: int) -> LookAhead:
 
 
 def _write(result: GuideResult, about: Mapping[str, Any], each: list[str], repeat: str) -> None:
-    """result.json, the pictures in one file, and the page."""
+    """result.json, the images in one file, and the page."""
     ways = {name: way.as_dict() for name, way in result.ways.items()}
     found = {"settings": dict(about), "ways": ways, "losses": result.losses, "costs": result.costs}
     write_file(result.folder / "result.json", json.dumps(found, indent=1, default=str).encode())
@@ -263,7 +263,7 @@ def _write(result: GuideResult, about: Mapping[str, Any], each: list[str], repea
         ],
     )
     captions = each[:8]
-    page.pictures(
+    page.images(
         *(ImageTable(name, as_8_bit(way.images[:8]), captions) for name, way in result.ways.items())
     )
     images = torch.cat([as_8_bit(way.images[:8]) for way in result.ways.values()])

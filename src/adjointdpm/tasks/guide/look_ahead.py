@@ -4,7 +4,7 @@
     z_i <- |z_i| u / |u|,   u = z_i - s tau_i sqrt(d) g / |g|,   g = d L(decode(x^(z_i))) / d z_i
 
 and then the sampler's own step. n = 1 is one-step guidance, as in DPS (Chung et al., 2022, arXiv 2209.14687) and
-FreeDoM (Yu et al., 2023, arXiv 2303.09833). More steps see a sharper picture; their gradient is exact, as with the
+FreeDoM (Yu et al., 2023, arXiv 2303.09833). More steps see a sharper image; their gradient is exact, as with the
 symplectic adjoint (Pan et al., 2023, arXiv 2312.12030), here by differentiating the same steps that were taken. The
 norm is kept: guided states stay on the shell where the model's noise lies.
 """
@@ -75,7 +75,7 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
 
     Args:
         sampler: its solver and grid are used, its adjoint is not.
-        metric: of finished pictures, lower is better.
+        metric: of finished images, lower is better.
         noise, cond: as of the sampler.
         ahead: how.
     Raises:

@@ -1,10 +1,10 @@
-"""Variants of pictures, which still show what the pictures show.
+"""Variants of images, which still show what the images show.
 
     x'(p) = gain * (x(A p + b(p)) - 1/2) + 1/2 + offset
 
 A p is a turn by up to 15 degrees, a change of scale by up to 20 %, a shift by up to an eighth of the side, and half of
-the time a mirror; b bends the picture smoothly by up to 5 % of the side; gain and offset, up to 20 and 10 %, tint each
-colour channel. What a generator's noise can do to a picture is of this kind: it moves, bends and tints wide areas.
+the time a mirror; b bends the image smoothly by up to 5 % of the side; gain and offset, up to 20 and 10 %, tint each
+colour channel. What a generator's noise can do to an image is of this kind: it moves, bends and tints wide areas.
 
 Not for labels that a mirror or a tint would change, such as letters, arrows or colours.
 """
@@ -29,7 +29,7 @@ def drawn(seeds: Sequence[int]) -> Tensor:
 
 
 def variants(images: Tensor, draws: Tensor) -> Tensor:
-    """One variant of each picture, differentiable in both.
+    """One variant of each image, differentiable in both.
 
     Args:
         images: (n, 1 or 3, height, width) in [0, 1].

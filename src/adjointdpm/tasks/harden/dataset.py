@@ -1,4 +1,4 @@
-"""The labelled pictures that hardening trains on: what attacks ended in, and clean ones beside it.
+"""The labelled images that hardening trains on: what attacks ended in, and clean ones beside it.
 
 found    fooled the classifier, and still shows its thing
 near     was attacked, and did not fool it
@@ -26,7 +26,7 @@ __all__ = ["Labelled", "attacked_in", "clean_images"]
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Pictures to train on.
+    """Images to train on.
 
     images  (n, channels, height, width), 8 bits
     labels  what each shows
@@ -47,7 +47,7 @@ class Labelled:
         return Labelled(self.images.repeat(number, 1, 1, 1), self.labels * number, self.kinds * number)
 
     def of(self, classifier: Named) -> tuple[Tensor, Tensor]:
-        """Pictures in [0, 1] and labels as the classifier takes them."""
+        """Images in [0, 1] and labels as the classifier takes them."""
         weight = next(classifier.parameters())
         labels = [classifier.index(label) for label in self.labels]
         return self.images.to(weight) / 255, torch.tensor(labels, device=weight.device)
@@ -59,8 +59,8 @@ class Labelled:
             name = "".join(c if c.isalnum() or c in " -_" else "_" for c in label)[:60].strip() or "_"
             taken = sum(each == name or each.startswith(f"{name} (") for each in names.values())
             names[label] = f"{name} ({taken + 1})" if taken else name
-        for i, (picture, label, kind) in enumerate(zip(self.images, self.labels, self.kinds, strict=True)):
-            write_file(output_folder(folder / names[label]) / f"{kind}-{i:05d}.png", png(picture.cpu()))
+        for i, (image, label, kind) in enumerate(zip(self.images, self.labels, self.kinds, strict=True)):
+            write_file(output_folder(folder / names[label]) / f"{kind}-{i:05d}.png", png(image.cpu()))
 
 
 def attacked_in(found: AuditResult) -> Labelled:
@@ -77,7 +77,7 @@ def attacked_in(found: AuditResult) -> Labelled:
 def clean_images(
     sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings
 ) -> Labelled:
-    """Pictures of every prompt as files hold them."""
+    """Images of every prompt as files hold them."""
     prompts = [prompt for prompt in pairs for _ in range(each)]
     noise = noise_of(sampler, [key(seed, "clean", prompt, i % each) for i, prompt in enumerate(prompts)])
     images = as_8_bit(sampled(sampler, noise, sampler.encode(prompts), s.train_batch_size))

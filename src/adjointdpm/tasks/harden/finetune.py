@@ -1,4 +1,4 @@
-"""Fine-tuning of a classifier on labelled pictures, as hardening does it.
+"""Fine-tuning of a classifier on labelled images, as hardening does it.
 
     (h(x) + max_u h(v(x, u))) / 2        h: cross-entropy of the logits; v(x, u): variant u in [-1, 1]^62 of x
 
@@ -20,7 +20,7 @@ from .augmentation import drawn, variants
 __all__ = ["FineTune"]
 
 _STEP = 0.5  # of u; what it may differ by is 2
-_VALIDATED = 256  # pictures; all would take longer than the training
+_VALIDATED = 256  # images; all would take longer than the training
 
 
 class FineTune(Task):
@@ -29,7 +29,7 @@ class FineTune(Task):
     Args:
         classifier: is changed.
         images, labels: (n, channels, height, width) in [0, 1], and (n,).
-        steps: of the search for u; 0 for the pictures as they are.
+        steps: of the search for u; 0 for the images as they are.
         seed: of the variants.
     """
 
@@ -49,11 +49,11 @@ class FineTune(Task):
         return Losses(losses)
 
     def entropies(self, images: Tensor, labels: Tensor) -> Tensor:
-        """h of each picture."""
+        """h of each image."""
         return functional.cross_entropy(self.classifier(images), labels, reduction="none")
 
     def worst(self, step: int, items: list[int]) -> Tensor:
-        """v(x, u), one a picture."""
+        """v(x, u), one an image."""
         images, labels = self.images[items], self.labels[items]
         draws = drawn([key(self.seed, "variant", step, item) for item in items]).to(images)
         for _ in range(self.steps):
@@ -66,7 +66,7 @@ class FineTune(Task):
 
     @torch.no_grad()
     def validate(self, step: int) -> float:
-        # Always the same pictures and variants: the lowest loss of a batch may be an easy batch's.
+        # Always the same images and variants: the lowest loss of a batch may be an easy batch's.
         items = torch.linspace(0, self.items - 1, min(self.items, _VALIDATED)).long().tolist()
         parts = [self.losses(-1, items[i : i + 32]).values for i in range(0, len(items), 32)]
         return float(torch.cat(parts).mean())

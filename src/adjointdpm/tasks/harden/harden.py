@@ -5,10 +5,10 @@
 
 A copy that was only shown what fooled the original is fooled by something else; each further round finds that
 (adversarial training: Madry et al., 2018, arXiv 1706.06083; here in the generator's noise, as Stutz et al., 2019,
-arXiv 1812.00740, so that the pictures stay pictures of the thing). Beside them lie clean pictures of the same sampler,
+arXiv 1812.00740, so that the images stay images of the thing). Beside them lie clean images of the same sampler,
 so that the classifier does not forget.
 
-The pictures are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets read): `found`
+The images are exported as a labelled folder (`train/<label>/*.png`, which ImageFolder and datasets read): `found`
 fooled the classifier, `near` did not quite, `clean` were not attacked.
 """
 
@@ -47,16 +47,16 @@ class HardenSettings:
     """How a classifier is hardened.
 
     Args:
-        rounds: of attack and fine-tuning; the first takes the audit's pictures, and costs no attack.
+        rounds: of attack and fine-tuning; the first takes the audit's images, and costs no attack.
         steps, learning_rate, batch_size: of each fine-tuning (Adam).
-        clean, others: clean pictures to train on, of each audited prompt and of each other one. What was attacked is
-            repeated until it is half as much as the former: a few pictures, seen too often, are learned by heart.
-        held_out: fresh clean pictures a prompt to measure the clean accuracy on.
-        seed: of the clean pictures and the batches; fresh starts are drawn from another.
-        variant_steps: half of the loss is that of the worst variant of each picture (moved, bent, tinted: see
-            `variants`), sought in so many steps, which teaches more of a few pictures; 0 for none, as where a mirror or
+        clean, others: clean images to train on, of each audited prompt and of each other one. What was attacked is
+            repeated until it is half as much as the former: a few images, seen too often, are learned by heart.
+        held_out: fresh clean images a prompt to measure the clean accuracy on.
+        seed: of the clean images and the batches; fresh starts are drawn from another.
+        variant_steps: half of the loss is that of the worst variant of each image (moved, bent, tinted: see
+            `variants`), sought in so many steps, which teaches more of a few images; 0 for none, as where a mirror or
             a tint would change a label.
-        attack: of the rounds; the audit's own if None. A larger ball and a larger confidence find pictures that lie
+        attack: of the rounds; the audit's own if None. A larger ball and a larger confidence find images that lie
             further beyond the boundary, and those teach more; fewer steps leave time for more rounds.
     """
 
@@ -87,9 +87,9 @@ class HardenResult:
 
     before, after              how often the same attack succeeds
     kept_before, kept_after    how often it does while the judge still sees the thing; None without a judge
-    clean_before, clean_after  how often fresh clean pictures are read right
-    others_before, others_after  the same of the other labels' pictures; None without any
-    folder                     labelled pictures in `train`, the classifier in `classifier`, and result.json
+    clean_before, clean_after  how often fresh clean images are read right
+    others_before, others_after  the same of the other labels' images; None without any
+    folder                     labelled images in `train`, the classifier in `classifier`, and result.json
     """
 
     before: Rate
@@ -121,9 +121,9 @@ def harden(
     resume: bool = False,
     quiet: bool = False,
 ) -> HardenResult:
-    """Fine-tune a copy of the audited classifier on what an attack makes of pictures it reads right.
+    """Fine-tune a copy of the audited classifier on what an attack makes of images it reads right.
 
-    Use it on an audit of many starts; a handful teaches it those pictures and no more. A picture that no longer shows
+    Use it on an audit of many starts; a handful teaches it those images and no more. An image that no longer shows
     its thing would teach the wrong label, so those are left out where a judge is there to name them.
 
     Args:
@@ -152,7 +152,7 @@ def harden(
     attacks = attacked_in(found)
     if "found" not in attacks.kinds:
         raise InputError(
-            "the audit found no picture that fools the classifier and still shows its thing, so there is nothing to "
+            "the audit found no image that fools the classifier and still shows its thing, so there is nothing to "
             "train on; audit more starts, in more steps or a larger ball"
         )
 

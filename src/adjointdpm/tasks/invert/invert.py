@@ -1,4 +1,4 @@
-"""Invert a visual effect into a word: what a word does to pictures is learned from pictures.
+"""Invert a visual effect into a word: what a word does to images is learned from images.
 
     learned = TokenVectors(sampler, "<effect>", "plain")
     result = adp.tasks.invert(sampler, learned, PromptGoal("sepia"), ["a <effect> cat"], ["a <effect> car"], output=...)
@@ -74,7 +74,7 @@ class InvertSettings:
 class Inverted:
     """One of the three reports.
 
-    before, after, target     (pictures, 3, height, width): without the word, with it, and what was wanted
+    before, after, target     (images, 3, height, width): without the word, with it, and what was wanted
     distance_before, distance_after     mean of the distance to the target
     judged, judged_target     how often the judge sees the effect, in what was learned and in the target
     """
@@ -161,7 +161,7 @@ def invert(
     repeat: str = "",
     report: Callable[[int, dict[str, float]], None] | None = None,
 ) -> InvertResult:
-    """Learn a word from what it should do to pictures.
+    """Learn a word from what it should do to images.
 
     Args:
         sampler: over a pipeline.
@@ -170,7 +170,7 @@ def invert(
         prompts: trained on; each holds the token as a word.
         held_out: reported on besides; each holds the token.
         token: the word's name.
-        output: a folder for the word, the pictures, result.json and the page.
+        output: a folder for the word, the images, result.json and the page.
         settings: how.
         distance: a metric whose every term compares with the target; `metrics.Pixels()` by default.
         judge, label: a classifier of effects, never part of a loss, and what it should say.
@@ -265,7 +265,7 @@ def check_distance(distance: Any) -> None:
 
 
 def _write(result: InvertResult, about: Mapping[str, Any], repeat: str) -> None:
-    """result.json, the pictures in one file, and the page."""
+    """result.json, the images in one file, and the page."""
     folder = result.folder
     found = {
         "settings": dict(about),
@@ -298,7 +298,7 @@ def _write(result: InvertResult, about: Mapping[str, Any], repeat: str) -> None:
         page.heading(name)
         captions = each.prompts[shown]
         triple = {"without the word": each.before, "with it": each.after, "target": each.target}
-        page.pictures(*(ImageTable(k, as_8_bit(v[shown]), captions) for k, v in triple.items()))
+        page.images(*(ImageTable(k, as_8_bit(v[shown]), captions) for k, v in triple.items()))
         images = torch.cat([as_8_bit(v[shown]) for v in triple.values()])
         write_file(folder / f"{name.replace(' ', '-')}.png", png(sheet(images, len(captions))))
     page.heading("What was differentiated, and how to repeat it")

@@ -3,7 +3,7 @@
     TokenVectors   e_i = v_k where token i is the k-th of the new word       portable: a textual inversion
     PromptRows     c_i = v_k at the new word's places in the encoded prompt  the paper's; of this encoder's output
 
-and what it is to do to the pictures of a prompt: what a word of the prompt does, or what an effect does.
+and what it is to do to the images of a prompt: what a word of the prompt does, or what an effect does.
 """
 
 import re
@@ -63,7 +63,7 @@ class Goal(ABC):
 
     @abstractmethod
     def targets(self, sampler: Sampler, prompts: Sequence[str], token: str, noise: Tensor) -> Tensor:
-        """The pictures that prompts with the new word should give of this noise, row by row; no graph."""
+        """The images that prompts with the new word should give of this noise, row by row; no graph."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class PromptGoal(Goal):
 
 @dataclass(frozen=True, eq=False)
 class EffectGoal(Goal):
-    """An effect on the picture that the same noise gives without the word.
+    """An effect on the image that the same noise gives without the word.
 
     Args:
-        effect: pictures to pictures, such as `metrics.effect("sepia")`.
+        effect: images to images, such as `metrics.effect("sepia")`.
     """
 
     effect: Callable[[Tensor], Tensor]

@@ -1,8 +1,8 @@
-"""The usual alternative to a metric: train the denoiser itself on one picture.
+"""The usual alternative to a metric: train the denoiser itself on one image.
 
 min_theta  E_{t, eps} |F_theta(alpha x0 + sigma eps, t, c) - F*|^2
 
-F* = eps | x0 | alpha eps - sigma x0 | eps - x0        what the network predicts; x0 the picture's latents
+F* = eps | x0 | alpha eps - sigma x0 | eps - x0        what the network predicts; x0 the image's latents
 """
 
 from collections.abc import Mapping
@@ -22,36 +22,36 @@ from .precision import scaled
 __all__ = ["Denoise", "latents_of"]
 
 
-def latents_of(sampler: Sampler, picture: Tensor) -> Tensor:
-    """A picture (3, height, width) in [0, 1] as latents (1, *shape), by the pipeline's own encoder.
+def latents_of(sampler: Sampler, image: Tensor) -> Tensor:
+    """An image (3, height, width) in [0, 1] as latents (1, *shape), by the pipeline's own encoder.
 
     Raises:
-        InputError: the sampler is no FlowSampler with a VAE of one picture's latents.
+        InputError: the sampler is no FlowSampler with a VAE of one image's latents.
     """
     vae = getattr(getattr(sampler, "model", None), "vae", None)
     if not isinstance(sampler, FlowSampler) or vae is None or not hasattr(vae.config, "scaling_factor"):
         raise InputError(
             "training on the denoising loss needs a FlowSampler over a pipeline with a VAE; leave the comparison out"
         )
-    picture = functional.interpolate(
-        picture[None], sampler.image_shape[1:], mode="bilinear", antialias=True, align_corners=False
+    image = functional.interpolate(
+        image[None], sampler.image_shape[1:], mode="bilinear", antialias=True, align_corners=False
     )
     weight = next(vae.parameters())
     with torch.no_grad():
-        z = vae.encode((2 * picture - 1).to(weight)).latent_dist.mode().to(picture)
+        z = vae.encode((2 * image - 1).to(weight)).latent_dist.mode().to(image)
     z = (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
     if z.shape[1:] != sampler.noise(1).shape[1:]:
-        raise InputError("this pipeline packs its latents, so a picture cannot be trained on; leave it out")
+        raise InputError("this pipeline packs its latents, so an image cannot be trained on; leave it out")
     return z
 
 
 class Denoise(Task):
-    """The denoising loss on one picture, with fresh times and noise a step.
+    """The denoising loss on one image, with fresh times and noise a step.
 
     Args:
         sampler: whose network is trained.
-        picture: (3, height, width) in [0, 1].
-        prompt: what the picture is called; trained without guidance, as models are.
+        image: (3, height, width) in [0, 1].
+        prompt: what the image is called; trained without guidance, as models are.
         leaves: what is trained.
         items: draws of time and noise a step.
         seed: of them.
@@ -60,14 +60,14 @@ class Denoise(Task):
     def __init__(
         self,
         sampler: FlowSampler,
-        picture: Tensor,
+        image: Tensor,
         prompt: str,
         leaves: Mapping[str, Tensor],
         items: int = 4,
         seed: int = 0,
     ) -> None:
         self.sampler, self.variables, self.items, self.seed = sampler, leaves, items, seed
-        self.x0 = latents_of(sampler, picture)
+        self.x0 = latents_of(sampler, image)
         with torch.no_grad():
             self.cond = sampler.replace(guidance_scale=1.0).encode([prompt])
 
@@ -83,7 +83,7 @@ class Denoise(Task):
         model = self.sampler.model
         schedule, denoiser = model.schedule, model.denoiser
         values = []
-        for item in items:  # a denoiser is told one time a call
+        for item in items:  # a denoiser takes one time a call
             generator = torch.Generator().manual_seed(key(self.seed, "denoise", draw, item))
             u = torch.rand(1, generator=generator, dtype=torch.float64)
             eps = self.sampler.noise(1, key(self.seed, "eps", draw, item))

@@ -20,9 +20,9 @@ __all__ = ["TuneResult", "Tuned", "write_tuning"]
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """Held-out pictures of one way of tuning.
+    """Held-out images of one way of tuning.
 
-    images     (pictures, 3, height, width), not clamped
+    images     (images, 3, height, width), not clamped
     distances  mean of each measure
     judged     how often the judge sees the concept, on 8 bits; None without a judge
     losses     of the training
@@ -47,7 +47,7 @@ class TuneResult:
     """What a tuning found; the files lie in `folder`, the weights in `artefact`.
 
     ways     "untuned", "metric", and "denoising" where it was asked for
-    costs    bytes saved for backward and denoiser calls a picture, and seconds
+    costs    bytes saved for backward and denoiser calls an image, and seconds
     """
 
     folder: Path
@@ -62,9 +62,9 @@ class TuneResult:
 
 
 def write_tuning(
-    result: TuneResult, about: Mapping[str, Any], captions: list[str], repeat: str, picture: Tensor | None
+    result: TuneResult, about: Mapping[str, Any], captions: list[str], repeat: str, image: Tensor | None
 ) -> None:
-    """result.json, the pictures in one file, and the page, into the result's folder."""
+    """result.json, the images in one file, and the page, into the result's folder."""
     folder, ways = result.folder, result.ways
     ways_json = {name: each.as_dict() for name, each in ways.items()}
     found = {"settings": dict(about), "ways": ways_json, "costs": result.costs}
@@ -91,9 +91,9 @@ def write_tuning(
             for way, each in ways.items()
         ],
     )
-    if picture is not None:
-        page.pictures(ImageTable("reference", as_8_bit(picture[None]), ["the one picture"]))
-    page.pictures(
+    if image is not None:
+        page.images(ImageTable("reference", as_8_bit(image[None]), ["the one image"]))
+    page.images(
         *(ImageTable(way, as_8_bit(each.images[shown]), captions[shown]) for way, each in ways.items())
     )
     for way, each in ways.items():
@@ -101,7 +101,7 @@ def write_tuning(
             page.curve(each.losses, "step", f"loss ({way})")
     page.heading("What was differentiated, and how to repeat it")
     page.text(
-        f"The whole sampling: {result.costs['calls_a_picture']} denoiser calls for a picture's gradient, "
+        f"The whole sampling: {result.costs['calls_an_image']} denoiser calls for an image's gradient, "
         f"{result.costs['bytes_saved']} bytes saved for the backward pass. {result.costs['seconds']:.0f} seconds."
     )
     page.code(repeat or "adjointdpm.tasks.tune(...) with the settings in result.json")

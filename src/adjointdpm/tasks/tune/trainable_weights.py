@@ -1,8 +1,8 @@
 """What is trained in a network: a LoRA, or weights by name; and what it is trained for.
 
-    min_theta  E_noise L(x_theta(noise, c); x_0(noise, c))     x_0 the untuned model's picture of the same noise
+    min_theta  E_noise L(x_theta(noise, c); x_0(noise, c))     x_0 the untuned model's image of the same noise
 
-The noise is fresh in each step, so that weights learn the metric and not some pictures.
+The noise is fresh in each step, so that weights learn the metric and not some images.
 """
 
 import math

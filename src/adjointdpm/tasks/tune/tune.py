@@ -1,9 +1,9 @@
-"""Tune weights to a metric: a style from one picture, say, without losing what a prompt asks for.
+"""Tune weights to a metric: a style from one image, say, without losing what a prompt asks for.
 
-    tune(sampler, Style(features, picture) + 0.3 * Content(features), prompts, held_out, output=folder)
+    tune(sampler, Style(features, image) + 0.3 * Content(features), prompts, held_out, output=folder)
 
 Everything that is reported is of prompts and noise that were not trained on, beside no tuning and beside the same
-weights trained on the one picture with the ordinary denoising loss.
+weights trained on the one image with the ordinary denoising loss.
 """
 
 import time
@@ -80,8 +80,8 @@ def tune(
     weights: Weights | None = None,
     settings: TuneSettings | None = None,
     measures: Mapping[str, Any] | None = None,
-    picture: Tensor | None = None,
-    picture_prompt: str = "",
+    instance_image: Tensor | None = None,
+    instance_prompt: str = "",
     judge: Classifier | None = None,
     labels: Sequence[str] | None = None,
     resume: bool = False,
@@ -90,7 +90,7 @@ def tune(
     repeat: str = "",
     report: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TuneResult:
-    """Train weights of the denoiser for a metric of the finished picture. The sampler is tuned afterwards.
+    """Train weights of the denoiser for a metric of the finished image. The sampler is tuned afterwards.
 
     Adapters that are loaded before stay loaded and active with their scales: while training, in the untuned model's
     images and afterwards. A new LoRA stays active beside them, or fused where they are fused; its file holds it
@@ -98,16 +98,16 @@ def tune(
 
     Args:
         sampler: over a pipeline.
-        metric: what is lowered; `metrics.Content` and other paired metrics see the untuned model's picture.
+        metric: what is lowered; `metrics.Content` and other paired metrics see the untuned model's image.
         prompts: trained on, with fresh noise a step.
         held_out: reported on, with noise of their own.
-        output: a folder for the weights, the pictures, result.json and the page.
+        output: a folder for the weights, the images, result.json and the page.
         weights: a LoRA by default.
         settings: how.
         measures: reported by name; {"metric": metric} by default.
-        picture: (3, height, width) in [0, 1]; if given, the denoising loss on it is tried, too.
-        picture_prompt: what it is called there.
-        judge: a classifier that says what held-out pictures show, never part of a loss.
+        instance_image: (3, height, width) in [0, 1]; if given, the denoising loss on it is tried, too.
+        instance_prompt: what it is called there.
+        judge: a classifier that says what held-out images show, never part of a loss.
         labels: the judge's label of each held-out prompt; found in the prompts by default.
         resume, quiet, config, repeat, report: as of `audit`.
     Raises:
@@ -120,8 +120,8 @@ def tune(
     weights, measures = weights or Lora(), dict(measures or {"metric": metric})
     truth = None if judge is None else torch.tensor(labels_of(judge, held_out, labels))
     pipe, network = pipeline_of(sampler), network_of(sampler)
-    if picture is not None:
-        latents_of(sampler, picture)
+    if instance_image is not None:
+        latents_of(sampler, instance_image)
     like = sampler.noise(1)
     grey = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
     for each in (metric, *measures.values()):
@@ -163,9 +163,9 @@ def tune(
         )
         return optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop).losses
 
-    if picture is not None and isinstance(sampler, FlowSampler):
+    if instance_image is not None and isinstance(sampler, FlowSampler):
         with _training(weights, network, settings.seed, before) as leaves:
-            task = Denoise(sampler, picture.to(like), picture_prompt, leaves, batch, settings.seed)
+            task = Denoise(sampler, instance_image.to(like), instance_prompt, leaves, batch, settings.seed)
             losses = trained("denoising", task)
             ways["denoising"] = exam.taken(losses)
     with _training(weights, network, settings.seed, before, keep=True) as leaves:
@@ -181,7 +181,7 @@ def tune(
             about,
             [each for each in held_out for _ in range(settings.num_validation_images)],
             repeat,
-            picture,
+            instance_image,
         )
     return result
 
@@ -225,7 +225,7 @@ class _Exam:
         object.__setattr__(self, "originals", sampled(self.sampler, self.noise, self.cond, self.batch))
 
     def taken(self, losses: list[float]) -> Tuned:
-        """Pictures of the network as it is now, and what is said about them."""
+        """Images of the network as it is now, and what is said about them."""
         images = sampled(self.sampler, self.noise, self.cond, self.batch)
         originals: Tensor = self.__dict__["originals"]
         distances = {}
@@ -240,10 +240,10 @@ class _Exam:
         return Tuned(images, distances, judged, losses)
 
     def costs(self, metric: Any, leaves: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Of one picture's gradient."""
+        """Of one image's gradient."""
         cond = self.cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
         images = self.sampler(self.noise[:1], cond)
         values = beside(metric, self.__dict__["originals"][:1])(images)
         torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
         stats = self.sampler.stats
-        return {"calls_a_picture": stats.nfe_forward + stats.nfe_backward, "bytes_saved": stats.bytes_saved}
+        return {"calls_an_image": stats.nfe_forward + stats.nfe_backward, "bytes_saved": stats.bytes_saved}

@@ -35,12 +35,12 @@ class TuneToMetric(Task):
     """Weights towards a metric, on some prompts and fresh noise a step.
 
     Args:
-        sampler: makes the pictures.
-        metric: of a picture, or of it and the untuned model's (`metrics.Paired`).
+        sampler: makes the images.
+        metric: of an image, or of it and the untuned model's (`metrics.Paired`).
         prompts: one item each.
         leaves: what is trained.
         seed: of the noise.
-        batch: pictures at once in a validation.
+        batch: images at once in a validation.
     """
 
     def __init__(
