@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Waiting threads sleep instead of spinning, which matters where two cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-lowest test-newest check bench clean
+.PHONY: install demo test test-fast test-lowest test-newest check bench clean
 
 install: .venv/.installed
 
@@ -20,6 +20,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2
+
+# For the change at hand: a file or two of each package, listed in tests/conftest.py.
+test-fast: install
+	$(BIN)/python -m pytest -n 2 -q -m fast
 
 # The tests that meet the declared packages at every place where their releases differ: loading and saving, the
 # pipelines' own calls against plain autograd, LoRA, textual inversion, tokens, metrics, the command line.

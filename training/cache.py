@@ -1,4 +1,4 @@
-"""Tensors that are made once and kept in shards: latents for the diffusion, images for the classifiers."""
+"""Tensors that are made once and kept in shards: latents for the diffusion, pictures for the classifiers."""
 
 from collections.abc import Callable
 from pathlib import Path

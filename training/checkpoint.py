@@ -49,7 +49,7 @@ class Run:
     sample_every: int = 100
 
     def rows(self, step: int, batch: int) -> range:
-        """Which images of the endless set are this process's share of a batch."""
+        """Which pictures of the endless set are this process's share of a batch."""
         number, count = process()
         share = batch // count
         return range(step * batch + number * share, step * batch + (number + 1) * share)

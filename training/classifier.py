@@ -1,7 +1,7 @@
 """Train one of the classifiers: four of concepts to be audited, and the judges of concept, colour and style.
 
 The judge has an architecture, a data seed and an augmentation of its own, and serves measurement alone: it is
-never a target, and never part of a loss. Images enter scaled to [-1, 1]. None of the classifiers sees the
+never a target, and never part of a loss. Pictures enter scaled to [-1, 1]. None of the classifiers sees the
 autoencoder or the diffusion model.
 """
 
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save_every", type=int, default=100)
-    parser.add_argument("--glyphs", type=Path, help="a folder of RGBA images instead of the font's")
+    parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--package", type=Path, help="a packaged classifier of this kind to go on from")
     args = parser.parse_args()
@@ -234,7 +234,7 @@ def main() -> None:
         print(f"{args.name}: {sum(p.numel() for p in model.parameters()):,} weights")
 
     def loss_at(step: int) -> Tensor:
-        # Every pass over the images has an order of its own.
+        # Every pass over the pictures has an order of its own.
         at = torch.tensor(run.rows(step, args.batch))
         orders = torch.Generator().manual_seed(int(at[0]) // len(pictures))
         rows = torch.randperm(len(pictures), generator=orders)[at % len(pictures)]

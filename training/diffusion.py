@@ -2,7 +2,7 @@
 
 x_t = alpha_t x + sigma_t eps and v = alpha_t eps - sigma_t x, the squared error unweighted, the times stratified
 over the batch and denser in the middle. Predicting eps was tried first and learned the captions far too late:
-at high noise, where the caption decides the image, eps is nearly the input itself, and the part
+at high noise, where the caption decides the picture, eps is nearly the input itself, and the part
 of the error that depends on the caption is drowned (the figures are in README.md).
 
 The caption enters twice: by cross-attention at the innermost level, and, pooled, through the time embedding,
@@ -124,7 +124,7 @@ def load_pipeline(runs: Path = RUNS, vae: AutoencoderKL | None = None) -> Stable
 def sample(
     pipe: StableDiffusionPipeline, prompts: list[str], seeds: list[int], guidance: float = 4.0
 ) -> Tensor:
-    """25 steps of DPM-Solver++(2M): images (B, 3, 64, 64) in [0, 1], each from its own seed."""
+    """25 steps of DPM-Solver++(2M): pictures (B, 3, 64, 64) in [0, 1], each from its own seed."""
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     images = []
     for start in range(0, len(prompts), 32):
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save_every", type=int, default=100)
     parser.add_argument(
-        "--glyphs", type=Path, help="a folder of RGBA images to learn instead of the font's"
+        "--glyphs", type=Path, help="a folder of RGBA pictures to learn instead of the font's"
     )
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument(

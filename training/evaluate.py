@@ -1,6 +1,6 @@
 """Every figure of the packaged model, as anyone would load it, and its contact sheets.
 
-Samples: every concept, `--seeds` images each (at 8: two plain and one in each style), the colours in turn,
+Samples: every concept, `--seeds` pictures each (at 8: two plain and one in each style), the colours in turn,
 25 DPM-Solver++(2M) steps at guidance 4, float32. They are judged by classifiers that had no part in making them.
 Each figure has the same figure of fresh renders beside it, of the same captions and from a seed of its own.
 """
@@ -32,7 +32,7 @@ FRESH_SEED = 900_003  # of the renders that samples are compared with
 
 
 def wanted(renderer: Renderer, seeds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers of the concept, colour and style of each image, concept by concept."""
+    """Numbers of the concept, colour and style of each picture, concept by concept."""
     concepts = torch.arange(len(renderer.concepts)).repeat_interleave(seeds)
     seed = torch.arange(seeds).repeat(len(renderer.concepts))
     return (
@@ -43,7 +43,7 @@ def wanted(renderer: Renderer, seeds: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def samples(pipe: Any, renderer: Renderer, labels: tuple[Tensor, ...], guidance: float) -> Tensor:
-    """One image for each caption; the noise of image i has seed i."""
+    """One picture for each caption; the noise of picture i has seed i."""
     prompts = [
         caption(renderer.concepts[c], renderer.colours[b], renderer.styles[s])
         for c, b, s in zip(*(each.tolist() for each in labels), strict=True)
@@ -82,7 +82,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def spread(images: Tensor, seeds: int) -> tuple[float, float]:
-    """Standard deviation over a concept's images of the object's centre and size, in pixels.
+    """Standard deviation over a concept's pictures of the object's centre and size, in pixels.
 
     The object is what differs from the median of the border.
     """
@@ -124,7 +124,7 @@ def missed(judge: Any, images: Tensor, concepts: Tensor, names: list[str]) -> st
 
 
 def seconds(pipe: Any, guidance: float) -> tuple[float, float]:
-    """What 16 images take, and the first image of the command line from a cold start."""
+    """What 16 pictures take, and the first picture of the command line from a cold start."""
     prompts = ["a red apple on a blue background"] * 16
     sample(pipe, prompts[:1], [0], guidance)
     start = time.perf_counter()
@@ -138,7 +138,7 @@ def seconds(pipe: Any, guidance: float) -> tuple[float, float]:
 
 
 def write_sheets(pipe: Any, renderer: Renderer, folder: Path, guidance: float) -> None:
-    """Concepts by seeds (4 images each of 64 concepts), and styles by concepts."""
+    """Concepts by seeds (4 pictures each of 64 concepts), and styles by concepts."""
     names, colours, styles = renderer.concepts, renderer.colours, renderer.styles
     chosen = names[:: max(1, len(names) // 64)][:64]
     prompts = [
@@ -227,7 +227,7 @@ def main() -> None:
             for name, kind in KINDS.items()
             if (args.zoo / f"emoji-{name}").is_dir()
         },
-        "seconds": {"16 images": warm, "first image of the command line": cold},
+        "seconds": {"16 pictures": warm, "first picture of the command line": cold},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}",
     }
     text = json.dumps(figures, indent=1, ensure_ascii=False)

@@ -1,8 +1,8 @@
-"""Emoji on plain backgrounds: image and caption as a pure function of (seed, index).
+"""Emoji on plain backgrounds: picture and caption as a pure function of (seed, index).
 
-An image is one Noto Color Emoji glyph under a random similarity transform, composited with
+A picture is one Noto Color Emoji glyph under a random similarity transform, composited with
 premultiplied alpha over one background colour, and then changed by a style (`styles.py`). Every random
-number of image `index` comes from a `torch.Generator` seeded by (seed, index), so training data need no
+number of picture `index` comes from a `torch.Generator` seeded by (seed, index), so training data need no
 storage, a resumed run sees
 what an uninterrupted one sees, and a held-out set is a seed never used in training.
 """
@@ -60,7 +60,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in [0, 1], shape (B, 3, 64, 64), with the numbers of their concept, colour and style."""
+    """Pictures in [0, 1], shape (B, 3, 64, 64), with the numbers of their concept, colour and style."""
 
     images: Tensor
     concepts: Tensor
@@ -72,7 +72,7 @@ class Renderer:
     """Glyphs rasterised once, placed by one `grid_sample` per batch.
 
     Args:
-        glyphs: a folder of RGBA images, named by their concepts, to render instead of the font's.
+        glyphs: a folder of RGBA pictures, named by their concepts, to render instead of the font's.
     """
 
     def __init__(self, glyphs: Path | None = None) -> None:
@@ -91,7 +91,7 @@ class Renderer:
         self._background = torch.tensor(list(COLOURS.values())) / 255
 
     def __call__(self, seed: int, indices: range, style: str | None = None) -> Batch:
-        """Render images `indices` of the endless set `seed`; concepts are balanced per epoch.
+        """Render pictures `indices` of the endless set `seed`; concepts are balanced per epoch.
 
         The styles come in the proportion of `styles.SHARES`, unless `style` names one.
         """
@@ -134,7 +134,7 @@ class Renderer:
 
 
 def caption(concept: str, colour: str | None, style: str = PLAIN) -> str:
-    """The caption of an image, its colour left out where it is None: "a night key on a red background"."""
+    """The caption of a picture, its colour left out where it is None: "a night key on a red background"."""
     what = phrase(concept, style)
     return what if colour is None else f"{what} on {phrase(colour)} background"
 
@@ -149,13 +149,13 @@ def phrase(concept: str, style: str = PLAIN) -> str:
 
 
 def psnr(images: Tensor, reference: Tensor) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB, for values in [0, 1]."""
+    """Mean over pictures of the peak signal-to-noise ratio in dB, for values in [0, 1]."""
     error = (images.clamp(0, 1) - reference).float().square().flatten(1).mean(1)
     return float((-10 * error.log10()).mean())
 
 
 def contact_sheet(images: Tensor, path: Path, columns: int, scale: int = 1) -> None:
-    """Write images (B, 3, H, W) in [0, 1] as the tiles of one PNG."""
+    """Write pictures (B, 3, H, W) in [0, 1] as the tiles of one PNG."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -184,7 +184,7 @@ def _tile(canvas: Image.Image) -> Tensor:
     """One glyph, cropped, centred in a square and premultiplied: (4, TILE, TILE)."""
     box = canvas.getbbox()
     if box is None:
-        raise ValueError("an empty glyph: the font, or the folder, has no image of that concept")
+        raise ValueError("an empty glyph: the font, or the folder, has no picture of that concept")
     crop = canvas.crop(box)
     side = max(crop.size)
     square = Image.new("RGBA", (side, side))

@@ -1,6 +1,6 @@
 """Rendering styles: what a word before the concept does to the whole picture.
 
-A style maps images (B, 3, H, W) in [0, 1], and the colours (B, 3) of their backgrounds, to pictures. The
+A style maps pictures (B, 3, H, W) in [0, 1], and the colours (B, 3) of their backgrounds, to pictures. The
 background's colour stays legible in every one of them, so that a caption can always be checked. All are
 written in tensors, so they serve as targets of a loss, too.
 """
@@ -75,7 +75,7 @@ STYLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "inverted": inverted,
 }
 
-# Of the images to learn from: the more, the harder a style was to learn.
+# Of the pictures to learn from: the more, the harder a style was to learn.
 SHARES = {
     PLAIN: 0.18,
     "sepia": 0.13,
@@ -88,7 +88,7 @@ SHARES = {
 
 
 def apply(images: Tensor, background: Tensor, styles: Tensor) -> Tensor:
-    """Each image in its own style; `styles` (B,) numbers the entries of STYLES."""
+    """Each picture in its own style; `styles` (B,) numbers the entries of STYLES."""
     out = images.clone()
     for number, style in enumerate(STYLES.values()):
         chosen = styles == number

@@ -20,7 +20,7 @@ from vae import RUNS
 
 
 def looks(renderer: Renderer) -> tuple[Tensor, Tensor]:
-    """Standardised images of the concepts (N, 256) and colours (10, 3)."""
+    """Standardised pictures of the concepts (N, 256) and colours (10, 3)."""
     glyphs = functional.interpolate(renderer.atlas, (8, 8), mode="area").flatten(1)
     colours = torch.tensor(list(COLOURS.values())) / 255
     return (glyphs - glyphs.mean(0)) / glyphs.std(), (colours - colours.mean(0)) / colours.std()
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--save_every", type=int, default=100)
-    parser.add_argument("--glyphs", type=Path, help="a folder of RGBA images instead of the font's")
+    parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
     args = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Train the autoencoder (64 x 64 x 3 to 16 x 16 x 8), then normalize its latents.
 
-loss = |e| + |e|^2 + |grad e| / 2 + log(|e|^2) / 20 + w KL with e = x_hat - x; the logarithm image by image
+loss = |e| + |e|^2 + |grad e| / 2 + log(|e|^2) / 20 + w KL with e = x_hat - x; the logarithm picture by picture
 (it is the PSNR that is reported), the KL a mean over latent elements. The gradient term (finite differences)
 is what makes thin outlines sharp. After training, the latents' mean and
 relative spread of each channel are folded into `quant_conv` and `post_quant_conv`, so that the one
@@ -23,11 +23,11 @@ __all__ = ["HELD_OUT", "LATENT_CHANNELS", "RUNS", "build", "load_trained", "norm
 
 RUNS = Path(__file__).parent / "runs"
 LATENT_CHANNELS = 8
-HELD_OUT = 900_001  # seed of the images no training uses
+HELD_OUT = 900_001  # seed of the pictures no training uses
 
 
 def build() -> AutoencoderKL:
-    """An untrained autoencoder: 8 latent channels at a quarter of the image's width."""
+    """An untrained autoencoder: 8 latent channels at a quarter of the picture's width."""
     return AutoencoderKL(
         sample_size=64,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save_every", type=int, default=100)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--glyphs", type=Path, help="a folder of RGBA images instead of the font's")
+    parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--package", type=Path, help="a packaged pipeline whose autoencoder to go on from")
     args = parser.parse_args()

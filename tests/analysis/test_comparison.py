@@ -102,9 +102,9 @@ def test_the_profile_says_where_the_error_arises(tmp_path):
     stored = json.loads(found.to_json())
     assert stored["profiles"][1]["errors"] == list(paper.errors)
     assert stored["checks"][0]["agrees"]
-    assert found.picture(tmp_path / "sub" / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert found.plot(tmp_path / "sub" / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(adp.InputError, match="cannot write"):
-        found.picture("/dev/null/a.png")
+        found.plot("/dev/null/a.png")
 
 
 def test_a_frozen_model_without_prompts_is_compared():

@@ -66,7 +66,7 @@ WRITERS = {
     "learned_embeds.safetensors": lambda folder: adp.save_textual_inversion(
         folder / "learned_embeds.safetensors", "<x>", torch.zeros(1, 5000)
     ),
-    "compare.png": lambda folder: Comparison(()).picture(folder / "compare.png"),
+    "compare.png": lambda folder: Comparison(()).plot(folder / "compare.png"),
     "pytorch_lora_weights.safetensors": lora,
 }
 

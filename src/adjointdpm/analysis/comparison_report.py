@@ -143,7 +143,7 @@ class Comparison:
             return None
         return _Judged(adjoint, max(errors), min(cosines), rows[0].bytes_saved or 0, rows[0].seconds)
 
-    def image(self, path: Path | str) -> Path:
+    def plot(self, path: Path | str) -> Path:
         """Write an image: error against seconds, and error and norm along the trajectory.
 
         Raises:

@@ -50,4 +50,4 @@ class Compare:
         found = compare_gradients(sampler, Chroma(), noise=noise, cond=cond, repeats=self.task.repeats)
         print(found)
         write_file(folder / "compare.json", found.to_json().encode())
-        print(found.image(folder / "compare.png"))
+        print(found.plot(folder / "compare.png"))

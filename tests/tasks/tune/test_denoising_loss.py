@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adjointdpm.flow.denoisers import Prediction
+from adjointdpm.flow.denoisers import Denoiser, Prediction
 from adjointdpm.tasks.tune.denoising_loss import Denoise
 from tests.tiny.tunes import sampler
 
@@ -16,7 +16,7 @@ def test_the_denoising_loss_is_the_textbooks():
     task = Denoise(ours, picture, "a cat", {}, items=3, seed=1)
     seen = []
 
-    class Known(torch.nn.Module):
+    class Known(Denoiser):
         prediction = Prediction.EPS
 
         def __init__(self):

@@ -67,7 +67,8 @@ def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], rep
             (
                 "classifier",
                 "",
-                "transfer rate: adversarial images that it misclassifies, among those whose original it classified correctly",
+                "transfer rate: adversarial images that it misclassifies, among those whose original it classified "
+                "correctly",
             ),
             [(name, "", str(Rate(*pair))) for name, pair in result.transfer.items()],
         )
