@@ -1,0 +1,46 @@
+"""A page is one file: its images and plots are in it, as they were given."""
+
+import base64
+import io
+import re
+
+import torch
+from PIL import Image
+
+from adjointdpm.files.html_report import ImageTable, Page
+from adjointdpm.files.images import read_image
+
+
+def embedded(text):
+    return [base64.b64decode(each) for each in re.findall(r'src="data:image/png;base64,([^"]+)"', text)]
+
+
+def test_the_images_in_a_page_are_those_that_were_given(tmp_path):
+    images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    page = Page("a title")
+    page.images(ImageTable("row", images, ["one", "two"]))
+    text = page.write(tmp_path / "page.html").read_text()
+    found = torch.stack([read_image(each) for each in embedded(text)])
+    assert torch.equal((found * 255).round().to(torch.uint8), images)
+    assert text.index("one") < text.index("two")
+
+
+def test_a_curve_is_a_plot_with_its_names(tmp_path):
+    page = Page("a title")
+    page.curve([3.0, 2.0, 1.0], "step", "loss")
+    (content,) = embedded(page.write(tmp_path / "page.html").read_text())
+    plot = Image.open(io.BytesIO(content))
+    assert plot.format == "PNG"
+    assert min(plot.size) > 100
+    assert len(plot.convert("L").getcolors()) > 2  # a line and letters, not an empty frame
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path):
+    page = Page("a title")
+    page.heading("part")
+    page.text("words")
+    page.code("adjointdpm demo")
+    page.table(["a"], [["1"]])
+    text = page.write(tmp_path / "page.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    assert "http" not in text

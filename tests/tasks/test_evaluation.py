@@ -1,0 +1,36 @@
+"""Rates and means with their intervals, against closed forms."""
+
+import pytest
+import torch
+
+from adjointdpm.tasks.evaluation import Mean, Rate, predict
+
+
+@pytest.mark.parametrize(("hits", "of"), [(0, 10), (3, 10), (10, 10), (170, 400)])
+def test_wilsons_interval_solves_its_equation(hits, of):
+    """Its ends are the p0 with (p - p0)^2 = z^2 p0 (1 - p0) / n."""
+    p, z = hits / of, 1.959963984540054
+    for end in Rate(hits, of).interval:
+        assert (p - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / of, abs=1e-12)
+
+
+def test_nothing_of_nothing_may_be_anything():
+    assert Rate(0, 0).interval == (0, 1)
+    assert Rate(0, 0).share == 0
+    assert Rate.of_mask(torch.tensor([True, False, True])) == Rate(2, 3)
+
+
+def test_the_interval_of_a_mean_covers_it_in_95_of_100_draws():
+    generator = torch.Generator().manual_seed(0)
+    found = [Mean.of(torch.randn(50, generator=generator) + 2) for _ in range(400)]
+    covered = sum(each.low <= 2 <= each.high for each in found) / len(found)
+    assert 0.92 < covered < 0.98
+    assert Mean.of(torch.ones(1)).low == -float("inf")
+
+
+def test_predictions_do_not_depend_on_the_parts():
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).double()
+    images = torch.rand(7, 3, 2, 2, dtype=torch.float64)
+    whole = predict(classifier, images)
+    assert not whole.requires_grad
+    assert torch.allclose(predict(classifier, images, batch=2), whole, rtol=1e-14)
