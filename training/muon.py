@@ -19,9 +19,11 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial, steep at 0 (J
 
 
 class Muon(Optimizer):
-    """Args:
-    weights: those of at least two dimensions and 32 rows and columns are treated as matrices.
-    lr: learning rate, in AdamW's units.
+    """Muon for matrices, and AdamW for all other weights.
+
+    Args:
+        weights: those of at least two dimensions and 32 rows and columns are treated as matrices.
+        lr: learning rate, in AdamW's units.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, weight_decay: float = 1e-2) -> None:

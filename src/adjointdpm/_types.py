@@ -230,6 +230,7 @@ def in_range(
         value: what was given.
         low, high: the range.
         open_low: whether `low` itself is outside.
+
     Raises:
         InputError: it is not a number, is NaN or infinite, or lies outside the range.
     """

@@ -32,6 +32,7 @@ class CallAccounting:
         shared: tensors (weights, conditioning) that are there anyway and are not counted.
         blocks: how a network's blocks are run within an evaluation, if not at once.
         limit: the most that one graph may hold.
+
     Raises:
         BudgetExceededError: in an evaluation, as soon as its graph is larger.
     """

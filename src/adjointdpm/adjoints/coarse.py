@@ -50,6 +50,7 @@ class CoarseAdjoint(SeparateBackward):
             discretization of the sampling and does not bound the gradient's error, which can be larger by any factor:
             `compare` measures that.
         rescale: scale cotangents by powers of two on their way through a network in float16.
+
     Raises:
         InputError: bad arguments; more backward than forward steps; a gradient of the time grid; a denoiser that
             depends on tensors captured by a closure, or holds sharded weights (DTensor).

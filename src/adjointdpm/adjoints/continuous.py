@@ -45,6 +45,7 @@ class Continuous(SeparateBackward):
             state again, backwards, in the memory of one state, which adds an error of its own and can drift far at
             high guidance.
         rescale: scale cotangents by powers of two on their way through a network in float16.
+
     Raises:
         InputError: bad arguments; a gradient of the time grid; a denoiser that depends on tensors captured by a
             closure, or holds sharded weights (DTensor).

@@ -96,6 +96,7 @@ class Checkpointed(Discrete):
             2.8); if not one graph fits, guidance is split into two calls, and then the network's blocks are
             recomputed one by one, where diffusers knows them. `stats.predicted` is the plan's figure. In
             `differentiable` and `PipelineSampler` it counts graphs only, and guidance is never split.
+
     Raises:
         InputError: keep is negative, both are given, the budget cannot be read, or is too small: the
             message says by how much.
@@ -203,6 +204,7 @@ class Truncated(Discrete):
             and the last step's gradient is the mean over them, in n calls more. The image stays what
             it was, and the metric's own gradient is taken there once, where the paper takes it at each of
             the n images; for a metric linear in the latents it is the same. The noise is torch's global.
+
     Raises:
         InputError: last < 1, repeats < 1, repeats with last > 1, or a gradient of the noise is required, or of
             the grid.

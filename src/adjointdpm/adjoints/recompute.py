@@ -58,6 +58,7 @@ class Blocks:
     Args:
         shared: weights, which are there anyway and are not counted.
         limit: the most bytes there may be.
+
     Raises:
         BudgetExceededError: as soon as there are more.
     """
@@ -85,6 +86,7 @@ class Recomputation:
 
     Args:
         denoiser: the network.
+
     Raises:
         InputError: if the first call's graph outlives it, since a tensor of a later one would have no gradient; in
             the backward pass, if a later call depends on a tensor that the first did not.

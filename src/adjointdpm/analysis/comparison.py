@@ -64,6 +64,7 @@ def compare(
         repeats: timed rounds, at least 1.
         check: make the finite differences, about 25 samplings without a gradient a variable, in float64 where
             the networks and the metric run in it (`finite_difference`).
+
     Raises:
         InputError: repeats < 1, no adjoints, or an input or metric that `gradients` would refuse.
     """

@@ -100,8 +100,10 @@ def slope(
         ladder: steps in units of `size`, from the smallest.
         eps: relative rounding of f.
         about: a slope that is expected; one that is smaller by far need not be distinguished from 0.
+
     Returns:
         the slope, after at most 15 + 2 len(ladder) evaluations.
+
     Raises:
         NonFiniteError: f is not finite near 0.
     """
@@ -170,6 +172,7 @@ def finite_difference(
         sampler, metric, noise, cond: as in `gradients`.
         variable: "noise", a name of the conditioning, or "weights".
         gradient: what is checked, in the variable's shape (weights: all in one vector).
+
     Raises:
         NonFiniteError: the metric is not finite near the point.
     """

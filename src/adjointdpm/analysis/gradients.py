@@ -47,6 +47,7 @@ def gradients(
         cond: the conditioning.
         variables: among "noise", the names in `cond`, and "weights": those of the sampler that require
             a gradient. Inputs are copied; nothing is written to `.grad`.
+
     Raises:
         InputError: an unknown variable, no trainable weights, a metric that cannot be differentiated, or
             a gradient that the sampler's adjoint does not make.

@@ -29,6 +29,7 @@ def read_config(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         path: of the file.
         flags: the command's parameters, by name; see `flags.Flag`.
+
     Raises:
         InputError: the file cannot be read, is no such mapping, or names a flag that is not there.
     """

@@ -174,6 +174,7 @@ class Given:
         Args:
             names: The names of flags.
             why: The rest of the sentence, after "--flag is not used".
+
         Raises:
             InputError: One of them was typed. A config's values may lie idle.
         """

@@ -197,6 +197,7 @@ def free_folder(path: Path, *results: str, resume: bool = False, overwrite: bool
         path: of the folder; made if it is not there.
         results: names of files, or patterns, that a run leaves there.
         resume, overwrite: whether that is wanted.
+
     Raises:
         InputError: the folder holds results, or cannot be written to.
     """

@@ -46,6 +46,7 @@ def using(what: str) -> Iterator[None]:
 
     Args:
         what: the subject of the sentence, such as "the model 'folder'".
+
     Raises:
         InputError: in place of any error that is not of this library already.
     """
@@ -64,6 +65,7 @@ def device_of(text: str) -> torch.device:
     Args:
         text: auto (CUDA where there is a GPU, then MPS, then the CPU), or a device of torch, such as cpu or cuda:1.
             In a process with a LOCAL_RANK, cuda without a number is cuda:LOCAL_RANK.
+
     Raises:
         InputError: there is no such device here, or nothing can be computed on it.
     """
@@ -127,6 +129,7 @@ def check_memory(sampler: Sampler, images: int, batch: int) -> None:
         sampler: makes the images.
         images: how many are held at once, at the end.
         batch: how many go through the sampler together.
+
     Raises:
         InputError: it is more than is free on the device (or on the machine).
     """
@@ -196,6 +199,7 @@ def sampler_of(
         solver, adjoint: see the head of this module.
         mixed_precision: no, fp16 or bf16: the network's dtype; states stay in float32.
         device: where it runs; see `device_of`.
+
     Raises:
         InputError: an unknown name or word, a folder that holds no pipeline in safetensors, or a pipeline that takes
             no prompts or cannot be run.

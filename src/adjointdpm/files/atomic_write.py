@@ -34,6 +34,7 @@ def write_file(
         path: of the file; its folder must be there.
         content: all of it.
         before: called when the new content is on the disk and about to take the place of the old.
+
     Raises:
         SavingError: the disk is full or the folder cannot be written; what was there before is still there.
     """
@@ -62,6 +63,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
 
     Args:
         folder: where the files are to be; made if need be. Files of other names in it stay.
+
     Raises:
         SavingError: the disk is full or the folder cannot be written; what was there before is still there.
     """

@@ -77,6 +77,7 @@ def load_checkpoint(
     Args:
         path: of the newest.
         check: raises ValueError where the contents cannot be those of a checkpoint.
+
     Raises:
         InputError: there is no such file, or both are damaged or not ours.
     """
@@ -114,6 +115,7 @@ def check_config(
         path: of the checkpoint, or of the settings beside it, for the message.
         theirs, ours: the settings it was made with, and those of this run.
         free: settings that may differ.
+
     Raises:
         InputError: a setting differs; the message names it and both values.
     """

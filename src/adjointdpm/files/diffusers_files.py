@@ -48,6 +48,7 @@ def save_textual_inversion(path: str | Path, token: str, *vectors: Tensor) -> No
         path: of the file, usually `learned_embeds.safetensors`.
         token: its name in a prompt, such as "<my-cat>".
         vectors: (vectors, width) or (width,), one tensor a text encoder.
+
     Raises:
         InputError: no or more than two tensors, another number of dimensions, or different numbers of
             vectors for the two encoders; a name that loaders read as a format's own, or values that are not finite.
@@ -109,6 +110,7 @@ def save_lora(path: str | Path, pipe: Any, adapter: str = "default") -> None:
         path: a folder; the file in it gets the name that diffusers looks for.
         pipe: a pipeline with an adapter (peft) on its unet or transformer.
         adapter: which one.
+
     Raises:
         InputError: the network has no such adapter, one that would load as something else (biases or modules of
             the network itself, initial values that change it, a scale other than alpha / r, values that are not
@@ -248,6 +250,7 @@ def save_noise(
         scheduler: the name of the scheduler or solver.
         steps: number of steps; None where the sampler has no such number.
         seed: where it was drawn from; None if it was optimized.
+
     Raises:
         InputError: noise of another shape, that is not of floating point, or not finite; no steps.
     """

@@ -32,6 +32,7 @@ def load_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
         kind: a class of diffusers or transformers, or one of transformers' Auto classes.
         name: a folder, or a model's name on a hub.
         options: passed on to its `from_pretrained`.
+
     Raises:
         InputError: nothing can be loaded from there, or weights are missing, not expected or of another size.
     """
@@ -50,6 +51,7 @@ def load_pretrained_pipeline(name: str | Path, dtype: torch.dtype = torch.float3
     Args:
         name: a folder, or a pipeline's name on a hub.
         dtype: of its models.
+
     Raises:
         InputError: nothing can be loaded from there, or weights are missing, not expected or of another size.
     """

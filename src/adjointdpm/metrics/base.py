@@ -67,6 +67,7 @@ class Sum(Weighable):
 
     Args:
         terms: (weight, metric) each; at least one.
+
     Raises:
         InputError: there is no term.
     """

@@ -53,6 +53,7 @@ class Labelled(nn.Module, ABC):
 
         Args:
             label: its name, or its number; a name of digits comes before a number.
+
         Raises:
             InputError: there is no such class, or more than one of the name.
         """
@@ -81,6 +82,7 @@ class Classifier(Labelled):
         model: a transformers image classifier; its `config.id2label` names the classes.
         mean, std: of its normalization, per channel.
         size: side of the square that it takes; None takes images as they come.
+
     Raises:
         InputError: the classes have no names, or not as many as there are.
     """
@@ -185,6 +187,7 @@ def as_classifier(network: nn.Module, like: Tensor, role: str) -> Labelled:
         network: from images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
         like: one image (channels, height, width), for the size, dtype and device.
         role: what it is, for messages.
+
     Raises:
         InputError: it fails on such images, returns something else than logits, or answers differently for the same
             image in two batches, as a module in training mode does.
@@ -233,6 +236,7 @@ def read_classifier(path: str, device: str | torch.device) -> Classifier:
     Args:
         path: a folder or a hub's name.
         device: where it runs.
+
     Raises:
         InputError: it cannot be read, weights are missing or left over, its preprocessing has no differentiable form
             here, or it fails on an image.

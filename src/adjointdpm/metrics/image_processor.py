@@ -84,6 +84,7 @@ def processing_of(processor: Any, name: str, channels: int) -> Steps:
         processor: of transformers.
         name: for messages.
         channels: of the images, 1 or 3.
+
     Raises:
         InputError: no reading of the settings gives the pixels that the processor gives.
     """

@@ -20,6 +20,7 @@ class PixelDistance(Weighable):
 
     Args:
         target: (batch, channels, height, width) or (channels, height, width), in [0, 1].
+
     Raises:
         InputError: when called, if the images have another shape.
     """
@@ -66,6 +67,7 @@ class BackgroundColour(Weighable):
     Args:
         colour: red, green and blue in [0, 1].
         width: of the border in pixels, at least 1.
+
     Raises:
         InputError: another number of channels, or a value out of range.
     """

@@ -43,6 +43,7 @@ class Preprocess:
         size: side of the square; None takes images as they come.
         mean, std: per channel.
         mode: of the resizing, which is antialiased.
+
     Raises:
         InputError: a side below 1, or a standard deviation that is not above 0.
     """

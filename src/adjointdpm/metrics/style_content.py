@@ -31,6 +31,7 @@ class HiddenStates(nn.Module):
         model: called as model(pixels, output_hidden_states=True).
         preprocess: images in [0, 1] to what it takes.
         layers: which states; negative numbers count from the last; all if None.
+
     Raises:
         InputError: when called, if there is no such state.
     """
@@ -59,6 +60,7 @@ class Layers(nn.Module):
         network: called with preprocessed images; its own result is not looked at.
         names: of modules, as in `network.named_modules()`.
         preprocess: images in [0, 1] to what it takes; None for nothing.
+
     Raises:
         InputError: there is no such module; or, when called, it did not run or put out no tensor.
     """
@@ -109,6 +111,7 @@ class Style(Weighable):
     Args:
         features: which network's.
         reference: (3, height, width) in [0, 1], of any size.
+
     Raises:
         InputError: a reference of another shape, or one without features.
     """

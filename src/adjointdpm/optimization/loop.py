@@ -93,6 +93,7 @@ def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: L
         optimizer: makes one of torch's optimizers for a list of leaves. Resumption rebuilds it, and gives it
             back its state.
         loop: how.
+
     Raises:
         InputError: a variable that is no leaf or that no loss depends on, a setting of the optimizer that is not
             finite, a folder that holds a checkpoint when `resume` is not set, or that another run writes to, a

@@ -63,6 +63,7 @@ def run_folder(path: str | Path, resume: bool | None = None, quiet: bool = False
         resume: whether to go on from what is in it; False refuses a folder that holds results. None: they may be there,
             and files of the same names are replaced.
         quiet: without a line that says that there is nothing to resume from.
+
     Raises:
         InputError: it cannot be made or written to, another run is writing to it, or it holds an earlier one's results.
     """

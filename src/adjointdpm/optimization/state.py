@@ -114,6 +114,7 @@ class LoopState:
             tensors, about: that `check` has found to be sound.
             variables, optimizer: of this run; changed in place.
             more: whether there are steps to come after those of a run that was finished.
+
         Raises:
             InputError: the variables, or the rows of the best iterate, are not those of this run.
         """

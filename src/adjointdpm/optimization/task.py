@@ -74,6 +74,7 @@ class Loop:
         config: what a checkpoint must agree on besides, for JSON; its "steps" or "max_train_steps" may differ.
         quiet: without a progress bar.
         report: called with (step, {"loss": ...}) after each step.
+
     Raises:
         InputError: a number out of its range, not whole where it must be, or not finite.
     """

@@ -42,6 +42,7 @@ class FlowSampler(Sampler):
         guidance_scale: w of classifier-free guidance, written into what `encode` returns; no guidance
             at w <= 1.
         adjoint: how the gradient is made; exact in the memory of one graph by default.
+
     Raises:
         InputError: steps < 1, or a grid that does not decrease or leaves the schedule.
     """
@@ -103,6 +104,7 @@ class FlowSampler(Sampler):
             grid: as in `FlowSampler`; of a flow model the pipeline's own by default, with the shift for the
                 resolution.
             guidance_scale: as in `FlowSampler`; the pipeline's own by default.
+
         Raises:
             InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
         """

@@ -107,6 +107,7 @@ def labels_of(
         classifier: what has the labels.
         prompts: what the images show.
         labels: names or numbers of classes, one a prompt.
+
     Raises:
         InputError: an unknown label, another number of them, or a prompt that names none, or several things.
     """

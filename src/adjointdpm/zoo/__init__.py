@@ -80,6 +80,7 @@ def load_bundled(
         dtype, device: of the network.
         split_guidance: two network calls a step instead of one batch of both.
         solver, steps, grid, guidance_scale, adjoint: as in `FlowSampler`.
+
     Raises:
         InputError: an unknown name, a damaged file, or a bad setting.
     """
@@ -103,6 +104,7 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
         name: a bundled classifier such as "emoji/resnet" (the head of this module lists them), a folder, or
             a model's name.
         device: where it runs.
+
     Raises:
         InputError: a bundled file is missing or damaged, there is no such classifier, its weights are not all there, or
             its preprocessing is not among the operations known here (`metrics.image_processor`).

@@ -86,10 +86,12 @@ def audit(
         config: further settings that a checkpoint must agree on.
         repeat: a command that repeats the run, for the page.
         report: see `Loop`.
+
     Raises:
         InputError: an unknown label, a module that is no classifier of the sampler's images, a judge without an audited
             label, no start that the classifier reads right, a folder that cannot be written, a checkpoint of another
             run.
+
     Warns:
         UserWarning: prompts that are dropped, as the classifier does not read enough of their images right.
     """

@@ -32,6 +32,7 @@ class Ball:
             for linf in standard deviations.
         norm: Norm of the perturbation: l2 or linf.
         shell: Keep the noise's norm, too; with l2 only.
+
     Raises:
         InputError: another radius or norm, or a shell in the maximum norm.
     """

@@ -154,6 +154,7 @@ def guide(
         judge: a classifier that says what images show, never part of a loss.
         labels: its label of each prompt; found in the prompts by default.
         resume, quiet, config, repeat, report: as of `audit`.
+
     Raises:
         InputError: no prompts, another kind of sampler or of images, a metric without a gradient, an unknown label, a
             folder that cannot be written.

@@ -36,6 +36,7 @@ class LookAhead:
         strength: s > 0, a move's length as a fraction of the noise's.
         repeats: moves a step, each of s / repeats.
         first, last: fractions of the trajectory in which it is guided.
+
     Raises:
         InputError: out of range.
     """
@@ -78,6 +79,7 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
         metric: of finished images, lower is better.
         noise, cond: as of the sampler.
         ahead: how.
+
     Raises:
         InputError: the metric has no gradient. NonFiniteError: it is not finite.
     """

@@ -134,6 +134,7 @@ def harden(
         others: prompts, each with its label, of things that were not audited. Name those that the classifier is to
             know further on: it forgets what it is not shown, and seems robust where it can no longer say another label.
         resume, quiet: as in `audit`.
+
     Raises:
         InputError: the audit found nothing to train on, the classifier is another one than the audit's, has no weights,
             or cannot be copied.

@@ -175,6 +175,7 @@ def invert(
         distance: a metric whose every term compares with the target; `metrics.Pixels()` by default.
         judge, label: a classifier of effects, never part of a loss, and what it should say.
         resume, quiet, config, repeat, report: as of `audit`.
+
     Raises:
         InputError: a prompt without the token, a distance that does not compare with the target, an unknown label, a
             word that cannot be saved for other tools, a folder that cannot be written, a checkpoint of another run.

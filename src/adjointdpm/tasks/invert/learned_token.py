@@ -122,6 +122,7 @@ class TokenVectors(Learned):
         token: its name, such as "<effect>".
         initializer: a known single-token word whose vector it starts from.
         vectors: how many tokens the word stands for; the pipeline expands it itself.
+
     Raises:
         InputError: the token exists, the initializer is no token, vectors < 1.
     """
@@ -173,6 +174,7 @@ class PromptRows(Learned):
         sampler: over a pipeline whose conditioning has `prompt_embeds` with one row a token.
         token: its name, such as "<effect>".
         initializer: a known single-token word that is encoded in its place.
+
     Raises:
         InputError: the initializer is no single token, or the rows of `prompt_embeds` (batch, tokens, width) are
             not those of one text encoder's tokens.

@@ -60,6 +60,7 @@ class Lora(Weights):
         rank: r >= 1.
         alpha: its scale; r by default.
         modules: ends of the names of layers that get one.
+
     Raises:
         InputError: rank < 1, or an alpha that is no positive number; when attached, no layer of these names, a
             network that takes no adapters, or peft is missing.
@@ -156,6 +157,7 @@ class Subset(Weights):
 
     Args:
         patterns: as of a shell.
+
     Raises:
         InputError: no patterns; when attached, one that matches no weight, or a weight that cannot be trained.
     """

@@ -110,6 +110,7 @@ def tune(
         judge: a classifier that says what held-out images show, never part of a loss.
         labels: the judge's label of each held-out prompt; found in the prompts by default.
         resume, quiet, config, repeat, report: as of `audit`.
+
     Raises:
         InputError: no prompts, a metric that cannot be differentiated, no such weights, an unknown label, a
             folder that cannot be written, a checkpoint of another run.
