@@ -5,6 +5,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.tasks import Ball
+from adjointdpm.tasks.audit import baselines
 from adjointdpm.tasks.audit.attack import Objective
 from tests.tiny.audits import LABELS, classifier, settings
 from tests.tiny.tasks import mixture_sampler
@@ -28,8 +29,8 @@ def test_controls_have_the_same_number_of_denoiser_calls(tmp_path):
     calls = []
     sampler.model.denoiser.register_forward_hook(lambda *_: calls.append(1))
     for control, more in (
-        (adp.tasks.audit.baselines.random_search, ()),
-        (adp.tasks.audit.baselines.spsa, (0.25,)),
+        (baselines.random_search, ()),
+        (baselines.spsa, (0.25,)),
     ):
         calls.clear()
         objective = Objective(classifier(), torch.tensor([0]), False, 0.2, None, 0.0, torch.zeros(1))
