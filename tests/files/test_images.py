@@ -11,7 +11,7 @@ from PIL import Image
 
 import adjointdpm as adp
 from adjointdpm.cli.parse_metric import image_option
-from adjointdpm.files.images import image_file, png, read_image, sheet
+from adjointdpm.files.images import as_8_bit, image_file, png, read_image, sheet
 
 RAMP = np.tile(np.arange(64) / 63, (48, 1))
 DEEP = (RAMP * 65535).round().astype("uint16")
@@ -163,3 +163,9 @@ def test_grey_images_are_written_and_read_as_grey():
     assert page.shape == (1, 11, 7)
     assert torch.equal(page[:, 6:], grey[1])
     assert int(page[:, 5].min()) == 255
+
+
+def test_eight_bits_are_the_nearest_ones():
+    values = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 254.7 / 255, 1.0, 1.3, -0.2])
+    found = as_8_bit(values.view(1, 1, -1).expand(3, 1, -1))
+    assert found[0, 0].tolist() == [0, 0, 1, 255, 255, 255, 0]

@@ -80,3 +80,16 @@ def test_the_gradient_is_the_recorded_one(emoji):
     found = torch.autograd.grad(sampler(noise, cond).square().sum(), [noise, *cond.values()])
     recorded = [7489.885, 1027.814, 429.008, 1273.664]
     assert [float(each.norm()) for each in found] == pytest.approx(recorded, rel=1e-3)
+
+
+def test_a_file_with_one_other_byte_or_none_is_refused(tmp_path):
+    folder = shutil.copytree(zoo.folder("emoji/bit"), tmp_path / "bit")
+    assert zoo.verified(folder) == folder
+    path = folder / "config.json"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(adp.InputError, match=r"config.json is damaged \(its hash is wrong\)"):
+        zoo.verified(folder)
+    path.unlink()
+    with pytest.raises(adp.InputError, match=r"config\.json is missing"):
+        zoo.verified(folder)
