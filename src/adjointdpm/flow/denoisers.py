@@ -31,6 +31,7 @@ __all__ = [
     "NetworkDenoiser",
     "Prediction",
     "explained",
+    "network_time",
     "weight_of",
 ]
 
@@ -168,6 +169,11 @@ class Denoiser(nn.Module, ABC):
         Returns:
             F, (batch, *shape).
         """
+
+
+def network_time(t: Scalar, x: Tensor) -> Tensor:
+    """The time in the form that networks take: on x's device, and never below float32, whatever the dtype of x is."""
+    return t.to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -321,8 +327,7 @@ class NetworkDenoiser(Denoiser):
 
     def _evaluate(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
         assert self.network is not None
-        with_time = t.to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(len(x))
-        return self.network(x, with_time, *given)
+        return self.network(x, network_time(t, x).expand(len(x)), *given)
 
 
 class GaussianMixture(Denoiser):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .._types import Cond, InputError, Run, Scalar, direct
 from ..adjoints.block_checkpointing import in_blocks
-from ..flow.denoisers import Denoiser, GuidedDenoiser, Prediction
+from ..flow.denoisers import Denoiser, GuidedDenoiser, Prediction, network_time
 from ..flow.grids import Grid, uniform
 from ..flow.model import DiffusionModel, Latents
 from ..flow.schedules import RectifiedFlow, Schedule
@@ -81,7 +81,7 @@ class PipelineDenoiser(Denoiser):
         arguments = self._arguments(dict(zip(names, tensors, strict=True)), dtype)
         with in_blocks(self.network, self.blocks):
             out = self._call.output(
-                sample, _network_time(self._parameterization.time_input(t), x), arguments
+                sample, network_time(self._parameterization.time_input(t), x), arguments
             ).to(x.dtype)
         # A learned variance is in further channels, which the scheduler would split off.
         return self._parameterization.postcondition(
@@ -132,7 +132,7 @@ class UNetDenoiser(GuidedDenoiser):
         dtype = next(self.network.parameters()).dtype  # `network.dtype` would search the weights
         with in_blocks(self.network, self.blocks):
             out = self.network(
-                x.to(dtype), _network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
+                x.to(dtype), network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
             )
         return out[0].to(x.dtype)
 
@@ -140,11 +140,6 @@ class UNetDenoiser(GuidedDenoiser):
         both = self.plain(torch.cat([x, x]), t, torch.cat([negative, prompt]))
         unguided, aimed = both.chunk(2)
         return unguided + w * (aimed - unguided)
-
-
-def _network_time(t: Scalar, x: Tensor) -> Tensor:
-    """The time as networks take it: in float32 or wider, whatever dtype the latents have."""
-    return t.to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 class PipelineModel(DiffusionModel):
