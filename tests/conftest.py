@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import adjointdpm as adp
-from adjointdpm.flow.denoisers import Denoiser, GaussianMixture, Prediction
+from adjointdpm.flow.denoisers import Denoiser, GaussianMixture, Prediction, SplitGuidance
 from adjointdpm.flow.model import DiffusionModel
 from adjointdpm.flow.schedules import Schedule
 from adjointdpm.pipelines.pipeline_model import UNetDenoiser
@@ -125,7 +125,8 @@ def unet_sampler(
     """A two-channel 4 x 4 UNet in float64 as a sampler."""
     bounded = prediction is Prediction.VELOCITY
     schedule = adp.RectifiedFlow() if bounded else adp.VPDiscrete(scaled_linear())
-    model = BareModel(schedule, UNetDenoiser(tiny_unet(), prediction, split), (2, 4, 4))
+    denoiser = UNetDenoiser(tiny_unet(), prediction)
+    model = BareModel(schedule, SplitGuidance(denoiser) if split else denoiser, (2, 4, 4))
     return adp.FlowSampler(model, **settings)
 
 

@@ -114,8 +114,8 @@ class Time:
         return self.alpha.log() - self.sigma.log()
 
 
-Derivative = Callable[[Time, State], State]
-"""d state / d tau."""
+Derivative = Callable[[State, Time], State]
+"""d state / d tau, as f(state, time)."""
 
 
 @dataclass(frozen=True, eq=False)

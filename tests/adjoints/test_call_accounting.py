@@ -24,7 +24,8 @@ def test_calls_and_bytes_are_those_of_the_policy(policy):
     }
     z = x
     for _ in range(3):
-        z = accounting.enter(policy, runs[policy])(layer, z)
+        accounting.begin(policy)
+        z = accounting.execute(runs[policy], layer, z)
     assert (accounting.call, stats.nfe_forward, stats.nfe_backward) == (3, 3, 0)
     if policy is GraphPolicy.NO_GRAPH:
         assert not z.requires_grad
@@ -48,6 +49,8 @@ def test_a_call_that_counts_is_refused_when_it_is_repeated():
         return torch.sin(x) * len(calls)
 
     x = torch.ones(4, requires_grad=True)
-    out = CallAccounting(adp.Stats(), []).enter(GraphPolicy.RECOMPUTE, recomputed)(counting, x)
+    accounting = CallAccounting(adp.Stats(), [])
+    accounting.begin(GraphPolicy.RECOMPUTE)
+    out = accounting.execute(recomputed, counting, x)
     with pytest.raises(adp.RecomputationError, match="denoiser call 0 was recomputed"):
         out.sum().backward()

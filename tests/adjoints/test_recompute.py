@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import adjointdpm as adp
 from adjointdpm.adjoints import recompute
+from adjointdpm.adjoints.evaluation import Evaluation
 from adjointdpm.flow.denoisers import Denoiser, Prediction
 from tests.conftest import BareModel, scaled_linear, unet_sampler
 from tests.tiny.gradients import inputs, loss_of
@@ -23,10 +24,7 @@ class Captured(Denoiser):
         self.layer = nn.Linear(3, 3, dtype=torch.float64)
         self.capture = lambda t: scale if float(t) < only_below else scale.detach()
 
-    def forward(self, x, t, cond, run=adp._types.direct):
-        return run(self._output, x, t)
-
-    def _output(self, x, t):
+    def forward(self, x, t, cond):
         return torch.tanh(self.layer(x)) * self.capture(t)
 
 
@@ -121,7 +119,8 @@ def test_no_hook_is_put_on_what_the_graph_saves():
         denoiser, t = sampler.model.denoiser, torch.tensor(500.0, dtype=torch.float64)
         for call in range(2):
             seen.clear()
-            denoiser(noise, t, cond, again.at(call))
+            again.begin(call)
+            again.run(Evaluation(denoiser, cond), noise, t, *cond.values())
     assert seen == [noise.numel()]
 
 

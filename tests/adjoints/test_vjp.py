@@ -27,9 +27,9 @@ def test_products_are_those_of_autograd(rescale):
     products = VJP(ivp, adp.Stats(), leaves, rescale)
     time, z = ivp.grid[1], ivp.initial.detach()
     mu = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(3))
-    value, *found = products(time, z, mu, leaves.tensors)
+    value, *found = products(z, time, mu, leaves.tensors)
     point = z.clone().requires_grad_()
-    slope = ivp.velocity(time, point)
+    slope = ivp.velocity(point, time)
     exact = torch.autograd.grad((slope * mu).sum(), [point, *leaves.tensors])
     assert torch.equal(value, slope.detach())
     assert len(found) == len(exact) > 50

@@ -33,8 +33,8 @@ class Own(Denoiser):
         super().__init__()
         self.network, self.masks = network, frozenset(masks)
 
-    def forward(self, x, t, cond, run=adp._types.direct):
-        return run(self.network, x, t, *cond.values())
+    def forward(self, x, t, cond):
+        return self.network(x, t, *cond.values())
 
 
 class ClosedForm(Denoiser):
@@ -42,8 +42,8 @@ class ClosedForm(Denoiser):
 
     prediction = Prediction.X0
 
-    def forward(self, x, t, cond, run=adp._types.direct):
-        return run(lambda x: 0.5 * x, x)
+    def forward(self, x, t, cond):
+        return 0.5 * x
 
 
 class Grey(DiffusionModel):
@@ -116,13 +116,13 @@ def labelled(label):
 
 
 class Halves(Own):
-    def forward(self, x, t, cond, run=adp._types.direct):
-        return run(self.network, x, t)[..., :4]
+    def forward(self, x, t, cond):
+        return self.network(x, t)[..., :4]
 
 
 class Pairs(Own):
-    def forward(self, x, t, cond, run=adp._types.direct):
-        return run(self.network, x, t), None
+    def forward(self, x, t, cond):
+        return self.network(x, t), None
 
 
 class Undecodable(Grey):
@@ -131,18 +131,13 @@ class Undecodable(Grey):
 
 
 class Absent(Own):
-    def forward(self, x, t, cond, run=adp._types.direct):
-        return run(self.network, x, t, cond["label"])
-
-
-class Runless(Own):
     def forward(self, x, t, cond):
-        return self.network(x, t)
+        return self.network(x, t, cond["label"])
 
 
 class Numpy(Own):
-    def forward(self, x, t, cond, run=adp._types.direct):
-        return run(lambda x: torch.from_numpy(self.network(x, t).numpy()), x)
+    def forward(self, x, t, cond):
+        return torch.from_numpy(self.network(x, t).numpy())
 
 
 def meaningless():
@@ -172,7 +167,6 @@ def unwrapped():
         ),
         (lambda: (sampler_of(Pairs(Network())), adp.Cond()), "returned tuple"),
         (lambda: (sampler_of(Absent(Network(5))), adp.Cond()), "no 'label'; it holds no tensors"),
-        (lambda: (sampler_of(Runless(Network())), adp.Cond()), r"must take \(x, t, cond, run\)"),
         (lambda: (sampler_of(Numpy(Network())), adp.Cond()), "to numpy inside its forward pass"),
         (lambda: (sampler_of(meaningless()), adp.Cond()), r"one of Prediction\.EPS"),
         (

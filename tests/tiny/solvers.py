@@ -43,9 +43,9 @@ def slope(errors, steps):
 class Watched(GaussianMixture):
     """Remembers at which times it is evaluated."""
 
-    def forward(self, x, t, cond, run=adp._types.direct):
+    def forward(self, x, t, cond):
         self.times.append(float(t))
-        return super().forward(x, t, cond, run)
+        return super().forward(x, t, cond)
 
 
 def down_to_zero(schedule, solver, prediction, adjoint=None, steps=5):

@@ -12,17 +12,18 @@ network's blocks are recomputed one by one, and L is the blocks' inputs and the 
 changes the image: where D does not fit, the budget is refused.
 """
 
-import copy
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .._types import InputError
+from ..flow.denoisers import SplitGuidance
 from ..solvers.integrate import IVP
 from .block_checkpointing import has_blocks
+from .evaluation import InBlocks
 from .recompute import Blocks
 from .saved_bytes import BudgetExceededError
 
@@ -99,32 +100,26 @@ def split(ivp: IVP) -> IVP | None:
         ivp: the problem.
 
     Returns:
-        a copy that shares all weights and differs in the switch `split` alone; None if guidance cannot be split.
+        a copy with `SplitGuidance` around its denoiser; None if guidance cannot be split.
     """
-    denoiser = ivp.flow.denoiser
     guided = any(name.startswith("negative_") for name in ivp.cond)
-    if not guided or denoiser.split is not False or not denoiser.linear_guidance:
-        return None
-    half = copy.copy(denoiser)
-    half.split = True
-    return replace(ivp, flow=replace(ivp.flow, denoiser=half))
+    return ivp.wrapped(SplitGuidance) if guided and ivp.flow.denoiser.splittable else None
 
 
-def by_blocks(ivp: IVP) -> IVP | None:
+def by_blocks(ivp: IVP) -> tuple[IVP, Blocks] | None:
     """The same problem with the network's blocks recomputed one by one.
 
     Args:
         ivp: the problem.
 
     Returns:
-        a copy that shares all weights; None if the network does not expose its blocks.
+        a copy with `InBlocks` around each evaluation, and what recomputes the blocks; None if the network does not
+        expose them.
     """
-    denoiser = ivp.flow.denoiser
-    if not has_blocks(denoiser.network):
+    if not has_blocks(ivp.flow.denoiser.network):
         return None
-    smaller = copy.copy(denoiser)
-    smaller.blocks = Blocks(list(denoiser.parameters()))
-    return replace(ivp, flow=replace(ivp.flow, denoiser=smaller))
+    blocks = Blocks(list(ivp.flow.denoiser.parameters()))
+    return ivp.wrapped(lambda each: InBlocks(each, blocks)), blocks
 
 
 def bytes_of(size: int | str, device: torch.device) -> int:

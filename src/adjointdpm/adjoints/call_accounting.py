@@ -6,7 +6,7 @@ knows nothing of solvers or pipelines, so both run their denoisers through it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .._types import GraphPolicy, Run, Stats, direct
+from .._types import GraphPolicy, Run, Stats
 from .recompute import Blocks
 from .repetition import Repeated, rounding
 from .saved_bytes import SavedBytes, address, addresses
@@ -30,7 +30,7 @@ class CallAccounting:
     Args:
         stats: where the sums go.
         shared: tensors (weights, conditioning) that are there anyway and are not counted.
-        blocks: how a network's blocks are run within an evaluation, if not at once.
+        blocks: what recomputes a network's blocks within an evaluation, if anything does.
         limit: the most that one graph may hold.
 
     Raises:
@@ -38,10 +38,10 @@ class CallAccounting:
     """
 
     def __init__(
-        self, stats: Stats, shared: list[Tensor], blocks: Run = direct, limit: float = math.inf
+        self, stats: Stats, shared: list[Tensor], blocks: Blocks | None = None, limit: float = math.inf
     ) -> None:
         self.stats, self._blocks, self._limit = stats, blocks, limit
-        self.call = 0
+        self.call, self.policy = 0, GraphPolicy.KEEP
         self._shared, self._rounding = frozenset(addresses(shared)), rounding(shared)
         self._counted = set(self._shared)
         self._sizes: list[int] = []  # of the graphs of the measured call's evaluations
@@ -53,33 +53,82 @@ class CallAccounting:
         """Bytes of one call's graphs; None before there is one, or where torch cannot tell."""
         return sum(self._sizes) if self._sizes and self.stats.measured else None
 
-    def enter(self, policy: GraphPolicy, run: Run) -> Run:
-        """Begin the next call; what its evaluations are run by.
+    @property
+    def measures(self) -> bool:
+        """Whether the next evaluation's graph, if it has one, is measured."""
+        elsewhere = self._measured not in (None, self.call) or self._evaluation < len(self._sizes)
+        return torch.is_grad_enabled() and not elsewhere
+
+    def begin(self, policy: GraphPolicy) -> None:
+        """Begin the next call.
 
         Args:
             policy: what happens to the call's graph.
-            run: the function that makes it happen.
         """
         self.call += 1
-        self._evaluation = 0
-        return partial(self._run, policy, run)
+        self._evaluation, self.policy = 0, policy
 
-    def _run(self, policy: GraphPolicy, run: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
-        i, self._evaluation = self._evaluation, self._evaluation + 1
-        if policy is GraphPolicy.RECOMPUTE:
-            name = f"denoiser call {self.call - 1}" + (f", evaluation {i}" if i else "")
-            fn = Repeated(fn, name, self._rounding)
-        out = run(partial(self._evaluate, fn, i), *tensors)
+    def execute(self, run: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
+        """Make one evaluation of the present call.
+
+        Args:
+            run: makes it, as the policy says.
+            fn: the evaluation.
+            *tensors: its arguments.
+
+        Returns:
+            the result of run(fn, *tensors).
+
+        Raises:
+            BudgetExceededError: its graph is larger than the limit.
+        """
+        i = self.begin_evaluation()
+        if self.policy is GraphPolicy.RECOMPUTE:
+            fn = self.repeated(fn, i)
+        out = run(partial(self._measured_evaluation, fn, i), *tensors)
+        self.end_evaluation(i, out, tensors, counted=True)
+        return out
+
+    def begin_evaluation(self) -> int:
+        """The number of the next evaluation within the present call."""
+        self._evaluation += 1
+        return self._evaluation - 1
+
+    def repeated(self, fn: Callable[..., Any], i: int) -> Repeated:
+        """An evaluation whose later results are compared with its first one.
+
+        Args:
+            fn: the evaluation.
+            i: its number within the call.
+        """
+        name = f"denoiser call {self.call - 1}" + (f", evaluation {i}" if i else "")
+        return Repeated(fn, name, self._rounding)
+
+    def count(self, fn: Callable[..., Any], *tensors: Tensor) -> Any:
+        """Make and count an evaluation whose graph is not measured."""
+        self.stats.nfe_forward += 1
+        return fn(*tensors)
+
+    def end_evaluation(self, i: int, out: Any, tensors: Sequence[Tensor], counted: bool = False) -> None:
+        """Add up what the backward pass holds of an evaluation.
+
+        Args:
+            i: its number within the call.
+            out: its result.
+            tensors: its arguments.
+            counted: whether it has been counted already.
+        """
+        self.stats.nfe_forward += not counted
         graph = self._sizes[min(i, len(self._sizes) - 1)] if self._sizes else 0
         differentiable = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
-        if differentiable:
-            differentiable[0].register_hook(self._differentiated)
-            if policy is GraphPolicy.KEEP:
-                self.stats.kept += graph
-            else:
-                self.stats.states += sum(map(self._held, tensors))
-                self.stats.recomputed = max(self.stats.recomputed, graph)
-        return out
+        if not differentiable:
+            return
+        differentiable[0].register_hook(self._differentiated)
+        if self.policy is GraphPolicy.KEEP:
+            self.stats.kept += graph
+        else:
+            self.stats.states += sum(map(self._held, tensors))
+            self.stats.recomputed = max(self.stats.recomputed, graph)
 
     def _held(self, tensor: Tensor) -> int:
         """Bytes of an input that a recomputation holds until then, counted once."""
@@ -89,7 +138,7 @@ class CallAccounting:
         self._counted.add(at)
         return tensor.untyped_storage().nbytes()
 
-    def _evaluate(self, fn: Callable[..., Any], i: int, *tensors: Tensor) -> Any:
+    def _measured_evaluation(self, fn: Callable[..., Any], i: int, *tensors: Tensor) -> Any:
         self.stats.nfe_forward += 1
         elsewhere = self._measured not in (None, self.call) or i < len(self._sizes)
         if elsewhere or not torch.is_grad_enabled():
@@ -99,9 +148,7 @@ class CallAccounting:
             out = fn(*tensors)
         self.stats.measured &= saved.bytes is not None
         # Where blocks are recomputed, their inputs are held, and of one at a time the graph.
-        self._sizes.append(
-            (saved.bytes or 0) + (self._blocks.largest if isinstance(self._blocks, Blocks) else 0)
-        )
+        self._sizes.append((saved.bytes or 0) + (self._blocks.largest if self._blocks else 0))
         return out
 
     def _differentiated(self, cotangent: Tensor) -> None:

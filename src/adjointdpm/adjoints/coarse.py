@@ -135,12 +135,12 @@ class CoarseAdjoint(SeparateBackward):
             dz = torch.zeros_like(final).requires_grad_()
             copies = [leaf.detach().requires_grad_() for leaf in leaves]
 
-            def f(time: Time, state: State) -> State:
+            def f(state: State, time: Time) -> State:
                 z = ctx.trajectory(time)
-                return (_Linear.apply(ctx.products, time, z, leaves, state[0], *copies),)
+                return (_Linear.apply(ctx.products, z, time, leaves, state[0], *copies),)
 
             def observe(i: int, state: State) -> None:
-                trace.follow(ctx.grid[i], state[0])
+                trace.follow(state[0], ctx.grid[i])
 
             (end,) = integrate(f, (dz,), ctx.grid, solver, observe)
         return torch.autograd.grad(end, [dz, *copies], cotangent, materialize_grads=True)
@@ -149,7 +149,7 @@ class CoarseAdjoint(SeparateBackward):
 def _quadrature_error(trajectory: Interpolation, grid: TimeGrid, solver: Solver) -> float:
     """How far a coarser solver ends from the sampler, both with the slopes that the sampler saw."""
     start, end = trajectory(grid[0]), trajectory(grid[len(grid)])
-    (reached,) = integrate(lambda time, state: (trajectory.slope(time),), (start,), grid, solver)
+    (reached,) = integrate(lambda state, time: (trajectory.slope(time),), (start,), grid, solver)
     return float((reached - end).norm() / end.norm().clamp(min=torch.finfo(end.dtype).tiny))
 
 
@@ -163,8 +163,8 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any,
         products: VJP,
-        time: Time,
         z: Tensor,
+        time: Time,
         leaves: list[Tensor],
         dz: Tensor,
         *copies: Tensor,
@@ -175,4 +175,4 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, mu: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None, None, None, None, *ctx.products(ctx.time, ctx.z, mu, ctx.leaves)[1:]
+        return None, None, None, None, *ctx.products(ctx.z, ctx.time, mu, ctx.leaves)[1:]

@@ -105,14 +105,14 @@ class Continuous(SeparateBackward):
         zeros = tuple(torch.zeros_like(leaf) for leaf in leaves)
         stored = self.stored
 
-        def f(time: Time, state: State) -> State:
+        def f(state: State, time: Time) -> State:
             z, a = (ctx.trajectory(time), state[0]) if stored else state[:2]
-            slope, *pulled = products(time, z, a, leaves)
+            slope, *pulled = products(z, time, a, leaves)
             drift = ctx.ivp.solver.drift
             return (*(() if stored else (slope,)), *(-drift * each for each in pulled))
 
         def observe(i: int, state: State) -> None:
-            products.trace.record(grid[i], state[0] if stored else state[1])
+            products.trace.record(state[0] if stored else state[1], grid[i])
 
         start = (cotangent, *zeros) if stored else (final, cotangent, *zeros)
         end = integrate(f, start, grid, solver, observe)

@@ -50,22 +50,22 @@ class CotangentNorms:
         self._stats, self._times, self._steps = stats, grid.times, len(grid)
         self._kept = _KEPT.get()  # read now, since a backward pass may run in another thread
 
-    def follow(self, time: Time, z: Tensor) -> None:
+    def follow(self, z: Tensor, time: Time) -> None:
         """Record the cotangent of a state as soon as autograd has computed it.
 
         Args:
-            time: the instant of the state.
             z: the state; ignored if it requires no gradient.
+            time: its instant.
         """
         if z.requires_grad:
-            z.register_hook(partial(self.record, time))
+            z.register_hook(partial(self.record, time=time))
 
-    def record(self, time: Time, cotangent: Tensor) -> None:
+    def record(self, cotangent: Tensor, time: Time) -> None:
         """Record dL/dz at an instant.
 
         Args:
-            time: the instant.
             cotangent: dL/dz, (batch, *shape).
+            time: the instant.
         """
         t, cotangent = float(time.t), cotangent.detach()
         if self._stats.trace and self._stats.trace[-1][0] == t:
@@ -74,14 +74,14 @@ class CotangentNorms:
         self._stats.trace.append((t, norm))
         if self._kept is not None:
             self._kept.append((t, cotangent.clone()))
-        self.check(time, cotangent, "of the state")
+        self.check(cotangent, time, "of the state")
 
-    def check(self, time: Time, cotangent: Tensor, what: str) -> None:
+    def check(self, cotangent: Tensor, time: Time, what: str) -> None:
         """Raise if a cotangent is not finite.
 
         Args:
-            time: its instant.
             cotangent: the cotangent.
+            time: its instant.
             what: which cotangent it is, for the message.
 
         Raises:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._types import GraphPolicy, InputError, Run, State, Stats, Time
+from .._types import GraphPolicy, InputError, State, Stats, Time
 from ..flow.grids import TimeGrid
 from ..solvers import Euler
 from ..solvers.integrate import IVP, integrate
@@ -19,13 +19,11 @@ from .base import Adjoint, wants_gradient
 from .budget import Budget, by_blocks, bytes_of, parsed, split
 from .call_accounting import CallAccounting
 from .cotangents import CotangentNorms
-from .recompute import Recomputation, kept, recomputed, without_graph
+from .evaluation import Evaluated
+from .recompute import Blocks, Recomputation, without_graph
 from .saved_bytes import BudgetExceededError
 
 __all__ = ["Backprop", "Checkpointed", "Truncated"]
-
-
-_RUNS: dict[GraphPolicy, Run] = {GraphPolicy.KEEP: kept, GraphPolicy.NO_GRAPH: without_graph}
 
 
 class Discrete(Adjoint):
@@ -35,6 +33,9 @@ class Discrete(Adjoint):
     def limit(self) -> float:
         """The most bytes that the graph which is measured may hold."""
         return math.inf
+
+    blocks: Blocks | None = None
+    """What recomputes the network's blocks one by one, if anything does."""
 
     @abstractmethod
     def policy(self, i: int, calls: int, graph: int | None) -> GraphPolicy:
@@ -49,19 +50,22 @@ class Discrete(Adjoint):
             self.refuse(ivp)
         weights = list(ivp.flow.denoiser.parameters())
         shared = [*ivp.cond.values(), *weights]
-        accounting = CallAccounting(stats, shared, ivp.flow.denoiser.blocks, self.limit)
+        accounting = CallAccounting(stats, shared, self.blocks, self.limit)
         recomputation = Recomputation(ivp.flow.denoiser)
+        evaluated = ivp.wrapped(lambda each: Evaluated(each, accounting, recomputation, ivp.influence))
 
-        def f(time: Time, state: State) -> State:
+        def f(state: State, time: Time) -> State:
             i = accounting.call
             policy = self.policy(i, ivp.calls, accounting.graph) if wanted else GraphPolicy.KEEP
-            run: Run = recomputation.at(i) if policy is GraphPolicy.RECOMPUTE else _RUNS[policy]
-            return (ivp.velocity(time, state[0], accounting.enter(policy, run)),)
+            accounting.begin(policy)
+            if policy is GraphPolicy.RECOMPUTE:
+                recomputation.begin(i)
+            return (evaluated.velocity(state[0], time),)
 
         trace = CotangentNorms(stats, ivp.grid)
 
         def observe(i: int, state: State) -> None:
-            trace.follow(ivp.grid[i], state[0])
+            trace.follow(state[0], ivp.grid[i])
 
         return integrate(f, (ivp.initial,), ivp.grid, ivp.solver, observe)[0]
 
@@ -141,13 +145,13 @@ class Checkpointed(Discrete):
         halves = split(ivp)
         smaller = by_blocks(halves or ivp)
         needed = 0
-        ways = [way for way in (ivp, halves, smaller) if way is not None]
-        for way in ways:
+        plans = [(ivp, None), *([(halves, None)] if halves else []), *([smaller] if smaller else [])]
+        for i, (each, blocks) in enumerate(plans):
             stats.states = stats.kept = stats.recomputed = 0  # of a call that did not fit
-            # Measuring stops where the budget ends, but for the last way: a refusal says what is missing.
-            planned = _Planned(budget, stats, whole=way is not smaller, last=way is ways[-1])
+            # Measuring stops where the budget ends, but for the last plan: a refusal says what is missing.
+            planned = _Planned(budget, stats, last=i + 1 == len(plans), blocks=blocks)
             try:
-                return planned.solve(way, stats)
+                return planned.solve(each, stats)
             except BudgetExceededError as error:
                 needed = error.graph
         raise budget.refuse(needed)
@@ -159,8 +163,8 @@ class _Planned(Discrete):
 
     budget: Budget
     stats: Stats
-    whole: bool  # whether a graph is one piece; of pieces none is kept
-    last: bool  # whether there is no smaller way
+    last: bool  # whether there is no smaller plan
+    blocks: Blocks | None = None  # where they are recomputed one by one, no graph is kept
 
     @property
     def limit(self) -> float:
@@ -172,7 +176,7 @@ class _Planned(Discrete):
         # A call is one graph, or two where guidance is split, of which the larger is made anew at a time.
         graph, largest = _known(graph), self.stats.recomputed
         fits = self.budget.keep(calls, graph, largest)
-        keep = fits if self.whole else 0
+        keep = fits if self.blocks is None else 0
         self.stats.predicted = self.budget.held(keep, graph, largest)
         return GraphPolicy.KEEP if i >= calls - keep else GraphPolicy.RECOMPUTE
 
@@ -255,9 +259,13 @@ def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor
     spread = (now.sigma**2 - (keep * end.sigma) ** 2).sqrt()
     last = TimeGrid(ivp.grid.schedule, ivp.grid.times[-2:])
     accounting = CallAccounting(stats, [*ivp.cond.values(), *ivp.flow.denoiser.parameters()])
+    recomputation = Recomputation(ivp.flow.denoiser)
+    evaluated = ivp.wrapped(lambda each: Evaluated(each, accounting, recomputation, ivp.influence))
 
-    def f(time: Time, state: State) -> State:
-        return (ivp.velocity(time, state[0], accounting.enter(GraphPolicy.RECOMPUTE, recomputed)),)
+    def f(state: State, time: Time) -> State:
+        recomputation.begin(accounting.call)
+        accounting.begin(GraphPolicy.RECOMPUTE)
+        return (evaluated.velocity(state[0], time),)
 
     out = final
     for _ in range(repeats):

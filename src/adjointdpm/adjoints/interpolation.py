@@ -20,12 +20,12 @@ class Interpolation:
         self._states: list[Tensor] = []
         self._slopes: list[Tensor] = []
 
-    def add_state(self, time: Time, z: Tensor) -> None:
+    def add_state(self, z: Tensor, time: Time) -> None:
         """Store the state at the next node."""
         self._taus.append(time.tau)
         self._states.append(z)
 
-    def add_slope(self, time: Time, z: Tensor, slope: Tensor) -> None:
+    def add_slope(self, slope: Tensor, z: Tensor) -> None:
         """Store dz/dtau at the newest node; later slopes before the next node are those of stages, and are ignored."""
         if len(self._slopes) < len(self._states):
             self._slopes.append(slope)
@@ -93,10 +93,10 @@ class Evaluations(Interpolation):
         super().__init__()
         self._next = 0
 
-    def add_state(self, time: Time, z: Tensor) -> None:
+    def add_state(self, z: Tensor, time: Time) -> None:
         """Do nothing, since every node is also an evaluation."""
 
-    def add_slope(self, time: Time, z: Tensor, slope: Tensor) -> None:
+    def add_slope(self, slope: Tensor, z: Tensor) -> None:
         """Store the state of the next evaluation."""
         self._states.append(z)
 

@@ -23,10 +23,19 @@ from torch.utils.checkpoint import (
     set_device_states,
 )
 
-from .._types import InputError, RecomputationError, Run
+from .._types import InputError, RecomputationError
 from .saved_bytes import SavedBytes, Taken, addresses
 
-__all__ = ["Blocks", "Graph", "Recomputation", "autocast_now", "kept", "recomputed", "without_graph"]
+__all__ = [
+    "Blocks",
+    "Graph",
+    "Recomputation",
+    "autocast_now",
+    "entered",
+    "kept",
+    "recomputed",
+    "without_graph",
+]
 
 
 def without_graph(fn: Callable[..., Any], *tensors: Any) -> Any:
@@ -49,7 +58,12 @@ def kept(fn: Callable[..., Any], *tensors: Any) -> Any:
 
     So the gradients of a tensor that `fn` reads more than once are summed up in the same order, to the same bits.
     """
-    return fn(*(t.view_as(t) if t.requires_grad else t for t in tensors))
+    return fn(*map(entered, tensors))
+
+
+def entered(tensor: Tensor) -> Tensor:
+    """A tensor with a node of its own, so that its gradients are summed up there."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor
 
 
 class Blocks:
@@ -97,17 +111,51 @@ class Recomputation:
         self._fast = not any(
             hasattr(weight, "full_tensor") or weight._backward_hooks for weight in self._weights
         ) and not any(map(_has_foreign_code, denoiser.modules()))
-        self._first: int | None = None  # the call that is looked at
+        self._first: int | None = None  # the call whose graphs are searched
+        self._looks = True  # whether that is the present call
         self._size = 0  # of its graph
         self._asked: dict[int, list[int]] = {}  # which weights the newest backward pass needs
 
-    def at(self, call: int) -> Run:
-        """How the evaluations of a call are run."""
-        if self._first is None:
-            self._first = call
-        return self._looked_at if call == self._first or not self._fast else self._in_one_node
+    def begin(self, call: int) -> None:
+        """Begin a call; the graphs of the first one are searched."""
+        self._looks = self._first in (None, call)
+        self._first = call if self._looks else self._first
 
-    def _looked_at(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    @property
+    def in_one_node(self) -> bool:
+        """Whether the evaluations of this call are made by `node`, and not by `run`."""
+        return self._fast and not self._looks
+
+    def node(self, fn: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+        """Prepare an evaluation in one node, before its value is computed.
+
+        Args:
+            fn: computes the value again, with its graph.
+            tensors: its arguments.
+
+        Returns:
+            a function that takes the value and returns it with the node as its graph.
+        """
+        call = _Call(fn, tensors, self._asked)
+
+        def joined(value: Tensor) -> Tensor:
+            call.value = value
+            return _Recompute.apply(call, *tensors, *self._weights)
+
+        return joined
+
+    def run(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Make an evaluation now for its value, and again for its graph in the backward pass.
+
+        Args:
+            fn: the evaluation.
+            *tensors: its arguments.
+
+        Returns:
+            the value; its graph is one node where that is right.
+        """
+        if self.in_one_node:
+            return self.node(fn, tensors)(without_graph(fn, *tensors))
         if self._fast:
             call, taken = _Call(fn, tensors, self._asked), Taken()
             call.value = self._seen(fn, tensors, taken)
@@ -124,16 +172,11 @@ class Recomputation:
         with taken:
             out = kept(fn, *given)
         graph = Graph(out, given)
-        found, self._size = (
-            graph.leaves,
-            graph.size - sum(t.requires_grad for t in given),
-        )  # less `kept`'s nodes
-        again = len(found) > len({id(leaf) for leaf in found})
+        distinct = {id(leaf) for leaf in graph.leaves}
+        self._size = graph.size - len(distinct & set(map(id, given)))  # less `kept`'s nodes
+        again = len(graph.leaves) > len(distinct)
         self._fast = not again and not graph.others(self._weights)
         return out.detach()
-
-    def _in_one_node(self, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        return _Recompute.apply(_Call(fn, tensors, self._asked), *tensors, *self._weights)
 
 
 class _Call:
@@ -146,7 +189,7 @@ class _Call:
         self.devices, self.states = get_device_states(*tensors)
         self.kind = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
         self.state, self.autocast = torch.get_rng_state(), autocast_now(self.kind)
-        self.value: Tensor | None = None  # where the first call has made it already
+        self.value: Any = None  # the result, until it is in the graph
         self.size: int | None = None  # of its graph, where that was looked at
 
     def wanted(self, nodes: Sequence[Any]) -> list[int]:
@@ -182,7 +225,7 @@ class _Recompute(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(*tensors)
         value, call.value = call.value, None
-        return call.fn(*tensors[: call.count]) if value is None else value
+        return value
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -72,10 +72,19 @@ class Repeated:
         self._first: Checksum | None = None
         self._last_operations: tuple[str, ...] = ()
 
+    def remember(self, out: Any, tensors: tuple[Tensor, ...] = ()) -> None:
+        """Store the checksum of the first result.
+
+        Args:
+            out: the result.
+            tensors: the arguments, where the result has a graph.
+        """
+        self._first, self._last_operations = Checksum(out), _last_operations(out, tensors)
+
     def __call__(self, *tensors: Tensor) -> Any:
         if self._first is None:
             out = self._fn(*tensors)
-            self._first, self._last_operations = Checksum(out), _last_operations(out, tensors)
+            self.remember(out, tensors)
             return out
         try:
             out = self._fn(*tensors)

@@ -89,11 +89,11 @@ class _Reversed(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         products = VJP(ivp, stats, leaves)
-        ready = [products.check(ivp.grid[0], initial)]
+        ready = [products.check(initial, ivp.grid[0])]
 
-        def f(time: Time, state: State) -> State:
-            slope = ready.pop() if ready else ivp.velocity(time, state[0], products.run)
-            products.made(time, state[0], slope)
+        def f(state: State, time: Time) -> State:
+            slope = ready.pop() if ready else products.velocity(state[0], time)
+            products.made(state[0], time, slope)
             return (slope,)
 
         (y,), (w,) = advanced(f, (initial,), ivp.grid, ivp.solver)
@@ -118,20 +118,20 @@ class _Reversed(torch.autograd.Function):
             def psi(f: Derivative, z: Tensor) -> Tensor:
                 return solver.increment(f, (z,), ivp.grid, i, backwards)[0]
 
-            value, through, *shares = ctx.products.through(psi, ivp.grid[i], z, bar, leaves)
+            value, through, *shares = ctx.products.through(psi, z, ivp.grid[i], bar, leaves)
             for total, share in zip(sums, shares, strict=True):
                 total += share
             return value, through
 
         for i in reversed(range(len(ivp.grid))):
-            trace.record(ivp.grid[i + 1], y_bar)
+            trace.record(y_bar, ivp.grid[i + 1])
             psi, through = pulled(y, -w_bar, i, backwards=True)
             w, y_bar = w + psi, y_bar + through
             psi, through = pulled(w, y_bar, i, backwards=False)
             y, w_bar = solver.rebuilt(y, w, psi), w_bar + (1 - c) * y_bar + through
             y_bar = c * y_bar
         a = y_bar + w_bar  # both copies start as the same state
-        trace.record(ivp.grid[0], a)
+        trace.record(a, ivp.grid[0])
         ctx.stats.drift = float((y - initial).norm() / initial.norm())
         if not ctx.stats.drift <= ctx.adjoint.tolerance:
             raise DriftError(

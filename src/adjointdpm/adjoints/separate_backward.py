@@ -92,22 +92,22 @@ class _Sampling(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         products = VJP(ivp, stats, leaves, adjoint.rescale)
-        ready = [products.check(ivp.grid[0], initial)]
+        ready = [products.check(initial, ivp.grid[0])]
         trajectory = adjoint.memory(ivp)
         stored = adjoint.stored
         slopes = stored and (adjoint.needs_slopes(ivp) or isinstance(trajectory, Evaluations))
 
-        def f(time: Time, state: State) -> State:
+        def f(state: State, time: Time) -> State:
             # The check has already made the first evaluation, which is at the first node.
-            slope = ready.pop() if ready else ivp.velocity(time, state[0], products.run)
-            products.made(time, state[0], slope)
+            slope = ready.pop() if ready else products.velocity(state[0], time)
+            products.made(state[0], time, slope)
             if slopes:
-                trajectory.add_slope(time, state[0], slope)
+                trajectory.add_slope(slope, state[0])
             return (slope,)
 
         def observe(i: int, state: State) -> None:
             if stored:
-                trajectory.add_state(ivp.grid[i], *state)
+                trajectory.add_state(state[0], ivp.grid[i])
 
         (final,) = integrate(f, (initial,), ivp.grid, ivp.solver, observe)
         ctx.adjoint, ctx.ivp, ctx.stats = adjoint, ivp, stats

@@ -1,6 +1,6 @@
 """Vector-Jacobian products of the velocity, one denoiser call at a time, outside of autograd's graph.
 
-    products(time, z, mu) = f,  mu^T df/dz,  mu^T df/dc,  mu^T df/dtheta
+    products(z, time, mu) = f,  mu^T df/dz,  mu^T df/dc,  mu^T df/dtheta
 
 `Continuous` and `Reversible` share this code: one graph is made, used and freed at each instant.
 """
@@ -8,7 +8,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from .._types import Derivative, InputError, RecomputationError, State, Stats, Time
 from ..solvers.integrate import IVP
 from .cotangents import CotangentNorms
+from .evaluation import Counted
 from .recompute import Graph, autocast_now
 from .repetition import Checksum, rounding
 from .saved_bytes import SavedBytes, Taken, addresses
@@ -62,7 +62,8 @@ class VJP:
     """
 
     def __init__(self, ivp: IVP, stats: Stats, leaves: Leaves, rescale: bool = False) -> None:
-        self._ivp, self._stats, self._rescale = ivp, stats, rescale
+        self._ivp = ivp.wrapped(lambda each: Counted(each, stats, ivp.influence))
+        self._stats, self._rescale = stats, rescale
         self._names, self._weights = leaves.names, leaves.weights
         self._shared = [*ivp.cond.values(), *ivp.flow.denoiser.parameters()]
         self.trace = CotangentNorms(stats, ivp.grid)
@@ -77,17 +78,17 @@ class VJP:
         # Whether a velocity of the backward pass has been compared with one of the forward pass.
         self.compared = False
 
-    def made(self, time: Time, z: Tensor, slope: Tensor) -> None:
+    def made(self, z: Tensor, time: Time, slope: Tensor) -> None:
         """Store the checksums of an evaluation of the forward pass.
 
         Args:
-            time: its instant.
             z: its state.
+            time: its instant.
             slope: its velocity.
         """
         self._made.setdefault(float(time.t), []).append((Checksum(z), Checksum(slope)))
 
-    def _compare(self, time: Time, z: Tensor, slope: Tensor) -> None:
+    def _compare(self, z: Tensor, time: Time, slope: Tensor) -> None:
         """Raise if the forward pass found another velocity at this state.
 
         States that are rebuilt, or solved for again, are near those of the forward pass but not equal. So velocities
@@ -126,20 +127,19 @@ class VJP:
         if not self.compared:
             with self._autocast(), torch.no_grad():
                 time = self._ivp.grid[0]
-                self._compare(time, initial, self._ivp.velocity(time, initial, self.run))
+                self._compare(initial, time, self.velocity(initial, time))
 
-    def run(self, fn: Any, *tensors: Tensor) -> Tensor:
-        """Make one call of the denoiser and count it.
+    def velocity(self, z: Tensor, time: Time) -> Tensor:
+        """The IVP's velocity; each evaluation is counted.
 
         Args:
-            fn: the call.
-            *tensors: its arguments.
+            z: the state, (batch, *shape).
+            time: the instant.
 
         Returns:
-            the output.
+            dz/dtau, (batch, *shape).
         """
-        self._stats.nfe_forward += 1
-        return fn(*tensors)
+        return self._ivp.velocity(z, time)
 
     def _opened(self, z: Tensor, conds: list[Tensor]) -> tuple[Derivative, list[Tensor]]:
         """The velocity as a function of new leaves, and the leaves: the state first, then the conditioning."""
@@ -147,19 +147,19 @@ class VJP:
         cond = self._ivp.cond.replace(**dict(zip(self._names, inputs[1:], strict=True)))
         ivp = replace(self._ivp, cond=cond)
 
-        def f(time: Time, state: State) -> State:
-            slope = ivp.velocity(time, state[0], self.run)
-            self._compare(time, state[0], slope)
+        def f(state: State, time: Time) -> State:
+            slope = ivp.velocity(state[0], time)
+            self._compare(state[0], time, slope)
             return (slope,)
 
         return f, inputs
 
-    def check(self, time: Time, z: Tensor) -> Tensor:
+    def check(self, z: Tensor, time: Time) -> Tensor:
         """The velocity, after a check that it depends on no differentiable tensor besides the leaves.
 
         Args:
-            time: the instant.
             z: the state, (batch, *shape).
+            time: the instant.
 
         Returns:
             dz/dtau, (batch, *shape).
@@ -168,14 +168,14 @@ class VJP:
             InputError: it depends on a captured tensor, or something keeps a tensor of its graph.
         """
         taken = Taken()
-        value = self._checked(time, z, taken)
+        value = self._checked(z, time, taken)
         taken.refuse()
         return value
 
-    def _checked(self, time: Time, z: Tensor, taken: Taken) -> Tensor:
+    def _checked(self, z: Tensor, time: Time, taken: Taken) -> Tensor:
         f, inputs = self._opened(z, [self._ivp.cond[name] for name in self._names])
         with torch.enable_grad(), taken, SavedBytes(addresses(self._shared)) as saved:
-            (slope,) = f(time, (inputs[0],))
+            (slope,) = f((inputs[0],), time)
         self._stats.measured &= saved.bytes is not None
         self._stats.recomputed = saved.bytes or 0
         graph = Graph(slope, inputs)
@@ -189,25 +189,25 @@ class VJP:
             )
         return slope.detach()
 
-    def __call__(self, time: Time, z: Tensor, mu: Tensor, leaves: list[Tensor]) -> State:
+    def __call__(self, z: Tensor, time: Time, mu: Tensor, leaves: list[Tensor]) -> State:
         """The velocity and its products at one instant: f, mu^T df/dz, mu^T df/dc, mu^T df/dtheta.
 
         Args:
-            time: the instant.
             z: the state, (batch, *shape).
+            time: the instant.
             mu: the cotangent of f, (batch, *shape).
             leaves: the conditioning's tensors and the weights, in the order of `Leaves`.
 
         Returns:
             f, its product with z, and one with each leaf.
         """
-        return self.through(lambda f, z: f(time, (z,))[0], time, z, mu, leaves)
+        return self.through(lambda f, z: f((z,), time)[0], z, time, mu, leaves)
 
     def through(
         self,
         g: Callable[[Derivative, Tensor], Tensor],
-        time: Time,
         z: Tensor,
+        time: Time,
         mu: Tensor,
         leaves: list[Tensor],
     ) -> State:
@@ -217,8 +217,8 @@ class VJP:
 
         Args:
             g: the map, of the velocity f and the state z.
-            time: the instant, for messages.
             z: the state, (batch, *shape).
+            time: the instant, for messages.
             mu: the cotangent of g, (batch, *shape).
             leaves: the conditioning's tensors and the weights, in the order of `Leaves`.
 
@@ -236,7 +236,7 @@ class VJP:
             power = _power(mu) if self._rescale else 1.0
             products = torch.autograd.grad(out, targets, mu / power, materialize_grads=True)
         products = [power * product for product in products] if self._rescale else products
-        self.trace.check(time, products[0], "through the denoiser")
+        self.trace.check(products[0], time, "through the denoiser")
         return out.detach(), *products
 
 

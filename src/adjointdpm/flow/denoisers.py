@@ -13,23 +13,26 @@ the denoiser, so gradients pass through it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._types import Cond, InputError, Run, Scalar, Time, direct
+from .._types import Cond, InputError, Scalar, Time
 from .schedules import Schedule
 
 __all__ = [
     "Denoiser",
     "GaussianMixture",
-    "GuidedDenoiser",
     "NetworkDenoiser",
     "Prediction",
+    "SplitGuidance",
+    "WrappedDenoiser",
+    "check_output",
     "explained",
     "network_time",
     "weight_of",
@@ -117,10 +120,10 @@ class Prediction(Enum):
 class Denoiser(nn.Module, ABC):
     """A network with its guidance, F(x, t, cond); `prediction` says which quantity F is.
 
-    Derive from it to sample from a network of your own: implement `forward` and set `prediction`. Every evaluation of
-    the network goes through `run(fn, *tensors)`, so that the adjoint decides whether the graph of the evaluation is
-    kept, recomputed or not made. `fn` may depend on `tensors` and on this module's own parameters, and on no other
-    differentiable tensor. For a pipeline of diffusers use `PipelineModel`, which contains a denoiser.
+    Derive from it to sample from a network of your own: implement `forward` and set `prediction`. The adjoint decides
+    what happens to the graph of each evaluation, so `forward` is ordinary differentiable code. It may depend on x, on
+    the tensors in `cond` and on this module's own parameters, and on no other differentiable tensor. For a pipeline of
+    diffusers use `PipelineModel`, which contains a denoiser.
 
     Examples:
         >>> import torch
@@ -128,8 +131,8 @@ class Denoiser(nn.Module, ABC):
         >>> class Shrink(adp.Denoiser):
         ...     prediction = adp.Prediction.X0
         ...
-        ...     def forward(self, x, t, cond, run=lambda fn, *tensors: fn(*tensors)):
-        ...         return run(lambda x: 0.5 * x, x)
+        ...     def forward(self, x, t, cond):
+        ...         return 0.5 * x
         >>> Shrink()(torch.ones(1, 2), torch.tensor(0.3, dtype=torch.float64), adp.Cond())
         tensor([[0.5000, 0.5000]])
     """
@@ -140,35 +143,115 @@ class Denoiser(nn.Module, ABC):
     masks: frozenset[str] = frozenset()
     """The names of the tensors in a conditioning that are integers (masks, class labels) and have no gradient."""
 
+    guidance: str = "guidance_scale"
+    """The name of the guidance scale in a conditioning."""
+
+    splittable: bool = False
+    """Whether one evaluation guides by F_neg + w (F_pos - F_neg), so that `SplitGuidance` can make two of it."""
+
     network: nn.Module | None
     """The network inside, for tuning it and for recomputing its blocks; None where there is none."""
 
-    blocks: Run
-    """How the network's blocks are run, where it has a switch for checkpointing them. A planner sets it in a copy."""
-
-    split: bool | None
-    """Whether guidance takes two evaluations; None where it cannot be chosen. A planner sets it in a copy."""
-
-    linear_guidance: bool
-    """Whether guidance is F_neg + w (F_pos - F_neg) and nothing more, so that it may be split."""
-
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.blocks, self.split, self.linear_guidance = None, direct, None, True
+        self.network = None
 
     @abstractmethod
-    def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
+    def forward(self, x: Batch, t: Scalar, cond: Cond) -> Batch:
         """The network's output F, guidance included.
 
         Args:
             x: the noisy sample, (batch, *shape).
             t: the time in the network's own unit, a 0-dimensional float64 tensor.
             cond: the conditioning; each tensor has the batch first, or is 0-dimensional.
-            run: executes each evaluation of the network.
 
         Returns:
             F, (batch, *shape).
         """
+
+    def wrapped(self, wrap: "Callable[[Denoiser], Denoiser]") -> "Denoiser":
+        """The same function, with a wrapper around each evaluation that has a graph of its own.
+
+        Args:
+            wrap: makes a wrapper of a denoiser.
+
+        Returns:
+            the denoiser that evaluates by the wrapper; a single evaluation if a subclass does not override this.
+        """
+        return wrap(self)
+
+    @property
+    def innermost(self) -> "Denoiser":
+        """The denoiser inside all wrappers, which messages name."""
+        return self
+
+
+class WrappedDenoiser(Denoiser):
+    """A denoiser that evaluates another one. Subclasses say how.
+
+    Args:
+        denoiser: the other one.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.prediction, self.masks, self.guidance = denoiser.prediction, denoiser.masks, denoiser.guidance
+        # Not `self.network = `, which would register the network a second time.
+        object.__setattr__(self, "network", denoiser.network)
+
+    @property
+    def innermost(self) -> Denoiser:
+        return self.denoiser.innermost
+
+
+class SplitGuidance(WrappedDenoiser):
+    """Classifier-free guidance in two evaluations of a denoiser, each with half the graph.
+
+        F = F_neg + w (F_pos - F_neg)
+
+    F_neg is the output for the tensors whose names begin with `negative_`, and for all others where there is none of
+    that name. Use it to halve the memory of `Checkpointed`; a batch of both halves is usually faster.
+
+    Args:
+        denoiser: the denoiser, which is called without negative tensors.
+
+    Raises:
+        InputError: when it is called, if the conditioning holds negative tensors and no guidance scale.
+
+    References:
+        Ho and Salimans, 2022, arXiv 2207.12598.
+    """
+
+    def forward(self, x: Batch, t: Scalar, cond: Cond) -> Batch:
+        positive = {k: v for k, v in cond.items() if not k.startswith("negative_") and k != self.guidance}
+        if len(cond) - len(positive) - (self.guidance in cond) == 0:
+            return self.denoiser(x, t, Cond(positive))
+        negative = {k: cond.get(f"negative_{k}", v) for k, v in positive.items()}
+        unguided = self.denoiser(x, t, Cond(negative))
+        return unguided + cond[self.guidance] * (self.denoiser(x, t, Cond(positive)) - unguided)
+
+    def wrapped(self, wrap: Callable[[Denoiser], Denoiser]) -> Denoiser:
+        return SplitGuidance(self.denoiser.wrapped(wrap))
+
+
+def check_output(denoiser: Denoiser, out: Any, x: Tensor) -> None:
+    """Raise unless a denoiser returned one tensor of its input's shape.
+
+    Args:
+        denoiser: the denoiser.
+        out: what it returned.
+        x: its input.
+
+    Raises:
+        InputError: it returned anything else.
+    """
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise InputError(
+            f"{type(denoiser.innermost).__name__} must return one tensor of its input's shape {tuple(x.shape)}, but "
+            f"returned {got}"
+        )
 
 
 def network_time(t: Scalar, x: Tensor) -> Tensor:
@@ -224,57 +307,6 @@ def explained(error: Exception, given: Mapping[str, Tensor], network: str) -> In
     return None
 
 
-class GuidedDenoiser(Denoiser):
-    """Classifier-free guidance of a network that can be evaluated with and without guidance.
-
-        F = F_neg + w (F_pos - F_neg)
-
-    With `split=False` both halves are one batch, as in pipelines. With `split=True` they are two calls of half the
-    size, so one graph, and the memory of `Checkpointed` with it, is half as large.
-
-    References:
-        Ho and Salimans, 2022, arXiv 2207.12598.
-    """
-
-    @abstractmethod
-    def plain(self, x: Batch, t: Scalar, prompt: Tensor) -> Batch:
-        """The output without guidance, F_pos.
-
-        Args:
-            x: the noisy sample, (batch, *shape).
-            t: the time in the network's own unit.
-            prompt: the prompt embeddings, (batch, tokens, width).
-
-        Returns:
-            F_pos, (batch, *shape).
-        """
-
-    @abstractmethod
-    def guided(self, x: Batch, t: Scalar, prompt: Tensor, negative: Tensor, w: Tensor) -> Batch:
-        """The output with guidance, both halves in one batch.
-
-        Args:
-            x: the noisy sample, (batch, *shape).
-            t: the time in the network's own unit.
-            prompt: the prompt embeddings, (batch, tokens, width).
-            negative: the negative embeddings, (batch, tokens, width).
-            w: the guidance scale, 0-dimensional.
-
-        Returns:
-            F, (batch, *shape).
-        """
-
-    def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
-        prompt = cond["prompt_embeds"]
-        if "negative_prompt_embeds" not in cond:
-            return run(self.plain, x, t, prompt)
-        negative, w = cond["negative_prompt_embeds"], cond["guidance_scale"]
-        if not self.split:
-            return run(self.guided, x, t, prompt, negative, w)
-        unguided = run(self.plain, x, t, negative)
-        return unguided + w * (run(self.plain, x, t, prompt) - unguided)
-
-
 class NetworkDenoiser(Denoiser):
     """A network of your own: F(x, t, cond) = network(x, t, *conditioning).
 
@@ -309,25 +341,19 @@ class NetworkDenoiser(Denoiser):
         self.network, self.prediction = network, prediction
         self.takes, self.masks = tuple(takes), frozenset(masks)
 
-    def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
+    def forward(self, x: Batch, t: Scalar, cond: Cond) -> Batch:
+        if any(name.startswith("negative_") for name in cond):
+            return SplitGuidance(self)(x, t, cond)
         missing = [name for name in self.takes if name not in cond]
         if missing:
             raise InputError(
                 f"the network takes {', '.join(missing)}, which the conditioning does not hold"
             )
-        given = [cond[name] for name in self.takes]
-        aimed = run(self._evaluate, x, t, *given)
-        if not any(name.startswith("negative_") for name in cond):
-            return aimed
-        negative = [
-            cond.get(f"negative_{name}", tensor) for name, tensor in zip(self.takes, given, strict=True)
-        ]
-        unguided = run(self._evaluate, x, t, *negative)
-        return unguided + cond["guidance_scale"] * (aimed - unguided)
-
-    def _evaluate(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
         assert self.network is not None
-        return self.network(x, network_time(t, x).expand(len(x)), *given)
+        return self.network(x, network_time(t, x).expand(len(x)), *(cond[name] for name in self.takes))
+
+    def wrapped(self, wrap: Callable[[Denoiser], Denoiser]) -> Denoiser:
+        return SplitGuidance(wrap(self))
 
 
 class GaussianMixture(Denoiser):
@@ -360,10 +386,8 @@ class GaussianMixture(Denoiser):
         self.std = std
         self.prediction = prediction
 
-    def forward(self, x: Batch, t: Scalar, cond: Cond, run: Run = direct) -> Batch:
-        return run(self._output, x, t, *([cond["shift"]] if "shift" in cond else []))
-
-    def _output(self, x: Tensor, t: Scalar, shift: Tensor | None = None) -> Tensor:
+    def forward(self, x: Batch, t: Scalar, cond: Cond) -> Batch:
+        shift = cond.get("shift")
         (time,) = self.schedule.at(t.reshape(1))
         alpha, sigma = time.alpha, time.sigma
         means = self.means if shift is None else self.means + shift[:, None]

@@ -17,7 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from .._types import InputError, Run
+from .._types import Cond, InputError, Run, Time
+from .probability_flow import ProbabilityFlow
 
 __all__ = ["Influence", "Operators", "compiled", "reached", "underivable"]
 
@@ -46,22 +47,24 @@ class Influence:
         self._compiled = compiled(network)
         self._state = False  # whether some call depends on its state
         self._looked = False  # whether some call with a graph has been searched
+        # Of the newest call: the tensors that its evaluations depend on, their results, whether one was searched.
+        self._used: list[Tensor] = []
+        self._made: list[Any] = []
+        self._searched = False
 
     @property
     def open(self) -> bool:
         """Whether a tensor is still to be found."""
         return not self._state or bool(self._missing)
 
-    def velocity(
-        self, velocity: Callable[[Run], Tensor], z: Tensor, cond: Mapping[str, Tensor], run: Run
-    ) -> Tensor:
-        """Evaluate `velocity(run)`, and search its graph.
+    def velocity(self, flow: ProbabilityFlow, z: Tensor, time: Time, cond: Cond) -> Tensor:
+        """Evaluate the flow's velocity, and search its graph.
 
         Args:
-            velocity: makes the evaluation with the policy that it receives.
+            flow: the flow; its denoiser passes each evaluation to `evaluate`.
             z: the state, (batch, *shape).
-            cond: the conditioning, by name.
-            run: executes each evaluation of the network.
+            time: the instant.
+            cond: the conditioning.
 
         Returns:
             the velocity, (batch, *shape).
@@ -69,30 +72,19 @@ class Influence:
         Raises:
             InputError: it does not depend on z, or an operator in it has no derivative.
         """
-        used: list[Tensor] = []  # the tensors given to evaluations that their results depend on
-        made: list[Tensor] = []
-        looked = False
-
-        def looking(fn: Callable[..., Any], *tensors: Any) -> Any:
-            def look(*given: Any) -> Any:
-                nonlocal looked
-                if not self.open or not (torch.is_grad_enabled() or self._looked):
-                    return fn(*given)
-                looked = self._looked = True
-                found, out = self._look(fn, given)
-                used.extend(tensors[i] for i in found)
-                return out
-
-            out = run(look, *tensors)
-            made.append(out)
-            return out
-
-        slope = velocity(looking)
-        if looked:
+        self._searched = False
+        try:
+            slope = flow.velocity(z, time, cond)
+        finally:  # kept longer, they would keep the graph
+            made, self._made = self._made, []
+            used, self._used = self._used, []
+        if self._searched:
             inputs = {name: cond[name] for name in self._missing if cond[name].requires_grad}
             # The graph of z is that of the earlier calls.
             found = reached(
-                [slope, *used], {**inputs, **({_STATE: z} if z.requires_grad else {})}, until=[*made, z]
+                [slope, *used],
+                {**inputs, **({_STATE: z} if z.requires_grad else {})},
+                until=[*made, z],
             )
             self._missing -= found
             self._state |= _STATE in found
@@ -102,6 +94,31 @@ class Influence:
                     "the graph), so every gradient through it would be wrong; use differentiable operations alone"
                 )
         return slope
+
+    def evaluate(self, run: Run, fn: Callable[..., Any], *tensors: Tensor) -> Any:
+        """Make one evaluation of the denoiser, and search its graph.
+
+        Args:
+            run: executes the evaluation.
+            fn: the evaluation.
+            *tensors: its arguments.
+
+        Returns:
+            the result of run(fn, *tensors).
+        """
+        used = self._used
+
+        def look(*given: Any) -> Any:
+            if not self.open or not (torch.is_grad_enabled() or self._looked):
+                return fn(*given)
+            self._looked = self._searched = True
+            found, out = self._look(fn, given)
+            used.extend(tensors[i] for i in found)
+            return out
+
+        out = run(look, *tensors)
+        self._made.append(out)
+        return out
 
     def _look(self, fn: Callable[..., Any], given: tuple[Any, ...]) -> tuple[list[int], Any]:
         """The numbers of the tensors that fn(*given) depends on, and its result."""

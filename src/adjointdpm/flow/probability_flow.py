@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from .._types import Cond, InputError, Run, Time, direct
-from .denoisers import Denoiser
+from .._types import Cond, Time
+from .denoisers import Denoiser, check_output
 from .schedules import Schedule
 
 __all__ = ["ProbabilityFlow"]
@@ -50,14 +50,13 @@ class ProbabilityFlow:
         """
         return noise * (self.schedule.prior_std(time.t) / time.scale)
 
-    def velocity(self, z: Batch, time: Time, cond: Cond, run: Run = direct) -> Batch:
+    def velocity(self, z: Batch, time: Time, cond: Cond) -> Batch:
         """The velocity dz/dtau at a state; one evaluation of the denoiser.
 
         Args:
             z: the state, (batch, *shape).
             time: the instant.
             cond: the conditioning.
-            run: executes each evaluation of the network.
 
         Returns:
             dz/dtau, (batch, *shape).
@@ -66,13 +65,8 @@ class ProbabilityFlow:
             InputError: the denoiser returns anything but one tensor of its input's shape.
         """
         x = z * time.scale
-        out = self.denoiser(x, time.t, cond, run)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(
-                f"{type(self.denoiser).__name__} must return one tensor of its input's shape {tuple(x.shape)}, but "
-                f"returned {got}"
-            )
+        out = self.denoiser(x, time.t, cond)
+        check_output(self.denoiser, out, x)
         prediction = self.denoiser.prediction
         if self.schedule.bounded:
             return prediction.drift(out, x, time)

@@ -68,7 +68,6 @@ class PipelineRun:
         self._step: list[Replay] = []  # the present step's calls
         self.modules: dict[str, nn.Module] = {}  # those that ran, by name
         self._inside: dict[int, tuple[list[nn.Module], list[Any], torch.dtype | None]] = {}
-        self._run: Run = direct
         self._policy = GraphPolicy.KEEP
 
     def __deepcopy__(self, memo: Any) -> "PipelineRun":
@@ -95,7 +94,7 @@ class PipelineRun:
             )
             call = Replay(name, module, args, kwargs, attentions, dtype, self._step, self.stats)
             self._refuse_idle(call.tensors)
-            out = self._run(call, *call.tensors)
+            out = self.accounting.execute(_RUNS[self._policy], call, *call.tensors)
             self._check_finite(name, out, call.tensors)
         if (
             self._policy is GraphPolicy.RECOMPUTE and not module.training
@@ -136,7 +135,7 @@ class PipelineRun:
                     f"for the noise or image that {name} starts from; use Checkpointed(), or pass it without "
                     "requires_grad"
                 )
-        self._run = self.accounting.enter(self._policy, _RUNS[self._policy])
+        self.accounting.begin(self._policy)
 
     def _check_finite(self, name: str, out: Any, given: list[Tensor]) -> None:
         first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))

@@ -8,7 +8,6 @@ Two denoisers return the same output, to the last bit:
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import Cond, InputError, Run, Scalar, direct
-from ..adjoints.block_checkpointing import in_blocks
-from ..flow.denoisers import Denoiser, GuidedDenoiser, Prediction, network_time
+from ..flow.denoisers import Denoiser, Prediction, SplitGuidance, network_time
 from ..flow.grids import Grid, uniform
 from ..flow.model import DiffusionModel, Latents
 from ..flow.schedules import RectifiedFlow, Schedule
@@ -42,53 +40,28 @@ class PipelineDenoiser(Denoiser):
         call: the pipeline, whose call can be stopped at a step.
         network: the module that it calls at each step.
         parameterization: the schedule and the inputs and outputs of the network.
-        split: whether guidance makes two calls instead of one batch of both halves.
-
-    Raises:
-        InputError: `split` for a pipeline whose guidance is more than F_neg + w (F_pos - F_neg).
     """
 
-    def __init__(
-        self, call: ProbedPipeline, network: Any, parameterization: Parameterization, split: bool = False
-    ) -> None:
+    def __init__(self, call: ProbedPipeline, network: Any, parameterization: Parameterization) -> None:
         super().__init__()
-        if split and not call.takes.linear_guidance:
-            raise InputError(
-                "guidance of this pipeline cannot be split: it makes two calls already, or rescales "
-                "what it guides; leave split_guidance off"
-            )
-        self.prediction, self.split = parameterization.prediction, split
-        self.linear_guidance = call.takes.linear_guidance
+        self.prediction = parameterization.prediction
+        self.guidance, self.splittable = str(call.takes.guidance), call.takes.linear_guidance
         self.network: Any = network
         self.masks = call.takes.masks | call.takes.lengths
         self._call, self._parameterization = call, parameterization
 
-    def forward(self, x: Tensor, t: Scalar, cond: Cond, run: Run = direct) -> Tensor:
-        negative = [name for name in cond if name.startswith("negative_")]
-        if not (self.split and negative):
-            return self._run(x, t, dict(cond), run)
-        w = cond[str(self._call.takes.guidance)]
-        unguided = self._run(x, t, {k.removeprefix("negative_"): cond[k] for k in negative}, run)
-        aimed = self._run(x, t, {k: v for k, v in cond.items() if k not in negative and v is not w}, run)
-        return unguided + w * (aimed - unguided)
-
-    def _run(self, x: Tensor, t: Scalar, named: dict[str, Tensor], run: Run) -> Tensor:
-        return run(partial(self._output, tuple(named)), x, t, *named.values())
-
-    def _output(self, names: tuple[str, ...], x: Tensor, t: Scalar, *tensors: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Scalar, cond: Cond) -> Tensor:
         dtype = self.network.dtype  # this searches the weights, so it is read once
         sample = self._parameterization.precondition(x, t).to(dtype)
-        arguments = self._arguments(dict(zip(names, tensors, strict=True)), dtype)
-        with in_blocks(self.network, self.blocks):
-            out = self._call.output(
-                sample, network_time(self._parameterization.time_input(t), x), arguments
-            ).to(x.dtype)
+        arguments = self._arguments(cond, dtype)
+        time = network_time(self._parameterization.time_input(t), x)
+        out = self._call.output(sample, time, arguments).to(x.dtype)
         # A learned variance is in further channels, which the scheduler would split off.
         return self._parameterization.postcondition(
             out if out.shape == x.shape else out[:, : x.shape[1]], x, t
         )
 
-    def _arguments(self, cond: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    def _arguments(self, cond: Cond, dtype: torch.dtype) -> dict[str, Any]:
         """The conditioning as the pipeline's arguments, in the network's dtype."""
         takes = self._call.takes
         known = {*takes.conditioning, *takes.lengths, takes.guidance}
@@ -101,12 +74,13 @@ class PipelineDenoiser(Denoiser):
         out = as_given(takes, cond, dtype)
         if not any(name.startswith("negative_") for name in cond):
             return {**out, takes.guidance: 0.0} if takes.guidance else out
-        if takes.guidance in cond and cond[takes.guidance].ndim:
+        scale = cond.get(self.guidance)
+        if scale is not None and scale.ndim:
             raise InputError(
                 f"cond[{takes.guidance!r}] must be one number for the whole batch, a 0-dimensional tensor, but has "
-                f"shape {tuple(cond[takes.guidance].shape)}"
+                f"shape {tuple(scale.shape)}"
             )
-        if takes.guidance not in cond or not guides(self._call.pipe, cond[takes.guidance].item()):
+        if scale is None or not guides(self._call.pipe, scale.item()):
             raise InputError(
                 f"the conditioning holds negative embeddings, which the pipeline would ignore: it needs "
                 f"{takes.guidance} > 1; leave the negative tensors out, or use split_guidance=True"
@@ -114,32 +88,35 @@ class PipelineDenoiser(Denoiser):
         return out
 
 
-class UNetDenoiser(GuidedDenoiser):
+class UNetDenoiser(Denoiser):
     """The output of a conditional UNet that is called directly.
 
     Args:
         unet: diffusers' `UNet2DConditionModel`.
         prediction: the quantity that its output is.
-        split: whether guidance makes two calls instead of one batch of both halves.
     """
 
-    def __init__(self, unet: Any, prediction: Prediction, split: bool = False) -> None:
+    splittable = True
+
+    def __init__(self, unet: Any, prediction: Prediction) -> None:
         super().__init__()
-        self.prediction, self.split = prediction, split
+        self.prediction = prediction
         self.network: Any = unet
 
-    def plain(self, x: Tensor, t: Scalar, prompt: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Scalar, cond: Cond) -> Tensor:
         dtype = next(self.network.parameters()).dtype  # `network.dtype` would search the weights
-        with in_blocks(self.network, self.blocks):
-            out = self.network(
-                x.to(dtype), network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
-            )
-        return out[0].to(x.dtype)
-
-    def guided(self, x: Tensor, t: Scalar, prompt: Tensor, negative: Tensor, w: Tensor) -> Tensor:
-        both = self.plain(torch.cat([x, x]), t, torch.cat([negative, prompt]))
-        unguided, aimed = both.chunk(2)
-        return unguided + w * (aimed - unguided)
+        prompt, sample = cond["prompt_embeds"], x
+        guided = "negative_prompt_embeds" in cond
+        if guided:
+            prompt, sample = torch.cat([cond["negative_prompt_embeds"], prompt]), torch.cat([x, x])
+        (out,) = self.network(
+            sample.to(dtype), network_time(t, x), encoder_hidden_states=prompt.to(dtype), return_dict=False
+        )
+        out = out.to(x.dtype)
+        if not guided:
+            return out
+        unguided, aimed = out.chunk(2)
+        return unguided + cond["guidance_scale"] * (aimed - unguided)
 
 
 class PipelineModel(DiffusionModel):
@@ -158,7 +135,8 @@ class PipelineModel(DiffusionModel):
         width: of the image, in pixels; the pipeline's own if None.
 
     Raises:
-        InputError: the pipeline needs other inputs, or the noise schedule of its scheduler is unknown.
+        InputError: the pipeline needs other inputs, or the noise schedule of its scheduler is unknown; or
+            `split_guidance` for a pipeline whose guidance is more than F_neg + w (F_pos - F_neg).
 
     Examples:
         >>> import adjointdpm as adp
@@ -190,9 +168,15 @@ class PipelineModel(DiffusionModel):
         if "vae" in parts:
             parts["vae"] = without_overflow(parts["vae"])
         if call_unet_directly:
-            self.denoiser: Denoiser = UNetDenoiser(network, parameterization.prediction, split_guidance)
+            denoiser: Denoiser = UNetDenoiser(network, parameterization.prediction)
         else:
-            self.denoiser = PipelineDenoiser(self._call, network, parameterization, split_guidance)
+            denoiser = PipelineDenoiser(self._call, network, parameterization)
+        if split_guidance and not denoiser.splittable:
+            raise InputError(
+                "guidance of this pipeline cannot be split: it makes two calls already, or rescales "
+                "what it guides; leave split_guidance off"
+            )
+        self.denoiser = SplitGuidance(denoiser) if split_guidance else denoiser
         for name, part in parts.items():
             self.add_module(name, part)
         self.vocabulary = vocabulary

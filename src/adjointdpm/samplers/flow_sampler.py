@@ -4,8 +4,8 @@
 with every solver, grid and adjoint.
 """
 
-import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._types import Cond, InputError, NonFiniteError, Stats
 from ..adjoints import Adjoint, Checkpointed
+from ..adjoints.base import wants_gradient
 from ..flow.denoisers import Denoiser, Prediction, weight_of
 from ..flow.grids import Grid, TimeGrid, uniform
 from ..flow.influence import Influence, reached
@@ -162,9 +163,10 @@ class FlowSampler(Sampler):
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
         flow = ProbabilityFlow(self.model.schedule, self.model.denoiser)
         wanted = {name for name, tensor in cond.items() if tensor.requires_grad}
-        influence = Influence(wanted, self.model.denoiser) if torch.is_grad_enabled() else None
+        ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
+        influence = Influence(wanted, self.model.denoiser) if wants_gradient(ivp) else None
+        ivp = replace(ivp, influence=influence)
         self.model.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))
-        ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond, influence)
         allowance = self.adjoint.decoder_allowance(ivp) if decoded else None
         self.stats = Stats(reserved=0 if allowance is None else self._decoding(noise, allowance))
         final = self.adjoint.solve(ivp, self.stats)
@@ -242,14 +244,9 @@ def _check_model(model: Any) -> None:
         if not isinstance(found, kind):
             raise InputError(
                 f"{type(model).__name__}.{name} must be a {kind.__name__}, but is {type(found).__name__}; a network of "
-                "your own is wrapped in a Denoiser (adjointdpm.Denoiser): forward(x, t, cond, run), with its "
+                "your own is wrapped in a Denoiser (adjointdpm.Denoiser): forward(x, t, cond), with its "
                 "output's meaning in `prediction`"
             )
-    if "run" not in inspect.signature(type(model.denoiser).forward).parameters:
-        raise InputError(
-            f"{type(model.denoiser).__name__}.forward must take (x, t, cond, run) and evaluate its network by "
-            "run(network, x, ...), so that the adjoint decides what happens to the graph"
-        )
     if not isinstance(getattr(model.denoiser, "prediction", None), Prediction):
         raise InputError(
             f"{type(model.denoiser).__name__}.prediction must say what its output stands for: one of "

@@ -43,7 +43,7 @@ class Solver(ABC):
         """Advance the state from node i to node i + 1.
 
         Args:
-            f: d state / d tau, as f(time, state).
+            f: d state / d tau, as f(state, time).
             state: the state at node i.
             grid: the grid.
             i: the number of the step, 0 to len(grid) - 1.

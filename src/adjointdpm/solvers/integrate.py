@@ -1,15 +1,14 @@
 """The initial value problem of sampling, and the only step loop."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._types import AdjointDPMError, Cond, Derivative, InputError, NonFiniteError, Run, State, Time, direct
-from ..flow.denoisers import Prediction, explained, weight_of
+from .._types import AdjointDPMError, Cond, Derivative, InputError, NonFiniteError, State, Time
+from ..flow.denoisers import Denoiser, Prediction, explained, weight_of
 from ..flow.grids import TimeGrid
 from ..flow.influence import Influence
 from ..flow.probability_flow import ProbabilityFlow
@@ -43,13 +42,16 @@ class IVP:
         """The number of evaluations of the velocity in one sampling."""
         return self.solver.calls(len(self.grid), ends_clean(self.grid, len(self.grid) - 1))
 
-    def velocity(self, time: Time, z: Tensor, run: Run = direct) -> Tensor:
+    def wrapped(self, wrap: Callable[[Denoiser], Denoiser]) -> "IVP":
+        """The same problem, with a wrapper around each evaluation of the denoiser; see `Denoiser.wrapped`."""
+        return replace(self, flow=replace(self.flow, denoiser=self.flow.denoiser.wrapped(wrap)))
+
+    def velocity(self, z: Tensor, time: Time) -> Tensor:
         """The flow's velocity for this conditioning, checked for NaN and infinity.
 
         Args:
-            time: the instant.
             z: the state, (batch, *shape).
-            run: executes each evaluation of the network.
+            time: the instant.
 
         Returns:
             dz/dtau, (batch, *shape).
@@ -60,14 +62,13 @@ class IVP:
             NonFiniteError: the velocity holds NaN or infinity; the message names the step.
         """
         self.refuse_meaningless(time)
-        velocity = partial(self.flow.velocity, z, time, self.cond)
         try:
             if self.influence is not None and self.influence.open:
-                slope = self.influence.velocity(velocity, z, self.cond, run)
+                slope = self.influence.velocity(self.flow, z, time, self.cond)
             else:
-                slope = velocity(run)
+                slope = self.flow.velocity(z, time, self.cond)
         except (RuntimeError, TypeError, IndexError) as error:
-            network = self.flow.denoiser
+            network = self.flow.denoiser.innermost
             reason = explained(
                 error, {"x": z, **self.cond}, f"the {type(network).__name__} ({weight_of(network).dtype})"
             )
@@ -125,7 +126,7 @@ def integrate(
     """Advance a state from the grid's first instant to its last.
 
     Args:
-        f: d state / d tau, as f(time, state).
+        f: d state / d tau, as f(state, time).
         state: the state at the first node, a tuple of tensors.
         grid: the instants.
         solver: the scheme.
@@ -149,7 +150,7 @@ def advanced(
     The history of `Coupled` is its second state.
 
     Args:
-        f: d state / d tau, as f(time, state).
+        f: d state / d tau, as f(state, time).
         state: the state at the first node, a tuple of tensors.
         grid: the instants.
         solver: the scheme.

@@ -58,13 +58,13 @@ class AdamsBashforth(Solver):
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
-        slope = f(grid[i], state)
+        slope = f(state, grid[i])
         history = ((grid[i].tau, slope), *history)[: self.order]
         if len(history) < self.order > 2:
             started = iter([slope])  # RK4's first stage is the slope already at hand
 
-            def reuse(time, at):
-                return next(started, None) or f(time, at)
+            def reuse(at, time):
+                return next(started, None) or f(at, time)
 
             return RK4().step(reuse, state, grid, i, ())[0], history
         weights = self._weights([tau for tau, _ in history], grid[i + 1].tau)
@@ -120,7 +120,7 @@ class DPMSolverPP(Solver):
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
         now, then = grid[i], grid[i + 1]
-        slope = f(now, state)
+        slope = f(state, now)
         data = combine(state, [(-now.tau, slope)])
         if now.tau == 0:  # only in a backward solution from clean data; the same step without 0 / 0
             return combine(state, [(then.tau, slope)]), (now, data)

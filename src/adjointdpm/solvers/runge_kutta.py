@@ -28,11 +28,11 @@ class RungeKutta(Solver):
     ) -> tuple[State, History]:
         h = grid[i + 1].tau - grid[i].tau
         if ends_clean(grid, i):
-            return combine(state, [(h, f(grid[i], state))]), ()
+            return combine(state, [(h, f(state, grid[i]))]), ()
         k: list[State] = []
         for row, c in zip(self.a, self.c, strict=True):
             terms = [(h * w, slope) for w, slope in zip(row, k, strict=True) if w]
-            k.append(f(grid.between(i, c), combine(state, terms)))
+            k.append(f(combine(state, terms), grid.between(i, c)))
         return combine(state, [(h * w, slope) for w, slope in zip(self.b, k, strict=True) if w]), ()
 
     def calls(self, steps: int, clean: bool = False) -> int:

@@ -64,9 +64,9 @@ class EulerMaruyama(Solver):
             raise InputError("EulerMaruyama needs a schedule with finite sigma / alpha; use Ancestral()")
         h = then.tau - now.tau
         if ends_clean(grid, i):
-            return combine(state, [(h, f(now, state))]), ()
+            return combine(state, [(h, f(state, now))]), ()
         spread = self.eta * (now.tau**2 - then.tau**2).sqrt()
-        slopes = f(now, state)
+        slopes = f(state, now)
         return tuple(
             z + self.drift * h * slope + spread * self.noise.normal(now.tau, then.tau, z)
             for z, slope in zip(state, slopes, strict=True)
@@ -117,7 +117,7 @@ class Ancestral(Solver):
     ) -> tuple[State, History]:
         now, then = grid[i], grid[i + 1]
         if ends_clean(grid, i):  # no noise is left to add; the square roots below have no derivative at 0
-            slopes = f(now, state)
+            slopes = f(state, now)
             x0 = (z - now.tau * slope for z, slope in zip(state, slopes, strict=True))
             return tuple(then.alpha * each / then.scale for each in x0), ()
         r = _ratio(now, then)
@@ -125,7 +125,7 @@ class Ancestral(Solver):
         keep = then.sigma * (1 - self.eta**2 * (1 - r**2)).sqrt()
         s = self.eta * then.sigma * (1 - r**2).sqrt()
         out = []
-        for z, slope in zip(state, f(now, state), strict=True):
+        for z, slope in zip(state, f(state, now), strict=True):
             x0 = z - now.tau * slope
             eps = (now.scale * z - now.alpha * x0) / now.sigma
             xi = self.noise.normal(now.tau, then.tau, z)
@@ -175,7 +175,7 @@ class SDEDPMSolverPP(Solver):
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
         now, then = grid[i], grid[i + 1]
-        slopes = f(now, state)
+        slopes = f(state, now)
         data = tuple(z - now.tau * slope for z, slope in zip(state, slopes, strict=True))
         ahead: tuple[Tensor, ...] = data
         if self.order == 2 and history and then.tau > 0:

@@ -91,10 +91,10 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
     ivp = IVP(flow, solver, grid, z, cond)
     calls, losses = 0, []
 
-    def f(time: Time, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def f(state: tuple[Tensor, ...], time: Time) -> tuple[Tensor, ...]:
         nonlocal calls
         calls += 1
-        return (ivp.velocity(time, state[0]),)
+        return (ivp.velocity(state[0], time),)
 
     history: History = ()
     for i in range(len(grid)):
