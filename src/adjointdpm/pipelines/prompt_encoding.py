@@ -8,7 +8,7 @@ Where a call takes a list with one tensor a sample, a Cond has one padded tensor
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,27 +16,10 @@ from torch import Tensor, nn
 
 from .._types import Cond, InputError
 from .call_signature import LENGTHS, Arguments, arguments_of, guides
-from .gradient_proxy import gradient_proxy
+from .run_until import StopAtFirstCall, run_until, stop
 from .token_embeddings import rows_in_force
 
-__all__ = ["Stop", "StopAtFirstCall", "apart", "as_given", "encoded", "read_prompts"]
-
-
-class Stop(Exception):  # noqa: N818, it is no error
-    """Leaves a pipeline's call at the point up to which it was to run."""
-
-
-class StopAtFirstCall:
-    """The handlers with which a pipeline runs up to its first denoiser call."""
-
-    def evaluate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        raise Stop
-
-    def decode(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        raise Stop
-
-    def stepped(self) -> None:
-        """Do nothing: no step is taken."""
+__all__ = ["apart", "as_given", "encoded", "read_prompts"]
 
 
 def read_prompts(
@@ -159,10 +142,9 @@ def as_given(
 
 def _encode_prompt_results(pipe: Any, takes: Arguments, given: dict[str, Any]) -> dict[str, Any]:
     """The results of encode_prompt in the pipeline's own call, by the names of the call's arguments."""
-    proxy, names, recorded = gradient_proxy(pipe, StopAtFirstCall()), iter(takes.encoded), {}
-    own = proxy.encode_prompt
+    names, recorded = iter(takes.encoded), dict[str, Any]()
 
-    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+    def encode_prompt(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def read(**changes: Any) -> Any:
             out = own(*args, **{**kwargs, **changes})
             return out, dict(zip(those, out if isinstance(out, tuple) else (out,), strict=False))
@@ -180,13 +162,10 @@ def _encode_prompt_results(pipe: Any, takes: Arguments, given: dict[str, Any]) -
                 _warn_of_length(pipe, limit)
         return out
 
-    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
-        raise Stop
+    def exchanged(proxy: Any) -> dict[str, Any]:
+        return {"encode_prompt": partial(encode_prompt, proxy.encode_prompt), "prepare_latents": stop}
 
-    vars(proxy).update(encode_prompt=encode_prompt, prepare_latents=prepare_latents)
-    proxy.set_progress_bar_config(disable=True)
-    with suppress(Stop):
-        proxy(**given)
+    run_until(pipe, exchanged, given, StopAtFirstCall())
     found = {name: recorded[name] for name in takes.conditioning if _there(recorded.get(name))}
     if not found:
         raise InputError(

@@ -23,23 +23,12 @@ from torch import Tensor, nn
 
 from .._types import InputError
 from ..flow.denoisers import explained
-from .call_signature import Arguments, arguments_of, own_call
+from .call_signature import Arguments, arguments_of
 from .checks import refused
+from .run_until import Stop, run_until, stop
 from .torch_interception import Numbers, numbered
 
 __all__ = ["ProbedPipeline"]
-
-
-class _Answer(Exception):  # noqa: N818, it is no error
-    """Leaves a pipeline's call with a result."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-
-def _answer(value: Any, *_: Any, **__: Any) -> Any:
-    raise _Answer(value)
 
 
 class _Probe:
@@ -66,7 +55,7 @@ class _Probe:
         if self.timesteps is None:
             schedule = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
             steps = {"num_inference_steps": num_inference_steps} if sigmas is None else {}
-            raise _Answer({**steps, **{k: v for k, v in schedule.items() if v is not None}})
+            raise Stop({**steps, **{k: v for k, v in schedule.items() if v is not None}})
         self.timesteps = self.timesteps.to(device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -76,7 +65,7 @@ class _Probe:
         return sample
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> Any:
-        raise _Answer(model_output)
+        raise Stop(model_output)
 
 
 class _Fed(nn.Module):
@@ -100,7 +89,7 @@ class _Undecoded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vae, name)
 
-    decode = staticmethod(_answer)
+    decode = staticmethod(stop)
 
 
 class ProbedPipeline:
@@ -117,7 +106,6 @@ class ProbedPipeline:
 
     def __init__(self, pipe: Any, height: int | None = None, width: int | None = None) -> None:
         self.pipe = pipe
-        self._call = own_call(type(pipe))
         self.takes: Arguments = arguments_of(type(pipe))
         _refuse_other_inputs(type(pipe).__name__, self.takes)
         fixed = {
@@ -135,21 +123,18 @@ class ProbedPipeline:
         self._checked: set[Any] = set()
 
     def _call_until_result(self, replaced: dict[str, Any], **arguments: Any) -> Any:
-        # A fresh copy each time: a pipeline's call leaves its settings behind on the object.
-        pipe = copy.copy(self.pipe)
-        pipe.__dict__.update(replaced, _progress_bar_config={"disable": True})
         try:
-            self._call(pipe, **{**self.fixed, **arguments})
-        except _Answer as answer:
-            return answer.value
+            found = run_until(self.pipe, lambda _: replaced, {**self.fixed, **arguments})
         except (ValueError, TypeError) as error:
-            if (reason := refused(error, pipe)) is None:
+            if (reason := refused(error, self.pipe)) is None:
                 raise
             raise reason from error
-        raise InputError(
-            f"{type(pipe).__name__} ended without a call of its scheduler or decoder, so its denoiser cannot be "
-            "evaluated"
-        )
+        if found is None:
+            raise InputError(
+                f"{type(self.pipe).__name__} ended without a call of its scheduler or decoder, so its denoiser cannot "
+                "be evaluated"
+            )
+        return found
 
     def _probe(self, timesteps: Tensor | None) -> dict[str, Any]:
         return {"scheduler": _Probe(self.pipe.scheduler.config, timesteps)}
@@ -222,7 +207,7 @@ class ProbedPipeline:
             images (batch, channels, height, width), nominally in [0, 1], not clamped.
         """
         processor = copy.copy(self.pipe.image_processor)
-        processor.postprocess = _answer
+        processor.postprocess = stop
         own = {"vae": vae, "image_processor": processor, "safety_checker": None, "watermark": None}
         none = torch.zeros(0, device=latents.device)
         stand_ins = self._stand_ins(len(latents), latents)
@@ -273,7 +258,7 @@ class ProbedPipeline:
             size = signature.bind(*args, **kwargs).arguments
             made = own(*args, **kwargs)
             latents = made[0] if isinstance(made, tuple) else made
-            raise _Answer((tuple(latents.shape[1:]), int(size["height"]), int(size["width"])))
+            raise Stop((tuple(latents.shape[1:]), int(size["height"]), int(size["width"])))
 
         # The scheduler visits no time, so that the call continues if it sets the times before the latents.
         replaced = {**self._probe(torch.zeros(0)), "prepare_latents": prepare_latents}

@@ -7,7 +7,6 @@ need not know how it packs latents. Every further draw follows from `seed` and i
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from ..adjoints import Adjoint, Checkpointed
 from ..pipelines.call_signature import arguments_of
 from ..pipelines.checks import explained, followed
 from ..pipelines.differentiable import PipelineCall
-from ..pipelines.gradient_proxy import denoisers, gradient_proxy, parts
-from ..pipelines.prompt_encoding import Stop, StopAtFirstCall, as_given, encoded, read_prompts
+from ..pipelines.gradient_proxy import denoisers, parts
+from ..pipelines.prompt_encoding import as_given, encoded, read_prompts
+from ..pipelines.run_until import StopAtFirstCall, run_until
 from ..pipelines.torch_interception import Draws, Watch
 from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
 
@@ -251,12 +251,10 @@ class PipelineSampler(Sampler):
         if self._example is None:
             self._example = self.encode("") if self._takes.encoded else Cond()
         draws = Draws()
-        proxy = gradient_proxy(self.pipe, StopAtFirstCall())
-        proxy.set_progress_bar_config(disable=True)
-        with Watch(draws=draws), torch.random.fork_rng(self._devices()), suppress(Stop):
+        with Watch(draws=draws), torch.random.fork_rng(self._devices()):
             arguments = self._arguments(1, self._example.map(Tensor.detach))
             try:
-                proxy(**arguments)
+                run_until(self.pipe, lambda _: {}, arguments, StopAtFirstCall())
             except (RuntimeError, ValueError, TypeError) as error:
                 tensors = {name: each for name, each in arguments.items() if isinstance(each, Tensor)}
                 reason = explained(error, self.pipe, denoisers(self.pipe), tensors)
