@@ -100,10 +100,7 @@ class BareModel(DiffusionModel):
     def encode(self, prompts, negative, guidance_scale):
         generator = torch.Generator().manual_seed(len(prompts))
         draw = lambda: torch.randn(len(prompts), 3, 6, generator=generator, dtype=torch.float64)  # noqa: E731
-        scale = torch.tensor(guidance_scale, dtype=torch.float64)
-        return adp.Cond(
-            {"prompt_embeds": draw(), "negative_prompt_embeds": draw(), "guidance_scale": scale}
-        )
+        return adp.Cond({"prompt_embeds": draw(), "negative_prompt_embeds": draw()})
 
     def decode(self, latents, run=adp._types.direct):
         return latents

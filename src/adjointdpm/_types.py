@@ -123,7 +123,8 @@ class Cond(Mapping[str, Tensor]):
     """The inputs of the denoiser besides x and t, as named tensors (batch first, or 0-dimensional).
 
     For a pipeline the names are those of its own arguments: `prompt_embeds` (batch, tokens, width),
-    `negative_prompt_embeds`, `guidance_scale` (a number, as a 0-dimensional tensor). A Cond is a
+    `negative_prompt_embeds`, and, where its gradient is wanted, `guidance_scale` (a 0-dimensional tensor); without
+    it the sampler's own counts. A Cond is a
     read-only mapping; `cond["prompt_embeds"].grad` holds the gradient after a backward pass. Integer
     tensors (attention masks) travel along and have none: `differentiable` names the others.
     """

@@ -40,7 +40,9 @@ def test_probe_and_direct_call_agree(guided, split):
         cond = adp.Cond({"prompt_embeds": cond["prompt_embeds"]})
     results = []
     for direct in (False, True):
-        sampler = adp.FlowSampler(PipelineModel(pipe, split, direct), steps=4)
+        sampler = adp.FlowSampler(
+            PipelineModel(pipe, split, direct), steps=4, guidance_scale=5.0 if guided else 1.0
+        )
         noise = noise_of().requires_grad_()
         leaves = [noise, *cond.requires_grad_().values(), *pipe.unet.parameters()]
         image = sampler(noise, cond)

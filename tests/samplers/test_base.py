@@ -23,3 +23,35 @@ def test_one_prompt_serves_a_batch_and_its_gradient_is_the_sum():
         for_batch(adp.Cond({"prompt_embeds": torch.ones(2, 2)}), 3)
     with pytest.raises(adp.InputError, match="at least one prompt, but the list is empty"):
         listed([])
+
+
+@pytest.mark.parametrize("kind", ["flow", "pipeline"])
+def test_the_samplers_guidance_scale_counts_whatever_encoded_the_prompt(kind):
+    """A conditioning holds no scale of its own, unless its gradient is taken."""
+    flow = adp.load_bundled("emoji", steps=2, guidance_scale=3.0)
+    pipe = flow.model.pipe
+    pipe.set_progress_bar_config(disable=True)
+    low = flow if kind == "flow" else adp.PipelineSampler(pipe, steps=2, guidance_scale=3.0)
+    high = low.replace(guidance_scale=6.0)
+    noise, cond = low.noise(1), low.encode("a red apple", "blue")
+    assert set(cond) == {"prompt_embeds", "negative_prompt_embeds"}
+    with torch.no_grad():
+        assert torch.equal(high(noise, cond), high(noise, high.encode("a red apple", "blue")))
+        assert not torch.equal(high(noise, cond), low(noise, cond))
+        assert torch.equal(high(noise, low.with_guidance(cond)), low(noise, cond))
+    held = low.with_guidance(cond).requires_grad_()
+    (slope,) = torch.autograd.grad(low(noise, held).double().square().sum(), held["guidance_scale"])
+    with torch.no_grad():
+        up, down = (
+            low.replace(guidance_scale=3.0 + h)(noise, cond).double().square().sum() for h in (1e-2, -1e-2)
+        )
+    assert float(slope) == pytest.approx(float(up - down) / 2e-2, rel=0.02)
+
+
+def test_guidance_for_want_of_negative_embeddings_is_an_error():
+    sampler = adp.load_bundled("emoji", steps=2, guidance_scale=1.0)
+    noise, cond = sampler.noise(1), sampler.encode("a red apple")
+    with torch.no_grad():
+        sampler(noise, cond)
+    with pytest.raises(adp.InputError, match=r"no negative_prompt_embeds, and guidance_scale = 5 needs it"):
+        sampler.replace(guidance_scale=5.0)(noise, cond)

@@ -173,7 +173,7 @@ def test_the_bundled_pipeline_encodes_and_compares():
     pipe = StableDiffusionPipeline.from_pretrained(adp.zoo.folder("emoji")).to(dtype=torch.float32)
     sampler = adp.PipelineSampler(pipe, steps=2, guidance_scale=4.0)
     given = sampler.encode(["a red apple", "a blue star"], "green")
-    assert list(given) == ["prompt_embeds", "negative_prompt_embeds", "guidance_scale"]
+    assert list(given) == ["prompt_embeds", "negative_prompt_embeds"]
     assert torch.equal(
         given["prompt_embeds"],
         adp.load_bundled("emoji").encode(["a red apple", "a blue star"])["prompt_embeds"],
@@ -197,7 +197,7 @@ def test_embeddings_that_are_lists_of_any_length():
     family = of("z-image")
     pipe = family.make()
     sampler = adp.PipelineSampler(pipe, steps=2, guidance_scale=3.0, arguments=family.size)
-    given = sampler.encode(["a red apple on a cat", "a pear"], "blue").map(torch.Tensor.detach)
+    given = sampler.with_guidance(sampler.encode(["a red apple on a cat", "a pear"], "blue"))
     assert given["prompt_embeds_lengths"].tolist()[0] > given["prompt_embeds_lengths"].tolist()[1]
     noise = sampler.noise(2).requires_grad_()
     leaves = [noise, *(given.requires_grad_()[name] for name in given.differentiable)]

@@ -10,7 +10,7 @@ from tests.conftest import unet_sampler
 def inputs(sampler, requires_grad=True):
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(1, 2, 4, 4, dtype=torch.float64, generator=generator)
-    cond = sampler.encode("a prompt").requires_grad_(requires_grad)
+    cond = sampler.with_guidance(sampler.encode("a prompt")).requires_grad_(requires_grad)
     return noise.requires_grad_(requires_grad), cond
 
 

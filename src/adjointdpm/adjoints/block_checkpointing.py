@@ -1,5 +1,6 @@
 """A network's blocks, each run as a policy says, by the network's own switch for checkpointing."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from torch import nn
 from .._types import Run, direct
 
 __all__ = ["has_blocks", "in_blocks"]
+
+_SWITCH = threading.RLock()  # a network has one switch for all threads
 
 
 def has_blocks(network: Any) -> bool:
@@ -20,14 +23,18 @@ def has_blocks(network: Any) -> bool:
 @contextmanager
 def in_blocks(network: Any, run: Run) -> Iterator[None]:
     """A context in which `run` runs the network's blocks; nothing where it is `direct`, or a user's switch is on."""
-    switch = run is not direct and has_blocks(network)
-    if switch:
-        network.enable_gradient_checkpointing(_outermost(run))
-    try:
+    if run is direct:
         yield
-    finally:
+        return
+    with _SWITCH:
+        switch = has_blocks(network)
         if switch:
-            network.disable_gradient_checkpointing()
+            network.enable_gradient_checkpointing(_outermost(run))
+        try:
+            yield
+        finally:
+            if switch:
+                network.disable_gradient_checkpointing()
 
 
 def _outermost(run: Run) -> Callable[..., Any]:

@@ -71,7 +71,7 @@ def compare(
     if repeats < 1:
         raise InputError(f"repeats must be at least 1, but is {repeats}")
     noise = sampler.noise() if noise is None else noise
-    cond = sampler.encode("") if cond is None else cond
+    cond = sampler.with_guidance(sampler.encode("") if cond is None else cond)
     if variables is None:
         trained = any(p.requires_grad for p in sampler.parameters())
         guided = any(name.startswith("negative_") for name in cond)

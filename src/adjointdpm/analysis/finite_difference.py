@@ -176,6 +176,7 @@ def finite_difference(
     Raises:
         NonFiniteError: the metric is not finite near the point.
     """
+    cond = sampler.with_guidance(cond)
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(gradient.shape, generator=generator, dtype=torch.float64).to(gradient.device)
     g = gradient.double()

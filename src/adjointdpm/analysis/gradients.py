@@ -52,6 +52,7 @@ def gradients(
         InputError: an unknown variable, no trainable weights, a metric that cannot be differentiated, or
             a gradient that the sampler's adjoint does not make.
     """
+    cond = sampler.with_guidance(cond)
     unknown = sorted(set(variables) - {"noise", "weights", *cond.differentiable})
     if unknown or not variables:
         known = ", ".join(["noise", *cond.differentiable, "weights"])

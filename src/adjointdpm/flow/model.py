@@ -68,8 +68,7 @@ class DiffusionModel(nn.Module):
         Args:
             prompts: at least one.
             negative: the negative prompt of all of them.
-            guidance_scale: w; where it is above 1, the conditioning holds it under that name, beside tensors whose
-                names begin with `negative_`.
+            guidance_scale: w; where it is above 1, the conditioning holds tensors whose names begin with `negative_`.
 
         Returns:
             Named tensors, each with as many rows as there are prompts.
@@ -100,6 +99,14 @@ class DiffusionModel(nn.Module):
             noise: what the sampling begins with.
             cond: its conditioning.
             wanted: whether noise or conditioning requires a gradient.
+        """
+
+    def check_guidance(self, cond: Cond, guidance_scale: float) -> None:
+        """Raise, before a sampling, if its guidance would be left out for want of negative tensors.
+
+        Args:
+            cond: the conditioning.
+            guidance_scale: w of the sampler.
         """
 
     def decoder_weights(self) -> list[Tensor]:

@@ -6,7 +6,6 @@ A *call* is a step's worth of denoising; it begins with the first denoiser that 
 scheduler step, and may be several evaluations of networks.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,6 @@ _RUNS: dict[GraphPolicy, Run] = {
     GraphPolicy.RECOMPUTE: recomputed,
     GraphPolicy.NO_GRAPH: without_graph,
 }
-_SWITCH = threading.RLock()  # the VAE's switch is one for all threads
 
 
 class PipelineRun:
@@ -164,8 +162,7 @@ class PipelineRun:
         if not self.wanted:
             return by_blocks(latents, direct)
         self.modules[name] = module
-        with _SWITCH:
-            return self.adjoint.decode(by_blocks, latents, list(module.parameters()), self.stats)
+        return self.adjoint.decode(by_blocks, latents, list(module.parameters()), self.stats)
 
     def check(self) -> None:
         """That the denoisers ran, and as many steps as the policies were chosen for."""

@@ -212,6 +212,21 @@ class PipelineModel(DiffusionModel):
             warn_of_weights(self.pipe, {name: part for name, part in parts if isinstance(part, nn.Module)})
         self._call.check_decoding(noise, getattr(self, "vae", None), as_given(self._call.takes, cond))
 
+    def check_guidance(self, cond: Cond, guidance_scale: float) -> None:
+        takes = self._call.takes
+        names = [each for each in takes.conditioning if each.startswith("negative_")]
+        lacking = names and not any(each in cond for each in names)
+        if (
+            lacking
+            and any(each in cond for each in takes.conditioning)
+            and guides(self.pipe, guidance_scale)
+        ):
+            raise InputError(
+                f"the conditioning holds no {names[0]}, and guidance_scale = {guidance_scale:g} needs it; encode the "
+                "prompts by a sampler with this guidance_scale, or sample without guidance: "
+                "sampler.replace(guidance_scale=1.0)"
+            )
+
     def decoder_weights(self) -> list[Tensor]:
         return list(self.vae.parameters()) if hasattr(self, "vae") else []
 

@@ -35,8 +35,7 @@ def read_prompts(
         given: other arguments of the call, such as height and width.
 
     Returns:
-        the conditioning, in float32 or wider, with the guidance scale; without negative tensors and scale where the
-        pipeline would not guide.
+        the conditioning, in float32 or wider; without negative tensors where the pipeline would not guide.
 
     Raises:
         InputError: the pipeline takes no prompts, or its call has no argument for their encoding; `given` holds
@@ -76,9 +75,6 @@ def read_prompts(
         # Gradients and optimizers need float32; the cast back to the network's own dtype is exact.
         wide = torch.promote_types(value.dtype, torch.float32)
         tensors[name] = value.to(wide) if value.is_floating_point() else value
-    if any(name.startswith("negative_") for name in tensors) and takes.guidance:
-        like = tensors[takes.conditioning[0]]
-        tensors[takes.guidance] = torch.tensor(guidance_scale, device=like.device, dtype=like.dtype)
     return Cond(tensors)
 
 

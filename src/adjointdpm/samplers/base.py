@@ -83,6 +83,21 @@ class Sampler(nn.Module, ABC):
             InputError: a prompt would be ignored; or `graph=True`, and nothing requires a gradient.
         """
 
+    def with_guidance(self, cond: Cond) -> Cond:
+        """The conditioning with this sampler's guidance scale among its tensors, for the gradient of the scale.
+
+        A conditioning from `encode` holds no scale: the sampler's `guidance_scale` counts. One that it holds comes
+        first.
+
+        Args:
+            cond: the conditioning.
+
+        Returns:
+            a copy with the scale, 0-dimensional, under the name that the model gives it; `cond` itself where it holds
+            no negative tensors, or a scale already.
+        """
+        return cond
+
     @abstractmethod
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
         """Draw standard normal noise in the shape of the latents.
@@ -165,6 +180,23 @@ def normal(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(like.device)
+
+
+def with_scale(cond: Cond, name: str, scale: float) -> Cond:
+    """Add a guidance scale to a conditioning with negative tensors that holds none.
+
+    Args:
+        cond: the conditioning.
+        name: the name of the scale.
+        scale: its value.
+
+    Returns:
+        the conditioning, with the scale in the dtype and on the device of the embeddings.
+    """
+    if name in cond or not any(each.startswith("negative_") for each in cond):
+        return cond
+    like = next((each for each in cond.values() if each.is_floating_point()), torch.zeros(()))
+    return cond.replace(**{name: torch.tensor(float(scale), device=like.device, dtype=like.dtype)})
 
 
 def check_cond(cond: Any) -> None:

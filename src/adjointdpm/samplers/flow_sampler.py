@@ -26,7 +26,7 @@ from ..pipelines.pipeline_model import PipelineModel
 from ..pipelines.prompt_encoding import encoded
 from ..solvers import DPMSolverPP, Solver
 from ..solvers.integrate import IVP
-from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
+from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal, with_scale
 
 __all__ = ["FlowSampler"]
 
@@ -40,7 +40,7 @@ class FlowSampler(Sampler):
         steps: N >= 1, number of steps.
         grid: how the N + 1 times are chosen, or the times themselves: a decreasing float64 vector in
             the network's unit, which gets a gradient if it requires one (then `steps` is not read).
-        guidance_scale: w of classifier-free guidance, written into what `encode` returns; no guidance
+        guidance_scale: w of classifier-free guidance; no guidance
             at w <= 1.
         adjoint: how the gradient is made; exact in the memory of one graph by default.
 
@@ -147,6 +147,9 @@ class FlowSampler(Sampler):
         texts, w = listed(prompts), float(self.guidance_scale)
         return encoded(self.pipe, lambda: self.model.encode(texts, negative, w), graph)
 
+    def with_guidance(self, cond: Cond) -> Cond:
+        return with_scale(cond, self.model.denoiser.guidance, self.guidance_scale)
+
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
         return normal((batch, *self.model.latent_shape), seed, weight_of(self.model.denoiser))
 
@@ -228,7 +231,8 @@ class FlowSampler(Sampler):
                     f"cond[{name!r}] must be floating point, but is {tensor.dtype}; integers such as class labels go "
                     "in under names that the denoiser declares in its attribute `masks`, and have no gradient"
                 )
-        return noise, for_batch(followed(cond), len(noise))
+        self.model.check_guidance(cond, self.guidance_scale)
+        return noise, for_batch(followed(self.with_guidance(cond)), len(noise))
 
 
 def _check_model(model: Any) -> None:

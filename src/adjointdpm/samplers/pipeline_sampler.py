@@ -22,7 +22,7 @@ from ..pipelines.gradient_proxy import denoisers, parts
 from ..pipelines.prompt_encoding import as_given, encoded, read_prompts
 from ..pipelines.run_until import StopAtFirstCall, run_until
 from ..pipelines.torch_interception import Draws, Watch
-from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal
+from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal, with_scale
 
 __all__ = ["PipelineSampler"]
 
@@ -50,8 +50,7 @@ class PipelineSampler(Sampler):
     Args:
         pipe: the pipeline; its modules are shared and it is not changed.
         steps: num_inference_steps, at least 1.
-        guidance_scale: w of classifier-free guidance, which `encode` writes into the conditioning; the pipeline's own
-            default if None.
+        guidance_scale: w of classifier-free guidance; the pipeline's own default if None.
         seed: the seed of the noise within steps (ancestral and SDE schedulers).
         adjoint: `Checkpointed()` by default, or `Backprop()`, or `Truncated(last=)`.
         arguments: further arguments of the pipeline's call, such as height and width.
@@ -127,6 +126,10 @@ class PipelineSampler(Sampler):
         return encoded(
             self.pipe, lambda: read_prompts(self.pipe, texts, negative, w, self.arguments), graph
         )
+
+    def with_guidance(self, cond: Cond) -> Cond:
+        name = self._takes.guidance
+        return cond if name is None else with_scale(cond, name, self.guidance_scale)
 
     def noise(self, batch: int = 1, seed: int = 0) -> Float[Tensor, "batch *shape"]:
         return normal((batch, *self.latent_shape), seed, self._weight)

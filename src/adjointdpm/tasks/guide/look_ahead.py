@@ -86,6 +86,7 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
     model, solver = sampler.model, sampler.solver
     grid = TimeGrid.checked(model.schedule, sampler.times())
     flow = ProbabilityFlow(model.schedule, model.denoiser)
+    cond = sampler.with_guidance(cond)
     cond = cond.map(lambda t: t.expand(len(noise), *t.shape[1:]) if t.ndim and len(t) == 1 else t)
     z = flow.initial(noise, grid[0])
     ivp = IVP(flow, solver, grid, z, cond)
