@@ -180,7 +180,7 @@ def rows_of(way, rows, mask=None, length=4):
         sampler._example = cond.map(lambda t: t[:1].detach())
         out = sampler(sampler.noise(2), cond)
     else:
-        out = family.sampler(pipe, steps=2)(family.noise(2), cond)
+        out = family.sampler(pipe, steps=2, guidance_scale=1.0)(family.noise(2), cond)
     out[
         1:
     ].square().sum().backward()  # a loss of one image, where the other's rows have no influence by rights

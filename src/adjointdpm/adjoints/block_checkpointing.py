@@ -1,4 +1,4 @@
-"""A network's blocks, each run as a policy says, by the network's own switch for checkpointing."""
+"""The blocks of a network, executed one by one through diffusers' own switch for gradient checkpointing."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,14 +15,24 @@ _SWITCH = threading.RLock()  # a network has one switch for all threads
 
 
 def has_blocks(network: Any) -> bool:
-    """Whether the network can be asked for its blocks, and its user has not asked for them already."""
+    """Whether a network has the switch, and its user has not turned it on."""
     able = getattr(network, "_supports_gradient_checkpointing", False)
     return able and not network.is_gradient_checkpointing
 
 
 @contextmanager
 def in_blocks(network: Any, run: Run) -> Iterator[None]:
-    """A context in which `run` runs the network's blocks; nothing where it is `direct`, or a user's switch is on."""
+    """A context in which a network's blocks are executed by `run`.
+
+    It changes nothing where `run` is `direct`, or where a user has turned the switch on.
+
+    Args:
+        network: the network.
+        run: executes a block, run(block, *arguments).
+
+    Yields:
+        nothing.
+    """
     if run is direct:
         yield
         return
@@ -38,9 +48,15 @@ def in_blocks(network: Any, run: Run) -> Iterator[None]:
 
 
 def _outermost(run: Run) -> Callable[..., Any]:
-    """`run` for a network's blocks, but not for blocks within them.
+    """Make a function that executes blocks by `run`, and blocks inside of them directly.
 
-    The switch is off again when a block is recomputed; it must then save what it saved the first time.
+    The switch is off when a block is recomputed, so a block inside must not have been checkpointed the first time.
+
+    Args:
+        run: executes a block.
+
+    Returns:
+        the function.
     """
     inside = False
 

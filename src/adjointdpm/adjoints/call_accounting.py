@@ -1,8 +1,8 @@
-"""The accounts of one sampling: how each denoiser call is run, what it cost, what its graph holds.
+"""The accounting of one sampling: the number of denoiser calls, and the bytes that their graphs hold.
 
-A *call* is one step's worth of denoising, and may be several *evaluations* of a network: two where
-guidance is split, two where a ControlNet goes first. One policy holds for a whole call. The accounting
-knows nothing of solvers or pipelines, so both run their denoisers through it.
+A *call* is the denoising of one step. It consists of one or more *evaluations* of a network: two where guidance is
+split, or where a ControlNet precedes the denoiser. One policy holds for all evaluations of a call. Solvers and
+pipelines use the same accounting.
 """
 
 import math
@@ -23,15 +23,16 @@ __all__ = ["CallAccounting"]
 
 
 class CallAccounting:
-    """Counts the calls of one sampling and adds up what the backward pass will hold.
+    """Counts the calls of one sampling and adds up the bytes that the backward pass will hold.
 
-    The graphs of the first call that has any are measured in passing; those of the others are of the same sizes.
+    The graphs of the first call that has graphs are measured while they are made. Those of the other calls have the
+    same sizes.
 
     Args:
-        stats: where the sums go.
-        shared: tensors (weights, conditioning) that are there anyway and are not counted.
-        blocks: what recomputes a network's blocks within an evaluation, if anything does.
-        limit: the most that one graph may hold.
+        stats: the record that receives the sums.
+        shared: tensors that exist anyway (weights, conditioning), which are not counted.
+        blocks: recomputes a network's blocks within an evaluation; None if nothing does.
+        limit: the most bytes that one graph may hold.
 
     Raises:
         BudgetExceededError: in an evaluation, as soon as its graph is larger.
@@ -50,7 +51,7 @@ class CallAccounting:
 
     @property
     def graph(self) -> int | None:
-        """Bytes of one call's graphs; None before there is one, or where torch cannot tell."""
+        """Bytes of the graphs of one call; None before one has been measured, or if torch cannot measure them."""
         return sum(self._sizes) if self._sizes and self.stats.measured else None
 
     @property
@@ -100,6 +101,9 @@ class CallAccounting:
         Args:
             fn: the evaluation.
             i: its number within the call.
+
+        Returns:
+            the evaluation.
         """
         name = f"denoiser call {self.call - 1}" + (f", evaluation {i}" if i else "")
         return Repeated(fn, name, self._rounding)
@@ -131,7 +135,7 @@ class CallAccounting:
             self.stats.recomputed = max(self.stats.recomputed, graph)
 
     def _held(self, tensor: Tensor) -> int:
-        """Bytes of an input that a recomputation holds until then, counted once."""
+        """Bytes of an input that is held for the recomputation; 0 if they have been counted before."""
         at = address(tensor)
         if tensor.ndim == 0 or at in self._counted:
             return 0

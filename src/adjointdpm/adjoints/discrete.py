@@ -1,7 +1,7 @@
-"""Discretize, then optimize: the exact gradient of the sampler that ran.
+"""Discretize, then optimize: the exact gradient of the steps that a sampler took.
 
-One mechanism, a policy per denoiser call: its graph is kept, or recomputed when the backward pass
-reaches it, or never made. Everything between the calls is linear and saves next to nothing.
+Autograd differentiates the step loop. A policy decides for each denoiser call whether its graph is kept, recomputed in
+the backward pass, or not made. The operations between the calls are linear and save almost nothing.
 """
 
 import math
@@ -27,22 +27,38 @@ __all__ = ["Backprop", "Checkpointed", "Truncated"]
 
 
 class Discrete(Adjoint):
-    """The step loop under autograd; subclasses say what happens to each denoiser call."""
+    """The step loop under autograd. Subclasses give a policy for each denoiser call."""
 
     @property
     def limit(self) -> float:
-        """The most bytes that the graph which is measured may hold."""
+        """The most bytes that the measured graph may hold."""
         return math.inf
 
     blocks: Blocks | None = None
-    """What recomputes the network's blocks one by one, if anything does."""
+    """Recomputes the network's blocks one by one; None if nothing does."""
 
     @abstractmethod
     def policy(self, i: int, calls: int, graph: int | None) -> GraphPolicy:
-        """How call `i` of `calls` is run; `graph` is the size of one graph in bytes, once known."""
+        """What happens to the graph of a denoiser call.
+
+        Args:
+            i: the number of the call, from 0.
+            calls: how many there are.
+            graph: bytes of the graphs of one call; None before they are measured.
+
+        Returns:
+            the policy.
+        """
 
     def refuse(self, ivp: IVP) -> None:
-        """Raise if this adjoint cannot give a gradient that is required."""
+        """Raise if this adjoint has no gradient for a tensor that requires one.
+
+        Args:
+            ivp: the problem.
+
+        Raises:
+            InputError: it has none.
+        """
 
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
         wanted = wants_gradient(ivp)
@@ -72,9 +88,19 @@ class Discrete(Adjoint):
 
 @dataclass(frozen=True)
 class Backprop(Discrete):
-    """Plain backpropagation: every call's graph is kept. Exact; N graphs of memory, N f + N b of time.
+    """Plain backpropagation: the graph of every call is kept.
 
-    Use it when it fits; `Checkpointed` gives the same bits in the memory of one graph.
+        memory: N graphs;    time: N f + N b, with f a call forward and b a call backward
+
+    It is exact. Use it where it fits into memory; `Checkpointed` gives the same bits in the memory of one graph.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2, adjoint=adp.Backprop())
+        >>> noise = sampler.noise(1).requires_grad_()
+        >>> sampler(noise, sampler.encode("a cat")).mean().backward()
+        >>> sampler.stats.nfe_forward, sampler.stats.nfe_backward
+        (2, 2)
     """
 
     recomputes = False
@@ -85,26 +111,36 @@ class Backprop(Discrete):
 
 @dataclass(frozen=True)
 class Checkpointed(Discrete):
-    """Every call's graph is recomputed when its turn comes: the default, exact, in one graph of memory.
+    """The graph of every call is recomputed in the backward pass: exact, in the memory of one graph. The default.
 
-        N states + 1 graph of memory,   (2N - k) f + N b of time for k graphs kept
+        memory: N states + max(k, 1) graphs;    time: (2N - k) f + N b, with k graphs kept
 
-    The gradient is that of `Backprop`, bit for bit where the denoiser is deterministic. The last calls
-    are the ones kept, since the backward pass frees them before it makes the first new graph; so the
-    peak is max(k, 1) graphs. The decoder is recomputed by blocks.
+    The gradient equals that of `Backprop`, bit for bit where the denoiser is deterministic. The graphs of the last k
+    calls are kept, since the backward pass frees them before it recomputes the first graph. The decoder is recomputed
+    by blocks.
 
     Args:
-        keep: number of calls, counted from the last, whose graph is kept; more than there are keeps all.
-        budget: memory for what the backward pass holds instead (states, graphs, decoder), in bytes, as
-            "8GiB" or "500MB", or "auto": 0.8 of what is free. k follows from the measured sizes (torch >=
-            2.8); if not one graph fits, guidance is split into two calls, and then the network's blocks are
-            recomputed one by one, where diffusers knows them. `stats.predicted` is the plan's figure. In
-            `differentiable` and `PipelineSampler` it counts graphs only, and guidance is never split.
+        keep: k >= 0, the number of calls whose graph is kept, counted from the last; all if there are fewer.
+        budget: memory for what the backward pass holds (states, graphs, decoder), from which k follows: bytes, a text
+            such as "8GiB" or "500MB", or "auto" for 0.8 of the free memory. It needs torch >= 2.8, which measures
+            graphs. If one graph does not fit, guidance is split into two evaluations, and then the network's blocks
+            are recomputed one by one, where diffusers exposes them. `stats.predicted` is the planned figure. In
+            `differentiable` and `PipelineSampler` the budget counts graphs only, and guidance is never split.
 
     Raises:
-        InputError: keep is negative, both are given, the budget cannot be read, or is too small: the
-            message says by how much.
-    Reference: Griewank and Walther, 2000 (revolve); Chen et al., 2016, arXiv 1604.06174.
+        InputError: keep is negative; both are given; the budget cannot be read, or is too small, and the message says
+            by how much.
+
+    References:
+        Griewank and Walther, 2000 (revolve); Chen et al., 2016, arXiv 1604.06174.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=3, adjoint=adp.Checkpointed(keep=1))
+        >>> noise = sampler.noise(1).requires_grad_()
+        >>> sampler(noise, sampler.encode("a cat")).mean().backward()
+        >>> sampler.stats.nfe_forward, sampler.stats.nfe_backward
+        (5, 3)
     """
 
     keep: int = 0
@@ -159,7 +195,7 @@ class Checkpointed(Discrete):
 
 @dataclass(frozen=True, eq=False)
 class _Planned(Discrete):
-    """`Checkpointed` with as many kept graphs as a budget allows, once one of them has been measured."""
+    """`Checkpointed` with as many kept graphs as a budget allows; the first call's graph is measured."""
 
     budget: Budget
     stats: Stats
@@ -196,22 +232,35 @@ def _known(graph: int | None) -> int:
 
 @dataclass(frozen=True)
 class Truncated(Discrete):
-    """DRaFT-K: no gradient before the last K denoiser calls (Clark et al., 2023, arXiv 2309.17400).
+    """DRaFT-K: the gradient through the last K denoiser calls only (Clark et al., 2023, arXiv 2309.17400).
 
-    Cheap, and biased: what the early calls, which lay out the image, contribute to the gradient is
-    left out. Use it for weights when steps are many and the metric is about detail; not for noise
-    (refused, as that gradient passes through every call), and not where `compare` shows it is far off.
+        memory: K states + 1 graph;    time: N f + K (f + b)
+
+    It is cheap and biased: the contribution of the early calls, which decide the layout of the image, is left out. Use
+    it for weights when there are many steps and the metric is about detail. Do not use it where `compare` shows that
+    it is far off, nor for noise, whose gradient passes through every call and is refused.
 
     Args:
-        last: K >= 1, how many calls are differentiated, each recomputed when its turn comes.
-        repeats: n > 1 is DRaFT-LV: the finished latents are noised again to the last step's level n times,
-            and the last step's gradient is the mean over them, in n calls more. The image stays what
-            it was, and the metric's own gradient is taken there once, where the paper takes it at each of
-            the n images; for a metric linear in the latents it is the same. The noise is torch's global.
+        last: K >= 1, the number of calls that are differentiated; each is recomputed in the backward pass.
+        repeats: n >= 1. With n > 1 it is DRaFT-LV: the finished latents are noised to the level of the last step n
+            times, and the gradient of the last step is the mean over these, at the cost of n more calls. The image
+            stays the same, and the gradient of the metric is taken there once, where the paper takes it at each of the
+            n images; for a metric that is linear in the latents both are the same. The noise comes from torch's global
+            generator.
 
     Raises:
-        InputError: last < 1, repeats < 1, repeats with last > 1, or a gradient of the noise is required, or of
-            the grid.
+        InputError: last < 1; repeats < 1; repeats with last > 1; or the noise or the time grid requires a gradient.
+
+    References:
+        Clark et al., 2023, arXiv 2309.17400.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=3, adjoint=adp.Truncated(last=1))
+        >>> cond = sampler.encode("a cat").requires_grad_()
+        >>> sampler(sampler.noise(1), cond).mean().backward()
+        >>> sampler.stats.nfe_backward
+        1
     """
 
     last: int = 1
@@ -249,9 +298,18 @@ class Truncated(Discrete):
 
 
 def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor:
-    """`final`, with the mean gradient of the last step from noised copies of it (DRaFT-LV).
+    """The finished latents, with the mean gradient of the last step from noised copies of them (DRaFT-LV).
 
     x = (alpha / alpha_0) x_0 + sqrt(sigma^2 - (alpha / alpha_0)^2 sigma_0^2) eps,   eps standard normal
+
+    Args:
+        ivp: the problem.
+        final: its solution.
+        repeats: the number of copies.
+        stats: the record of the sampling.
+
+    Returns:
+        the values of `final`, with this gradient.
     """
     N = len(ivp.grid)
     now, end = ivp.grid[N - 1], ivp.grid[N]

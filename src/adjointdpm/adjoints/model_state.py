@@ -198,6 +198,12 @@ def _sampled(tensors: Mapping[str, Tensor]) -> dict[str, _Value]:
 
     The values are read in one stack for each device and dtype, so that a model of hundreds of weights costs a few
     milliseconds.
+
+    Args:
+        tensors: the tensors, by name.
+
+    Returns:
+        the values, by name; none of quantized or sharded tensors and of placeholders.
     """
     groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
     for name, tensor in tensors.items():

@@ -1,12 +1,13 @@
-"""A denoiser call that is made now for its value, and again for its graph when the backward pass arrives.
+"""Evaluations that are made now for their value, and again for their graph in the backward pass.
 
-Two ways, to the same gradient:
+Two methods lead to the same gradient:
 
-    recomputed      torch.utils.checkpoint, non-reentrant: right under DDP, FSDP2, autocast and dropout, and for
-                    whatever the call depends on. It puts a Python hook on every tensor that the graph saves,
-                    both times; for a small network on a CPU that is a third of the time.
-    Recomputation   one autograd node a call, whose backward makes the graph, takes the products and frees it:
-                    no hooks. It knows only the tensors that are passed to it, so it checks them.
+    recomputed      torch.utils.checkpoint, non-reentrant. It is right under DDP, FSDP2, autocast and dropout, and for
+                    whatever the evaluation depends on. It puts a Python hook on every tensor that the graph saves, both
+                    times, which takes a third of the time of a small network on a CPU.
+    Recomputation   one autograd node for each evaluation. The node's backward makes the graph, computes the products
+                    and frees the graph, without hooks. It knows only the tensors that are passed to it, so it checks
+                    that the evaluation depends on no others.
 """
 
 import math
@@ -39,24 +40,39 @@ __all__ = [
 
 
 def without_graph(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call `fn` for its value alone."""
+    """Return fn(*tensors) without a graph."""
     with torch.no_grad():
         return fn(*tensors)
 
 
 def recomputed(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call `fn` now for its value, and again for its graph when the backward pass arrives.
+    """Evaluate a function now for its value, and again for its graph in the backward pass.
 
-    It is run to its end then, not only as far as the graph needs, so that its result can be compared.
+    The second evaluation runs to its end, although the graph needs less, so that both results can be compared.
+
+    Args:
+        fn: the function.
+        *tensors: its arguments.
+
+    Returns:
+        fn(*tensors).
     """
     with set_checkpoint_early_stop(False):
         return checkpoint(fn, *tensors, use_reentrant=False)
 
 
 def kept(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call `fn` once, with its graph; each tensor enters by one node, as it does into a `Recomputation`.
+    """Evaluate a function once, with its graph, in which each argument has a node of its own.
 
-    So the gradients of a tensor that `fn` reads more than once are summed up in the same order, to the same bits.
+    `Recomputation` has such nodes, too. So the gradients of a tensor that `fn` reads more than once are summed in the
+    same order, and the sums have the same bits.
+
+    Args:
+        fn: the function.
+        *tensors: its arguments.
+
+    Returns:
+        fn(*tensors).
     """
     return fn(*map(entered, tensors))
 
@@ -67,14 +83,14 @@ def entered(tensor: Tensor) -> Tensor:
 
 
 class Blocks:
-    """Runs a network's blocks, each recomputed by itself; `largest` is the largest one's graph, in bytes.
+    """Executes a network's blocks so that each is recomputed separately; `largest` is their largest graph, in bytes.
 
     Args:
-        shared: weights, which are there anyway and are not counted.
-        limit: the most bytes there may be.
+        shared: weights, which exist anyway and are not counted.
+        limit: the most bytes that one block's graph may hold.
 
     Raises:
-        BudgetExceededError: as soon as there are more.
+        BudgetExceededError: in a block whose graph holds more.
     """
 
     def __init__(self, shared: list[Tensor], limit: float = math.inf) -> None:
@@ -91,19 +107,19 @@ class Blocks:
 
 
 class Recomputation:
-    """The policies of one sampling: `recomputed`, by the faster way where that is right.
+    """The recomputed evaluations of one sampling, in one node each where that is right, else by `recomputed`.
 
-    The first call's graph is made at once, and shows what the calls depend on. Sharded weights (DTensor), hooks on
-    weights (they would run twice), weights that a call reads twice (their gradients would be summed in another
-    order), tensors that are neither arguments nor weights, and a user's own code inside the network (it may take
-    tensors of the graph out, for a loss of attention maps) keep to `recomputed`.
+    The graph of the first call is made at once, to find out what the calls depend on. `recomputed` is used for sharded
+    weights (DTensor), hooks on weights (they would run twice), weights that a call reads twice (their gradients would
+    be summed in another order), tensors that are neither arguments nor weights, and a user's own code inside the
+    network (it may store tensors of the graph, for a loss of attention maps).
 
     Args:
-        denoiser: the network.
+        denoiser: the denoiser.
 
     Raises:
-        InputError: if the first call's graph outlives it, since a tensor of a later one would have no gradient; in
-            the backward pass, if a later call depends on a tensor that the first did not.
+        InputError: in the first call, if something keeps its graph alive, since tensors of a later graph would have no
+            gradient; in the backward pass, if a later call depends on a tensor that the first did not.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -167,7 +183,7 @@ class Recomputation:
         return recomputed(partial(kept, fn), *tensors)
 
     def _seen(self, fn: Callable[..., Tensor], tensors: Sequence[Tensor], taken: Taken) -> Tensor:
-        """The value; its graph is made, looked at, and gone."""
+        """The value, after its graph has been made, searched and freed."""
         given = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
         with taken:
             out = kept(fn, *given)
@@ -180,7 +196,7 @@ class Recomputation:
 
 
 class _Call:
-    """A function, the number of its arguments, and the random state and autocast it was called in."""
+    """A function, the number of its arguments, and the random state and autocast in which it is called."""
 
     def __init__(
         self, fn: Callable[..., Tensor], tensors: Sequence[Tensor], asked: dict[int, list[int]]
@@ -193,7 +209,7 @@ class _Call:
         self.size: int | None = None  # of its graph, where that was looked at
 
     def wanted(self, nodes: Sequence[Any]) -> list[int]:
-        """The places of the inputs whose gradients the backward pass under way needs; asked of weights once."""
+        """The positions of the inputs whose gradients the current backward pass needs; of weights determined once."""
         task = torch._C._current_graph_task_id()
         if task not in self._asked:
             self._asked.clear()
@@ -202,7 +218,7 @@ class _Call:
         return own + [self.count + i for i in self._asked[task]]
 
     def again(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The value with its graph, under what was in force at first."""
+        """The value with its graph, in the random state and autocast of the first evaluation."""
         kind = "cuda" if self.kind == "cpu" else self.kind  # with no devices it is the CPU's alone
         with (
             torch.random.fork_rng(self.devices, device_type=kind),
@@ -213,7 +229,7 @@ class _Call:
             return self.fn(*tensors)
 
     def restore(self) -> None:
-        """The random state it was called in."""
+        """Set the random state of the first evaluation."""
         torch.set_rng_state(self.state)
         if self.devices:
             set_device_states(self.devices, self.states, device_type=self.kind)
@@ -263,7 +279,7 @@ class _Recompute(torch.autograd.Function):
 
 
 def _has_foreign_code(module: nn.Module) -> bool:
-    """Whether a user's code runs inside a module: a hook, a method of its own, another attention processor."""
+    """Whether a user's code runs inside a module: a hook, a replaced method, or a foreign attention processor."""
     processor = getattr(module, "processor", None)
     stock = processor is None or type(processor).__module__.startswith("diffusers.")
     compiled = hasattr(module, "_orig_mod")  # torch.compile's wrapper has a forward of its own
@@ -272,7 +288,7 @@ def _has_foreign_code(module: nn.Module) -> bool:
 
 
 def _wanted(node: Any) -> bool:
-    """Whether the backward pass that runs needs what it would send to this node."""
+    """Whether the current backward pass will execute this node."""
     runs = getattr(torch._C, "_will_engine_execute_node", None)
     if node is None or runs is None:
         return node is not None
@@ -283,13 +299,14 @@ def _wanted(node: Any) -> bool:
 
 
 class Graph:
-    """What a result's graph holds between it and some tensors.
+    """The graph of a result, down to some tensors.
+
+    `leaves` are the leaf tensors in which it ends, each as often as it is read. `size` is the number of its operations
+    and of its distinct leaves.
 
     Args:
         out: the result.
-        until: tensors behind which it does not look.
-    `leaves` are the leaf tensors that it ends in, each as often as it is read; `size` is its number of
-    operations and of distinct ends.
+        until: tensors whose own graphs are not searched.
     """
 
     def __init__(self, out: Tensor, until: Sequence[Tensor]) -> None:
@@ -309,13 +326,13 @@ class Graph:
         self.size = len(seen) + len({id(leaf) for leaf in self.leaves})
 
     def others(self, known: Sequence[Tensor]) -> list[Tensor]:
-        """The leaves that are neither known nor where it stops."""
+        """The leaves that are neither among `known` nor among `until`."""
         names = {id(tensor) for tensor in (*known, *self._until)}
         return list({id(leaf): leaf for leaf in self.leaves if id(leaf) not in names}.values())
 
 
 def autocast_now(device: str) -> Callable[[], torch.autocast]:
-    """The autocast in force now, to be entered again: a backward pass runs outside of it."""
+    """Make a function that enters the present autocast again, in a backward pass, which runs outside of it."""
     return partial(
         torch.autocast,
         device,

@@ -94,6 +94,9 @@ class VJP:
         States that are rebuilt, or solved for again, are near those of the forward pass but not equal. So velocities
         may differ by a multiple of the states' distance, and by the rounding of the network's dtype. Where no state of
         the forward pass is near, nothing is compared.
+
+        Raises:
+            RecomputationError: it differs by more than that.
         """
         state, velocity = Checksum(z), Checksum(slope)
         near = ((then.distance(state), found) for then, found in self._made.get(float(time.t), []))

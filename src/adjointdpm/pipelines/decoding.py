@@ -19,7 +19,10 @@ def decoded(call: ProbedPipeline, vae: Any, latents: Tensor, run: Run = direct) 
     Args:
         call: the pipeline, which scales, shifts and unpacks the latents.
         vae: its decoder, or None where latents are pixels in [-1, 1].
-        run: executes the decoder's blocks, where diffusers knows them.
+        run: executes the decoder's blocks, where diffusers exposes them.
+
+    Returns:
+        images (batch, channels, height, width), nominally in [0, 1].
     """
     if vae is None:
         return latents / 2 + 0.5

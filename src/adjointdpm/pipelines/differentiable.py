@@ -2,9 +2,9 @@
 
     x_{i+1} = step_i(x_i, F(x_i, t_i, cond))        F the denoisers, step_i the pipeline and its scheduler
 
-The pipeline's code runs as it is, under autograd; each call of a denoiser is kept, recomputed or run
-without a graph as the adjoint says, and the VAE is recomputed by blocks. The scheduler is never run again,
-for it has a memory and draws noise.
+The pipeline's own code runs under autograd. The graph of each denoiser call is kept, recomputed or not made, as the
+adjoint says, and the VAE is recomputed by blocks. The scheduler is never run again, since it holds state and draws
+noise.
 """
 
 import weakref
@@ -81,8 +81,8 @@ class PipelineCall:
     Args:
         pipe: the pipeline.
         adjoint: how the gradient is made.
-        watch: what to do about the pipeline's clamps and draws; made anew for each call.
-        quiet: without the pipeline's progress bar.
+        watch: makes the interception of the pipeline's clamps and draws, once for each call.
+        quiet: whether to hide the pipeline's progress bar.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class PipelineCall:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing was changed, so nothing is restored."""
+        """Restore nothing, since nothing was changed."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         refuse_untracked()
@@ -122,7 +122,26 @@ class PipelineCall:
         weights: list[Tensor],
         wanted: bool = True,
     ) -> Any:
-        """The pipeline's result; if `wanted`, its graph is checked to be complete."""
+        """Run the pipeline's call.
+
+        Args:
+            args: the positional arguments of the call.
+            kwargs: its keyword arguments.
+            given: the arguments that require a gradient, by name.
+            weights: the weights of the pipeline.
+            wanted: whether a gradient is required; then the graph of the result is checked for what it must reach.
+
+        Returns:
+            the pipeline's own result.
+
+        Raises:
+            InputError: something would lose the gradient, or does not fit.
+            RuntimeError: the pipeline raised it for another reason.
+            TypeError: likewise.
+            AttributeError: likewise.
+            LookupError: likewise.
+            ValueError: likewise.
+        """
         self.stats = Stats()
         named = _named(self._pipe, args, kwargs)
         refuse_batch(self._pipe, named)
@@ -181,5 +200,5 @@ def _weights(pipe: Any) -> list[Tensor]:
 
 
 def _opened(out: Any) -> Any:
-    """What a result holds: a state of Modular Diffusers keeps its values in a dictionary."""
+    """The content of a result; a state of Modular Diffusers holds its values in a dictionary."""
     return getattr(out, "values", out) if not isinstance(out, dict | list | tuple | Tensor) else out

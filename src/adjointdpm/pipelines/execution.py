@@ -1,9 +1,9 @@
-"""One run of a pipeline: how each denoiser call and the decoder are executed, and what they hold.
+"""One run of a pipeline's own call: how its denoisers and its decoder are executed, and what their graphs hold.
 
     policy of call i = adjoint.policy(i, N, bytes of one graph)        kept, recomputed or without a graph
 
-A *call* is a step's worth of denoising; it begins with the first denoiser that is called after a
-scheduler step, and may be several evaluations of networks.
+A *call* is the denoising of one step. It begins with the first denoiser that is called after a step of the scheduler,
+and consists of one or more evaluations of networks.
 """
 
 from collections.abc import Callable
@@ -33,16 +33,18 @@ _RUNS: dict[GraphPolicy, Run] = {
 
 
 class PipelineRun:
-    """Where the calls of a pipeline's denoisers, VAE and scheduler go (see `gradient_proxy.CallHandlers`) in one run.
+    """Receives the calls of a pipeline's denoisers, VAE and scheduler in one run (see `gradient_proxy.CallHandlers`).
+
+    `pipe` is a weak reference to the pipeline that runs, since a reference cycle would keep the graphs of the run
+    alive.
 
     Args:
-        adjoint: decides how each call is run.
-        stats: what is filled.
-        shared: tensors that are there anyway and are not counted.
-        watch: in force around the denoisers.
+        adjoint: gives the policy of each call.
+        stats: the record of the run.
+        shared: tensors that exist anyway and are not counted.
+        watch: is in force outside the denoisers.
         wanted: whether a gradient is required at all.
-        asked: whether an argument or a weight requires one; else the prompt must, through its encoder.
-    `pipe` is the pipeline that runs, by a weak reference: a circle would keep the run's graphs alive.
+        asked: whether an argument or a weight requires a gradient; otherwise the prompt must, through its encoder.
     """
 
     pipe: Callable[[], Any]
@@ -165,7 +167,12 @@ class PipelineRun:
         return self.adjoint.decode(by_blocks, latents, list(module.parameters()), self.stats)
 
     def check(self) -> None:
-        """That the denoisers ran, and as many steps as the policies were chosen for."""
+        """Raise unless the denoisers ran, for as many steps as the policies were chosen for.
+
+        Raises:
+            InputError: no denoiser was called; or the pipeline took another number of steps than it announced, and the
+                adjoint is `Truncated`.
+        """
         calls = self.accounting.call
         if calls == 0:
             raise InputError(
@@ -179,7 +186,7 @@ class PipelineRun:
 
 
 def _announced(pipe: Any) -> int:
-    """The number of steps ahead, as the pipeline or its scheduler says; 1 if neither does."""
+    """The number of steps that the pipeline or its scheduler announces; 1 if neither does."""
     if "_num_timesteps" in vars(pipe):
         return pipe._num_timesteps
     schedulers = [part for part in vars(pipe).values() if hasattr(part, "set_timesteps")]

@@ -183,6 +183,7 @@ class ProbedPipeline:
 
         Raises:
             InputError: the pipeline refuses the latents, or stand-ins for this conditioning.
+            RuntimeError: it raises another error.
         """
         self._see(arguments)
         key = (latents.shape, tuple(self._shapes.items()))

@@ -40,8 +40,7 @@ class FlowSampler(Sampler):
         steps: N >= 1, number of steps.
         grid: how the N + 1 times are chosen, or the times themselves: a decreasing float64 vector in
             the network's unit, which gets a gradient if it requires one (then `steps` is not read).
-        guidance_scale: w of classifier-free guidance; no guidance
-            at w <= 1.
+        guidance_scale: w of classifier-free guidance; no guidance at w <= 1.
         adjoint: how the gradient is made; exact in the memory of one graph by default.
 
     Raises:
@@ -92,19 +91,22 @@ class FlowSampler(Sampler):
     ) -> "FlowSampler":
         """A sampler over a stock pipeline of diffusers, which shares its modules and is not changed.
 
-        It takes what makes a image from latents and a prompt (Stable Diffusion, XL and 3, Flux,
-        PixArt, Sana, Z-Image, Qwen-Image and the like) or from noise alone (DDPM, DDIM). The network's
-        steps are ours: the pipeline's scheduler only determines the schedule and what the network predicts.
+        It supports pipelines that make an image from latents and a prompt (Stable Diffusion, XL and 3, Flux, PixArt,
+        Sana, Z-Image, Qwen-Image and the like) or from noise alone (DDPM, DDIM). The steps are this library's own: the
+        pipeline's scheduler only determines the noise schedule and what the network predicts.
 
         Args:
             pipe: the pipeline.
-            split_guidance: make two network calls of half the size a step, which halves the memory of
+            split_guidance: whether guidance makes two evaluations of half the size a step, which halves the memory of
                 one graph.
             height, width: of the image, in pixels; the pipeline's own by default.
             solver, steps, adjoint: as in `FlowSampler`.
             grid: as in `FlowSampler`; of a flow model the pipeline's own by default, with the shift for the
                 resolution.
             guidance_scale: as in `FlowSampler`; the pipeline's own by default.
+
+        Returns:
+            the sampler.
 
         Raises:
             InputError: the pipeline needs other inputs, or its scheduler has no known noise schedule.
@@ -180,7 +182,7 @@ class FlowSampler(Sampler):
         return latents
 
     def _decoding(self, noise: Tensor, allowance: float) -> int:
-        """Bytes that the decoder's backward pass will hold: one decoding, once for each shape."""
+        """Bytes that the decoder's backward pass will hold, measured by one decoding for each shape."""
         if self._measured is None or self._measured[0] != noise.shape or self._measured[1] > allowance:
             stats = Stats()
             grey, weights = torch.zeros_like(noise).requires_grad_(), self.model.decoder_weights()
@@ -189,7 +191,17 @@ class FlowSampler(Sampler):
         return self._measured[1]
 
     def decode(self, latents: Tensor) -> Images:
-        """Images of latents, the decoder's memory spared as the adjoint says."""
+        """Decode latents; the adjoint decides how the decoder's graph is held.
+
+        Args:
+            latents: (batch, *latent_shape), at the clean end.
+
+        Returns:
+            images (batch, channels, height, width), nominally in [0, 1], not clamped.
+
+        Raises:
+            InputError: the images do not depend on the latents, because the model's decoder cuts the graph.
+        """
         image = self.adjoint.decode(self.model.decode, latents, self.model.decoder_weights(), self.stats)
         wanted = {"latents": latents} if torch.is_grad_enabled() and latents.requires_grad else {}
         if wanted and not reached([image], wanted, until=[latents]):
@@ -207,7 +219,7 @@ class FlowSampler(Sampler):
 
     @property
     def length(self) -> int:
-        """Number of steps of the grid in use."""
+        """The number of steps of the time grid."""
         return len(self._time_grid)
 
     def times(self) -> Tensor:
@@ -236,7 +248,7 @@ class FlowSampler(Sampler):
 
 
 def _check_model(model: Any) -> None:
-    """That a model of one's own has what a sampler needs of it, before anything is sampled."""
+    """Raise unless a model has what a sampler needs of it."""
     if not isinstance(model, DiffusionModel):
         raise InputError(
             "FlowSampler needs a DiffusionModel, or a pipeline by FlowSampler.from_pipeline(pipe), "

@@ -60,6 +60,9 @@ class IVP:
             InputError: the network cannot be evaluated at this instant, or with these shapes or dtypes; or its output
                 does not depend on z.
             NonFiniteError: the velocity holds NaN or infinity; the message names the step.
+            RuntimeError: the network raised it for another reason.
+            TypeError: likewise.
+            IndexError: likewise.
         """
         self.refuse_meaningless(time)
         try:
