@@ -51,8 +51,9 @@ class HiddenStates(nn.Module):
         self, model: Any, preprocess: Callable[[Tensor], Tensor], layers: Sequence[int] | None = (0, 1, 2)
     ) -> None:
         super().__init__()
-        self.model, self.preprocess = model, preprocess
-        self.layers = None if layers is None else tuple(layers)
+        self.model: Any = model
+        self.preprocess: Callable[[Tensor], Tensor] = preprocess
+        self.layers: tuple[int, ...] | None = None if layers is None else tuple(layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         states = self.model(self.preprocess(images), output_hidden_states=True).hidden_states
@@ -95,7 +96,9 @@ class Layers(nn.Module):
             raise InputError(
                 f"the network has no module {wrong or 'named'}; it has {', '.join(known)[:400]}"
             )
-        self.network, self.names, self.preprocess = network, tuple(names), preprocess
+        self.network: nn.Module = network
+        self.names: tuple[str, ...] = tuple(names)
+        self.preprocess: Callable[[Tensor], Tensor] | None = preprocess
 
     def forward(self, images: Tensor) -> list[Tensor]:
         found: dict[str, Any] = {}
