@@ -1,9 +1,9 @@
-"""The words every other module speaks: a time, a conditioning, a policy, an error.
+"""Types that all other modules share: a time, a conditioning, a graph policy, the errors and checks of settings.
 
 Time     one instant: the network's t, the solver's tau, and alpha, sigma with x = alpha x0 + sigma eps
-Cond     what the denoiser is given besides (x, t): named tensors, each of which can require a gradient
+Cond     the denoiser's inputs besides (x, t): named tensors, each of which can require a gradient
 Run      how one denoiser call is executed: kept, recomputed or without a graph (the adjoint decides)
-State    what a solver advances: a tuple of tensors, so that the same solvers do the augmented ODE
+State    the value that a solver advances: a tuple of tensors, so that the same solvers solve the augmented ODE
 """
 
 import math
@@ -49,29 +49,53 @@ Run = Callable[..., Any]
 
 
 class AdjointDPMError(Exception):
-    """Base of the errors that this library raises on purpose."""
+    """Base class of the errors that this library raises on purpose.
+
+    Catch it to handle all of them together. Errors of torch, diffusers and the operating system are not among them,
+    unless a function's "Raises" section says that it converts them.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> try:
+        ...     adp.CoarseAdjoint(steps=0)
+        ... except adp.AdjointDPMError as error:
+        ...     print(error)
+        steps, the backward steps, must be at least 1, but is 0
+    """
 
 
 class InputError(AdjointDPMError, ValueError):
-    """What was given cannot be used; the message says what was needed and what to do."""
+    """An argument cannot be used; the message names its value, what is needed and what to do instead.
+
+    It is a `ValueError` as well.
+    """
 
 
 class MissingTensorError(InputError, KeyError):
-    """A conditioning does not hold a tensor that is asked of it."""
+    """A `Cond` does not hold a tensor of the requested name; it is a `KeyError` as well."""
 
     __str__ = Exception.__str__  # a KeyError's is in quotation marks
 
 
 class NonFiniteError(AdjointDPMError, ArithmeticError):
-    """NaN or infinity came out of a denoiser or a metric; the message says where."""
+    """A denoiser or a metric returned NaN or infinity; the message names the place.
+
+    It is an `ArithmeticError` as well.
+    """
 
 
 class RecomputationError(AdjointDPMError, RuntimeError):
-    """What the backward pass would recompute is not what the forward pass ran; the message names what changed."""
+    """The backward pass cannot recompute what the forward pass ran; the message names what changed in between.
+
+    It is a `RuntimeError` as well.
+    """
 
 
 class DriftError(AdjointDPMError, ArithmeticError):
-    """States rebuilt in a backward pass are not those that were; the message says how far off."""
+    """The states that `Reversible` rebuilds in the backward pass are too far from the sampled ones.
+
+    The message gives the distance. It is an `ArithmeticError` as well.
+    """
 
 
 class GraphPolicy(Enum):
@@ -88,18 +112,32 @@ class GraphPolicy(Enum):
 
 
 def direct(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call `fn` at once, and leave its graph to autograd: the `Run` of plain backpropagation."""
+    """Call `fn` at once, and leave its graph to autograd: the `Run` of plain backpropagation.
+
+    Args:
+        fn: the function to call.
+        tensors: its arguments.
+
+    Returns:
+        fn(*tensors).
+    """
     return fn(*tensors)
 
 
 @dataclass(frozen=True, eq=False)
 class Time:
-    """One instant of the flow, in the three clocks the equations use.
+    """One instant of the flow, in the network's time, the solver's time and the noise schedule.
 
-    t      the time that the network takes (its own unit: a training step, a noise level, a fraction)
-    tau    what the solver integrates over (rho = sigma / alpha, or s = sigma / (alpha + sigma))
-    alpha, sigma   the noise schedule there: x = alpha x0 + sigma eps
-    scale  x = scale z, with z the solver's state (alpha, or alpha + sigma)
+        x = alpha x0 + sigma eps,     x = scale z
+
+    A `Schedule` makes it (`schedule.at(t)`); all fields are 0-dimensional float64 tensors on the CPU.
+
+    Args:
+        t: the time that the network takes, in its own unit (a training step, a noise level, a fraction).
+        tau: the variable that the solver integrates over: rho = sigma / alpha, or s = sigma / (alpha + sigma).
+        alpha: the signal's factor at that instant, at least 0.
+        sigma: the noise's factor at that instant, at least 0.
+        scale: the factor from the solver's state z to x: alpha, or alpha + sigma.
     """
 
     t: Scalar
@@ -120,13 +158,26 @@ Derivative = Callable[[State, Time], State]
 
 @dataclass(frozen=True, eq=False)
 class Cond(Mapping[str, Tensor]):
-    """The inputs of the denoiser besides x and t, as named tensors (batch first, or 0-dimensional).
+    """The inputs of the denoiser besides x and t, as named tensors.
 
-    For a pipeline the names are those of its own arguments: `prompt_embeds` (batch, tokens, width),
-    `negative_prompt_embeds`, and, where its gradient is wanted, `guidance_scale` (a 0-dimensional tensor); without
-    it the sampler's own counts. A Cond is a
-    read-only mapping; `cond["prompt_embeds"].grad` holds the gradient after a backward pass. Integer
-    tensors (attention masks) travel along and have none: `differentiable` names the others.
+    A Cond is a read-only mapping. For a pipeline the names are those of the pipeline's own arguments:
+    `prompt_embeds` (batch, tokens, width), `negative_prompt_embeds`. It may hold the guidance scale, 0-dimensional, for
+    its gradient; otherwise the sampler's own counts. After a backward pass `cond["prompt_embeds"].grad` holds the
+    gradient. Integer tensors, such as attention masks, have no gradient; `differentiable` names the others.
+
+    Args:
+        tensors: the tensors by name; each has the batch first, or is 0-dimensional and holds for all of the batch.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> mask = torch.ones(1, 4, dtype=torch.long)
+        >>> cond = adp.Cond({"prompt_embeds": torch.zeros(1, 4, 8), "mask": mask}).requires_grad_()
+        >>> cond.differentiable
+        ('prompt_embeds',)
+        >>> cond["prompt_embeds"].square().sum().backward()
+        >>> cond["prompt_embeds"].grad.shape
+        torch.Size([1, 4, 8])
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -144,22 +195,42 @@ class Cond(Mapping[str, Tensor]):
         return len(self.tensors)
 
     def replace(self, **tensors: Tensor) -> "Cond":
-        """A copy with some tensors exchanged or added."""
+        """Make a copy with some tensors exchanged or added.
+
+        Args:
+            tensors: the new tensors by name.
+
+        Returns:
+            the copy; it shares the other tensors with this Cond.
+        """
         return Cond({**self.tensors, **tensors})
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Cond":
-        """A copy with `fn` applied to every tensor."""
+        """Make a copy with a function applied to every tensor, masks included.
+
+        Args:
+            fn: the function, from a tensor to a tensor.
+
+        Returns:
+            the copy.
+        """
         return Cond({name: fn(tensor) for name, tensor in self.tensors.items()})
 
     @property
     def differentiable(self) -> tuple[str, ...]:
-        """The names of the tensors that can have a gradient: all but masks."""
+        """The names of the tensors that can have a gradient: those of floating point."""
         return tuple(name for name, tensor in self.tensors.items() if tensor.is_floating_point())
 
     def requires_grad_(self, requires_grad: bool = True) -> "Cond":
-        """Ask for the gradient of every tensor but masks, in place; returns itself.
+        """Switch the gradient of every tensor of floating point on or off, in place.
 
-        A tensor that is not a leaf, because its encoder's weights are trained, keeps its `.grad`, too.
+        A tensor that is not a leaf, because its encoder's weights are trained, is made to keep its `.grad` instead.
+
+        Args:
+            requires_grad: whether the leaves require a gradient.
+
+        Returns:
+            this Cond.
         """
         for name in self.differentiable:
             tensor = self.tensors[name]
@@ -169,24 +240,28 @@ class Cond(Mapping[str, Tensor]):
 
 @dataclass
 class Stats:
-    """What a sampling, and the backward pass through it, did and held.
+    """The cost of a sampling and of the backward pass through it, in denoiser calls and bytes.
 
-    nfe_forward    denoiser calls so far, recomputations included (a guided call counts once when
-                   both halves travel in one batch, twice when they are two calls)
-    nfe_backward   denoiser calls differentiated so far; zero until `backward()` has run
-    states         bytes of states held from the forward to the backward pass
-    kept           bytes of denoiser graphs held as long
-    recomputed     bytes of the largest denoiser graph made anew in the backward pass
-    decoder        bytes that the decoder's backward pass needs, its largest recomputed block included
-    clamped        share of the pixels that a pipeline's own clamp cut: they have no gradient
-    reserved       bytes that a planner leaves free for the decoder
-    predicted      the planner's figure for `bytes_saved`
-    trace          (t, |dL/dz| there) at each node, in the order of the backward pass
-    backward_steps steps of a backward pass that has its own; None where it has the sampler's
-    error_estimate what `CoarseAdjoint(tolerance=)` estimated
-    drift          how far `Reversible` came back from its start, relative to it
+    A sampler makes a new one at each call, `sampler.stats`; the backward pass adds to it. Weights and conditioning
+    are not counted, since they are in memory anyway.
 
-    Weights and conditioning are not counted: they are there anyway.
+    Args:
+        nfe_forward: number of denoiser calls so far, recomputations included. A guided call counts once where both
+            halves are one batch, and twice where they are two calls.
+        nfe_backward: number of denoiser calls differentiated so far; 0 until `backward()` has run.
+        states: bytes of the states that are held from the forward to the backward pass.
+        kept: bytes of the denoiser graphs that are held as long.
+        recomputed: bytes of the largest denoiser graph that the backward pass makes again.
+        decoder: bytes that the decoder's backward pass needs, its largest recomputed block included.
+        clamped: share of the pixels that a pipeline's own clamp cut, 0 to 1; they have no gradient.
+        measured: whether saved bytes could be counted, which needs torch 2.8.
+        reserved: bytes that the planner of `Checkpointed(budget=)` leaves free for the decoder.
+        predicted: the planner's prediction of `bytes_saved`; None where nothing was planned.
+        trace: (t, |dL/dz| at t) at each node, in the order of the backward pass.
+        backward_steps: number of steps of a backward pass with steps of its own; None where it has the sampler's.
+        error_estimate: the distance that `CoarseAdjoint(tolerance=)` estimated; None for other adjoints.
+        drift: distance between the rebuilt and the true start of `Reversible`, relative to the start's norm; None
+            for other adjoints.
     """
 
     nfe_forward: int = 0
@@ -206,10 +281,12 @@ class Stats:
 
     @property
     def bytes_saved(self) -> int | None:
-        """Bytes saved for the backward pass at its peak; None where torch cannot tell (before 2.8).
+        """Bytes saved for the backward pass at its peak; None where torch cannot count them (before 2.8).
 
-        The decoder is differentiated first, then the graphs that were kept, and only then is the
-        first graph made anew: states + max(kept + decoder, recomputed).
+            states + max(kept + decoder, recomputed)
+
+        The decoder is differentiated first, then the graphs that were kept, and only then is the first graph
+        made again.
         """
         if not self.measured:
             return None
@@ -224,16 +301,17 @@ def in_range(
     *,
     open_low: bool = False,
 ) -> None:
-    """Check that a number is finite and low <= value <= high.
+    """Check that a number is finite and lies in a range: low <= value <= high.
 
     Args:
-        name: of the setting or flag, for the message.
-        value: what was given.
-        low, high: the range.
-        open_low: whether `low` itself is outside.
+        name: the name of the setting or flag, for the message.
+        value: the value to check.
+        low: the lowest allowed number.
+        high: the highest allowed number.
+        open_low: whether `low` itself is not allowed.
 
     Raises:
-        InputError: it is not a number, is NaN or infinite, or lies outside the range.
+        InputError: the value is not a number, is NaN or infinite, or lies outside the range.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
         number: Any = value  # a whole number of any size compares exactly, as a float it would overflow
@@ -247,9 +325,13 @@ def in_range(
 
 @dataclass(frozen=True)
 class Range:
-    """`Annotated[int, Range(1)]` is a field of settings whose numbers are finite and lie in a range; see `in_range`.
+    """A finite range of numbers, as the annotation of a settings' field: `Annotated[int, Range(1)]`.
 
-    The highest value is a million by default: what is beyond is a slip of the finger.
+    Args:
+        low: the lowest allowed number.
+        high: the highest allowed number. It is a million by default, since a larger number is likely to be a typing
+            error.
+        open_low: whether `low` itself is not allowed.
     """
 
     low: float | int
@@ -257,8 +339,20 @@ class Range:
     open_low: bool = False
 
     def __call__(self, name: str, value: Any) -> Any:
-        """Check one number, or all of several; None stands for no number. Returns the value."""
-        for each in value if isinstance(value, tuple) else (value,):
+        """Check a number, or each number of a tuple.
+
+        Args:
+            name: the name of the setting, for the message.
+            value: a number, None, or a tuple of those; None stands for no number and passes.
+
+        Returns:
+            the value, unchanged.
+
+        Raises:
+            InputError: a number is not finite or lies outside the range.
+        """
+        several: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+        for each in several:
             if each is not None:
                 in_range(name, each, self.low, self.high, open_low=self.open_low)
         return value
@@ -266,12 +360,27 @@ class Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    """`Annotated[str, OneOf(("l2", "linf"))]` is a field of settings that holds one of some words."""
+    """A closed set of words, as the annotation of a settings' field: `Annotated[str, OneOf(("l2", "linf"))]`.
+
+    Args:
+        known: the allowed words.
+    """
 
     known: tuple[str, ...]
 
     def __call__(self, name: str, value: Any) -> Any:
-        """Check one word. Returns it."""
+        """Check that a word is among the known ones.
+
+        Args:
+            name: the name of the setting, for the message.
+            value: the word to check.
+
+        Returns:
+            the word, unchanged.
+
+        Raises:
+            InputError: the word is not among the known ones.
+        """
         if value not in self.known:
             raise InputError(f"{name} is one of {', '.join(self.known)}, but is {value!r}")
         return value
@@ -280,10 +389,14 @@ class OneOf:
 def check_settings(settings: Any) -> None:
     """Check every field of a dataclass that is annotated with a `Range` or `OneOf`.
 
+    Args:
+        settings: an instance of the dataclass.
+
     Raises:
-        InputError: A number is not finite or lies outside its range, or a word is not among the known ones.
+        InputError: a number is not finite or lies outside its range, or a word is not among the known ones.
     """
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+    kind: Any = type(settings)
+    for name, hint in get_type_hints(kind, include_extras=True).items():
         for note in getattr(hint, "__metadata__", ()):
             if isinstance(note, Range | OneOf):
                 note(name, getattr(settings, name))

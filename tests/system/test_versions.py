@@ -46,6 +46,14 @@ def test_the_newest_constraints_cover_what_is_declared():
             assert newest[name] >= version, name
 
 
+def test_the_makefile_names_files_that_exist():
+    core = re.search(r"CORE := \$\(addprefix tests/,(.*?)\)", (ROOT / "Makefile").read_text(), re.DOTALL)
+    assert core
+    files = re.findall(r"\S+\.py", core[1])
+    assert len(files) > 5
+    assert not [file for file in files if not (ROOT / "tests" / file).is_file()]
+
+
 HELP = [["--help"], *([command, "--help"] for command in COMMANDS)]
 WRONG = {"--seed": ["sample", "a cat", "--seed", "x"], "--no_such": ["tune", "--no_such"]}
 

@@ -1,4 +1,4 @@
-"""What a comparison of gradients found: rows, a profile along the trajectory, a check, and advice.
+"""The result of a comparison of gradients: rows, profiles along the trajectory, checks, and a recommendation.
 
 relative_error = |g - g*| / |g*|,   cosine = g . g* / (|g| |g*|),   norm_ratio = |g| / |g*|
 """
@@ -21,13 +21,22 @@ ACCURATE = 0.99
 
 @dataclass(frozen=True)
 class Row:
-    """One adjoint's gradient of one variable, beside the exact one.
+    """One adjoint's gradient g of one variable, compared with the exact one g*.
 
-    bytes_saved     peak of what was saved for backward
-    peak_bytes      the device's own peak of one gradient; None on a CPU
-    seconds         forward and backward, median
-    nfe_forward, nfe_backward   denoiser calls made and differentiated
-    The three accuracies are None where the adjoint refuses this variable; `refusal` then says why.
+    The three accuracies are None where the adjoint refuses this variable; `refusal` then gives the reason.
+
+    Args:
+        adjoint: the adjoint's expression in Python.
+        variable: "noise", a name of the conditioning, or "weights".
+        relative_error: |g - g*| / |g*|.
+        cosine: g . g* / (|g| |g*|), -1 to 1.
+        norm_ratio: |g| / |g*|.
+        bytes_saved: bytes saved for the backward pass at its peak; None where torch cannot count them.
+        nfe_forward: number of denoiser calls.
+        nfe_backward: number of denoiser calls differentiated.
+        seconds: time of the forward and the backward pass for all variables together, the median of the rounds.
+        refusal: why the adjoint refuses the variable; empty where it does not.
+        peak_bytes: the device's own peak during one gradient; None on a CPU.
     """
 
     adjoint: str
@@ -45,11 +54,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where along the trajectory one adjoint's gradient and error arise, from the clean end to the noise.
+    """The gradient along the trajectory and its error for one adjoint, from the clean end to the noise.
 
-    times    t of each node that the backward pass visits
-    norms    |dL/dz| there
-    errors   |dL/dz - exact| / |exact| there; None at nodes that the sampling did not visit
+    Args:
+        adjoint: the adjoint's expression in Python.
+        times: t of each node that the backward pass visits.
+        norms: |dL/dz| at each node.
+        errors: |dL/dz - exact| / |exact| at each node; None at nodes that the sampling did not visit.
     """
 
     adjoint: str
@@ -60,9 +71,19 @@ class Profile:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a comparison; `print(comparison)` is a table, a check and a recommendation.
+    """The result of `compare`; `print(comparison)` shows a table, the checks and a recommendation.
 
-    free_bytes: memory that was free on the device, where the system reports it.
+    Args:
+        rows: one for each adjoint and variable.
+        profiles: one for each adjoint whose backward pass visits nodes.
+        checks: the exact gradient against finite differences, one for each variable.
+        free_bytes: memory that was free on the device; None where the system does not report it.
+
+    Examples:
+        >>> from adjointdpm.analysis.comparison_report import Comparison, Row
+        >>> row = Row("Checkpointed()", "noise", 0.0, 1.0, 1.0, 2_000_000, 20, 10, 0.5)
+        >>> Comparison((row,)).recommendation
+        'Use Checkpointed(): its error is 0e+00 and nothing exact is faster, in 2.0 MB.'
     """
 
     rows: tuple[Row, ...]
@@ -71,11 +92,19 @@ class Comparison:
     free_bytes: int | None = None
 
     def as_dicts(self) -> list[dict[str, object]]:
-        """The rows as plain dictionaries."""
+        """Return the rows as plain dictionaries, for a table of your own.
+
+        Returns:
+            one dictionary for each row, with the fields of `Row`.
+        """
         return [asdict(row) for row in self.rows]
 
     def to_json(self) -> str:
-        """Everything, as JSON."""
+        """Write rows, checks, profiles and the recommendation as JSON.
+
+        Returns:
+            the text of one JSON object, with a newline at its end.
+        """
         checks = [
             asdict(check) | {"agrees": check.agrees, "verdict": check.verdict} for check in self.checks
         ]
@@ -84,16 +113,20 @@ class Comparison:
         return json.dumps(found | {"recommendation": self.recommendation}, indent=1) + "\n"
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The table as text: a line of heads, then a line a row."""
+        """Return the table as text.
+
+        Returns:
+            the heads, then the cells of each row.
+        """
         return [_HEAD, *(_cells(row) for row in self.rows)]
 
     @property
     def recommendation(self) -> str:
-        """Which adjoint to use here, and how far that was confirmed.
+        """Which adjoint to use here, and how far finite differences confirm it, in whole sentences.
 
-        Of the exact ones that have every variable and a place in half of the free memory, the fastest. A cheaper one
-        whose cosine is 0.99 or more in each variable is named beside it and not recommended: on another noise it may
-        be far off, and nothing in a run tells.
+        It is the fastest of the exact ones that have a gradient of every variable and fit in half of the free memory.
+        A cheaper one whose cosine is at least 0.99 in each variable is named beside it and not recommended: on
+        another noise it may be far off, without a sign of it in the run.
         """
         return f"{self._confirmed}{self._chosen}"
 
@@ -144,7 +177,15 @@ class Comparison:
         return _Judged(adjoint, max(errors), min(cosines), rows[0].bytes_saved or 0, rows[0].seconds)
 
     def plot(self, path: Path | str) -> Path:
-        """Write an image: error against seconds, and error and norm along the trajectory.
+        """Write an image with three plots: error against seconds, and error and norm along the trajectory.
+
+        It needs matplotlib, of the extra `report`.
+
+        Args:
+            path: the file; its suffix is the format, PNG without one. Its folder is made if it does not exist.
+
+        Returns:
+            the path.
 
         Raises:
             InputError: the file cannot be written.
@@ -199,7 +240,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Judged:
-    """An adjoint at its worst variable."""
+    """An adjoint's accuracy at its worst variable, and its cost."""
 
     adjoint: str
     error: float

@@ -1,9 +1,9 @@
-"""A gradient checked by finite differences of the whole sampler, which know nothing of adjoints.
+"""A check of a gradient by finite differences of the whole sampler, which do not depend on the adjoints.
 
     q_h = (L(v + h d) - L(v - h d)) / 2h,     |q_h - dL/dd| <= C h^2 + delta / h
 
-C h^2 is the function's curvature, delta what rounding does to L. The direction d is half the gradient's own and half
-random, so that neither its size nor a part that it lacks goes unnoticed. Networks with ReLUs are straight only between
+C h^2 is the function's curvature, delta the rounding error of L. The direction d is half the gradient's own and half
+random, so that neither a wrong length nor a missing part goes unnoticed. Networks with ReLUs are straight only between
 their kinks, which lie close: so the steps begin where rounding is still small beside the slope, and grow as long as all
 quotients agree to within rounding. Three that agree make a value; its uncertainty is their scatter and rounding's share
 in the two largest steps. Where fewer agree, or the slopes on the two sides differ, nothing is decided.
@@ -45,7 +45,13 @@ ROUNDING = 5e-3  # what float32 may do to a gradient at most, relative to its no
 
 @dataclass(frozen=True)
 class Slope:
-    """What finite differences found: a slope, a bound of its error, and, if it could not be decided, why."""
+    """A slope that finite differences measured.
+
+    Args:
+        value: the slope.
+        uncertainty: a bound of its error.
+        reason: why the slope could not be decided; empty where it could.
+    """
 
     value: float
     uncertainty: float
@@ -54,13 +60,20 @@ class Slope:
 
 @dataclass(frozen=True)
 class Check:
-    """The exact gradient against finite differences of the sampler, along one direction.
+    """The exact gradient g* compared with finite differences of the sampler, along one direction d.
 
-    predicted    g* . d
-    measured     the slope that difference quotients of several steps agree on
-    uncertainty  a bound of the error of `measured`: scatter and rounding
-    rounding     a bound of the error of `predicted`, where g* is in float32
-    reason       why nothing could be decided; empty where something was
+    Args:
+        variable: "noise", a name of the conditioning, or "weights".
+        predicted: g* . d.
+        measured: the slope on which difference quotients of several steps agree.
+        uncertainty: a bound of the error of `measured`: scatter and rounding.
+        rounding: a bound of the error of `predicted`, where g* is in float32.
+        reason: why nothing could be decided; empty where something was.
+
+    Examples:
+        >>> from adjointdpm.analysis.finite_difference import Check
+        >>> Check("noise", predicted=1.01, measured=1.0, uncertainty=0.001).verdict
+        'does not agree'
     """
 
     variable: str
@@ -77,7 +90,10 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """Whether they differ by no more than both errors: "agrees", "does not agree", or "could not be decided"."""
+        """The result in words: "agrees", "does not agree", or "could not be decided".
+
+        Prediction and measurement agree where they differ by at most `uncertainty + rounding`.
+        """
         if self.reason:
             return "could not be decided"
         near = abs(self.predicted - self.measured) <= self.uncertainty + self.rounding
@@ -92,20 +108,29 @@ class Check:
 def slope(
     f: Callable[[float], float], size: float, ladder: Sequence[float], eps: float, about: float = 0.0
 ) -> Slope:
-    """The derivative of a function at 0, with a bound of its error.
+    """Measure the derivative of a function at 0, with a bound of its error.
+
+        q_h = (f(h) - f(-h)) / 2h
 
     Args:
-        f: of a displacement.
-        size: of the variable that is displaced.
+        f: the function of a displacement.
+        size: the norm of the variable that is displaced, above 0.
         ladder: steps in units of `size`, from the smallest.
-        eps: relative rounding of f.
-        about: a slope that is expected; one that is smaller by far need not be distinguished from 0.
+        eps: relative rounding error of f.
+        about: the expected slope; a slope that is smaller by far need not be distinguished from 0.
 
     Returns:
         the slope, after at most 15 + 2 len(ladder) evaluations.
 
     Raises:
         NonFiniteError: f is not finite near 0.
+
+    Examples:
+        >>> import math
+        >>> from adjointdpm.analysis.finite_difference import slope
+        >>> found = slope(math.sin, 1.0, [10 ** (-k / 2) for k in range(24, 1, -1)], 2e-16)
+        >>> abs(found.value - 1) < 1e-5
+        True
     """
 
     def at(h: float) -> float:
@@ -152,7 +177,7 @@ def slope(
 
 
 def _rounding(f: Callable[[float], float], h: float, eps: float) -> tuple[float, float]:
-    """f at 0, and what rounding does to it, from displacements so small that f is straight."""
+    """Return f at 0 and its rounding error, from displacements so small that f is straight."""
     places = torch.arange(-3, 4, dtype=torch.float64)
     values = torch.tensor([f(i * h) for i in places.tolist()], dtype=torch.float64)
     straight = values.mean() + places * (places @ values) / 28
@@ -164,14 +189,23 @@ def _rounding(f: Callable[[float], float], h: float, eps: float) -> tuple[float,
 def finite_difference(
     sampler: Sampler, metric: Metric, noise: Tensor, cond: Cond, variable: str, gradient: Tensor
 ) -> Check:
-    """The gradient of one variable against the slope along one direction.
+    """Compare the gradient of one variable with the measured slope along one direction.
 
-    It takes 15 to 55 samplings without a gradient, in float64 where that is possible, 25 or so for most metrics.
+        g . d  against  (L(v + h d) - L(v - h d)) / 2h
+
+    It takes 15 to 55 samplings without a gradient, about 25 for most metrics, in float64 where that is possible. A part
+    of the gradient that is orthogonal to d goes unnoticed; d is half the gradient's own direction and half random.
 
     Args:
-        sampler, metric, noise, cond: as in `gradients`.
+        sampler: the sampler; its adjoint does not matter.
+        metric: a function from images (batch, 3, height, width) to one value an image.
+        noise: (batch, *shape).
+        cond: the conditioning.
         variable: "noise", a name of the conditioning, or "weights".
-        gradient: what is checked, in the variable's shape (weights: all in one vector).
+        gradient: the gradient to check, in the variable's shape; that of weights is one vector.
+
+    Returns:
+        prediction, measurement and their errors.
 
     Raises:
         NonFiniteError: the metric is not finite near the point.
@@ -201,7 +235,7 @@ def finite_difference(
 
 
 class _Point:
-    """Where a metric of a sampler is displaced in one variable; weights are put back to the bit."""
+    """The point at which a metric of a sampler is displaced in one variable; weights are restored bit for bit."""
 
     def __init__(self, sampler: Sampler, metric: Metric, noise: Tensor, cond: Cond, variable: str) -> None:
         self.sampler, self.metric, self.noise, self.cond, self.variable = (
@@ -217,7 +251,7 @@ class _Point:
         self.why = ""
 
     def at(self, away: Tensor) -> float:
-        """The metric's sum, the variable displaced."""
+        """Return the metric's sum with the variable displaced."""
         parts = away.flatten().split([leaf.numel() for leaf in self.leaves])
         before = [leaf.detach().clone() for leaf in self.leaves]
         moved = [b + part.view_as(b).to(b) for b, part in zip(before, parts, strict=True)]
@@ -235,7 +269,7 @@ class _Point:
                         leaf.copy_(value)
 
     def doubled(self) -> "_Point | None":
-        """The same in float64, by copies of all networks; None, and `why`, where that does not fit or does not work."""
+        """Return the same point in float64, with copies of all networks; None and `why` where that is not possible."""
         weights = sum(weight.numel() for weight in self.sampler.parameters())
         free = free_memory(self.noise.device)
         if free is not None and 8 * weights > free / 4:
@@ -258,7 +292,7 @@ class _Point:
         return point
 
     def here(self) -> float:
-        """The metric's sum where it is."""
+        """Return the metric's sum at the point itself."""
         with torch.no_grad():
             return self._value(self.noise, self.cond)
 
@@ -285,7 +319,7 @@ class _Wide(TorchFunctionMode):
 
 
 def _modules(thing: Any, seen: set[int]) -> list[nn.Module]:
-    """The networks that a metric holds: in its fields, in those of its terms, behind its methods."""
+    """Return the networks that a metric holds: in its fields, in those of its terms, behind its methods."""
     if id(thing) in seen or isinstance(thing, Tensor | str | int | float | None):
         return []
     seen.add(id(thing))

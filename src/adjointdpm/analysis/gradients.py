@@ -19,11 +19,13 @@ __all__ = ["Gradients", "gradients"]
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """A metric's values and what it wants of each variable.
+    """The result of `gradients`: a metric's values, the images, and the gradient of each variable.
 
-    values     (batch,), the metric of each image
-    images     (batch, 3, height, width), the images, not clamped
-    variables  by name: "noise", the names of the conditioning, "weights" (all of them in one vector)
+    Args:
+        values: the metric of each image, (batch,).
+        images: the images, (batch, 3, height, width), not clamped.
+        variables: the gradients by name: "noise" and the names of the conditioning, each in the variable's shape,
+            and "weights", all of them in one vector.
     """
 
     values: Tensor
@@ -38,19 +40,36 @@ def gradients(
     cond: Cond,
     variables: Sequence[str] = ("noise",),
 ) -> Gradients:
-    """d sum(metric) / d variable, in one backward pass through the sampler.
+    """Compute the gradient of a metric with respect to some variables, in one backward pass through the sampler.
+
+        g_v = d sum_i L(x_i) / d v          for each variable v
+
+    Every check is made before the sampling. Inputs are copied, and nothing is written to `.grad`. In a training loop
+    of your own, call the sampler and `backward()` instead.
 
     Args:
-        sampler: makes the images and decides how the gradient is made.
-        metric: one value an image.
+        sampler: the sampler; its adjoint decides how the gradient is made.
+        metric: a function L from images (batch, 3, height, width) to one value an image, (batch,).
         noise: (batch, *shape).
         cond: the conditioning.
-        variables: among "noise", the names in `cond`, and "weights": those of the sampler that require
-            a gradient. Inputs are copied; nothing is written to `.grad`.
+        variables: some of "noise", the names in `cond`, and "weights", which are all weights of the sampler that
+            require a gradient.
+
+    Returns:
+        the metric's values, the images and the gradients.
 
     Raises:
-        InputError: an unknown variable, no trainable weights, a metric that cannot be differentiated, or
-            a gradient that the sampler's adjoint does not make.
+        InputError: a variable is unknown, no weight is trainable, the metric fails or has no gradient, or the
+            sampler's adjoint does not make the gradient of a variable.
+        NonFiniteError: the metric is NaN or infinite.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2)
+        >>> noise, cond = sampler.noise(1, seed=0), sampler.encode("a red apple")
+        >>> found = adp.gradients(sampler, adp.metrics.Chroma(), noise, cond, ("noise", "guidance_scale"))
+        >>> found.variables["noise"].shape == noise.shape
+        True
     """
     cond = sampler.with_guidance(cond)
     unknown = sorted(set(variables) - {"noise", "weights", *cond.differentiable})
@@ -74,7 +93,17 @@ def gradients(
 
 
 def trainable(module: nn.Module) -> list[Tensor]:
-    """The weights of a module that require a gradient, or an error if there are none."""
+    """Return the weights of a module that require a gradient.
+
+    Args:
+        module: the module.
+
+    Returns:
+        the weights, in the order of `module.parameters()`; at least one.
+
+    Raises:
+        InputError: no weight requires a gradient.
+    """
     weights: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
     if not weights:
         raise InputError(

@@ -1,1 +1,1 @@
-"""Files: images, pages, checkpoints, and what diffusers and transformers read and write."""
+"""Files: images, pages, checkpoints, and the files that diffusers and transformers read and write."""

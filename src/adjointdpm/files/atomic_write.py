@@ -22,21 +22,30 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SavingError(InputError):
-    """A file could not be written; what was there before is intact."""
+    """A file could not be written; an earlier file of that name is intact."""
 
 
 def write_file(
     path: str | Path, content: bytes | bytearray, before: Callable[[], object] | None = None
 ) -> None:
-    """Write a whole file or none.
+    """Write a file whole or not at all: beside its place first, then flushed to the disk and renamed.
 
     Args:
-        path: of the file; its folder must be there.
-        content: all of it.
-        before: called when the new content is on the disk and about to take the place of the old.
+        path: the file; its folder must exist.
+        content: the file's whole content.
+        before: called when the new content is on the disk, just before it replaces the old.
 
     Raises:
-        SavingError: the disk is full or the folder cannot be written; what was there before is still there.
+        SavingError: the disk is full or the folder cannot be written; an earlier file is intact.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> from adjointdpm.files.atomic_write import write_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "values.txt"
+        ...     write_file(file, b"1 2 3")
+        ...     file.read_text()
+        '1 2 3'
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.part")  # of a fixed name: a kill leaves at most one
@@ -54,18 +63,24 @@ def write_file(
                 beside.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _failed(path, error) from error
+        raise SavingError(_failed(path, error)) from error
 
 
 @contextmanager
 def whole_files(folder: str | Path) -> Iterator[Path]:
-    """A folder for what other libraries write; its files move to their place when the block ends without an error.
+    """Give another library a folder to write to, and move its files to their place when the block ends.
+
+    If the block raises an error, nothing is moved. Each file is replaced whole, but a kill between two moves leaves
+    some files new and others old.
 
     Args:
-        folder: where the files are to be; made if need be. Files of other names in it stay.
+        folder: the files' final folder; it is made if it does not exist. Files of other names in it stay.
+
+    Yields:
+        an empty folder inside the final one.
 
     Raises:
-        SavingError: the disk is full or the folder cannot be written; what was there before is still there.
+        SavingError: the disk is full or the folder cannot be written; earlier files are intact.
     """
     folder = Path(folder)
     beside = folder / ".files.part"
@@ -85,10 +100,10 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
-        raise _failed(folder, error) from error
+        raise SavingError(_failed(folder, error)) from error
 
 
-def _failed(path: Path, error: Exception) -> SavingError:
+def _failed(path: Path, error: Exception) -> str:
     number, says = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
     if found := re.search(r"\(os error (\d+)\)", says):  # as safetensors reports what the system says
         number = int(found[1])
@@ -99,4 +114,4 @@ def _failed(path: Path, error: Exception) -> SavingError:
         if number in _FULL
         else "see to it that the folder can be written to, or use another"
     )
-    return SavingError(f"cannot write {path}: {says}{kept}. To go on, {todo}, and run the command again")
+    return f"cannot write {path}: {says}{kept}. To go on, {todo}, and run the command again"

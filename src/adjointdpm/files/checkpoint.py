@@ -41,20 +41,56 @@ _ZEROS = "0" * 64
 
 
 def previous(path: Path) -> Path:
-    """The file of the checkpoint before the newest."""
+    """Return the path of the checkpoint before the newest.
+
+    Args:
+        path: the path of the newest checkpoint.
+
+    Returns:
+        the path beside it, with ".previous" before its suffix.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from adjointdpm.files.checkpoint import previous
+        >>> previous(Path("checkpoint.safetensors")).name
+        'checkpoint.previous.safetensors'
+    """
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether there is anything to resume from."""
+    """Return whether there is a checkpoint to resume from.
+
+    Args:
+        path: the path of the newest checkpoint.
+
+    Returns:
+        whether it or the one before it exists; neither is read.
+    """
     return path.exists() or previous(path).exists()
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors by name, and what JSON can say about them; what was the newest becomes the one before.
+    """Write a checkpoint whole or not at all; the newest one becomes the one before it.
+
+    Args:
+        path: the file, usually `checkpoint.safetensors`; its folder must exist.
+        tensors: the tensors by name, on any device.
+        about: values that JSON can represent, such as the step and the config.
 
     Raises:
-        SavingError: it cannot be written; earlier checkpoints are intact.
+        SavingError: the file cannot be written; earlier checkpoints are intact.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> import torch
+        >>> from adjointdpm.files.checkpoint import load_checkpoint, save_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "checkpoint.safetensors"
+        ...     save_checkpoint(file, {"noise": torch.ones(2)}, {"step": 3})
+        ...     tensors, about = load_checkpoint(file)
+        >>> tensors["noise"].tolist(), about
+        ([1.0, 1.0], {'step': 3})
     """
     on_cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     metadata = {"format": _FORMAT, "checksum": _ZEROS, "about": json.dumps(dict(about))}
@@ -72,14 +108,18 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[st
 def load_checkpoint(
     path: Path, check: Callable[[Mapping[str, Tensor], Mapping[str, Any]], None] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_checkpoint` wrote; the one before, with a warning, if the newest is damaged.
+    """Read a checkpoint of `save_checkpoint`; the one before it, with a warning, if the newest is damaged.
 
     Args:
-        path: of the newest.
-        check: raises ValueError where the contents cannot be those of a checkpoint.
+        path: the path of the newest checkpoint.
+        check: a function of the tensors and of `about` that raises ValueError where they cannot be those of the
+            caller's checkpoint, which then counts as damaged.
+
+    Returns:
+        the tensors by name, on the CPU, and `about`.
 
     Raises:
-        InputError: there is no such file, or both are damaged or not ours.
+        InputError: there is no such file, or both files are damaged or are not checkpoints of this format.
     """
     damage: dict[Path, str] = {}
     for each in (path, previous(path)):
@@ -109,12 +149,13 @@ def load_checkpoint(
 def check_config(
     path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], free: Collection[str] = ()
 ) -> None:
-    """Refuse to go on from a checkpoint of another run.
+    """Check that a checkpoint belongs to a run with the same settings.
 
     Args:
-        path: of the checkpoint, or of the settings beside it, for the message.
-        theirs, ours: the settings it was made with, and those of this run.
-        free: settings that may differ.
+        path: the path of the checkpoint, or of the settings beside it, for the message.
+        theirs: the settings with which the checkpoint was made.
+        ours: the settings of this run.
+        free: names of settings that may differ.
 
     Raises:
         InputError: a setting differs; the message names it and both values.
@@ -129,10 +170,16 @@ def check_config(
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As a file has it: tuples are lists; and without addresses, which are another process's own.
+    """Return a config as a file holds it: tuples become lists, and addresses of objects are removed.
+
+    Args:
+        config: settings by name.
+
+    Returns:
+        the settings, made of what JSON can represent.
 
     Raises:
-        InputError: JSON has no words for a value.
+        InputError: JSON cannot represent a value.
     """
     try:
         return json.loads(re.sub(r" at 0x[0-9a-f]+", "", json.dumps(dict(config))))
@@ -141,7 +188,11 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A file's contents, verified; a ValueError says what is wrong with it."""
+    """Return a file's contents, verified.
+
+    Raises:
+        ValueError: the file is damaged, or is no checkpoint; the message says why.
+    """
     content = path.read_bytes()
     _verify(content)
     try:
@@ -155,7 +206,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a file is there and undamaged."""
+    """Return whether a file exists and is undamaged."""
     try:
         _verify(path.read_bytes())
     except (OSError, ValueError):

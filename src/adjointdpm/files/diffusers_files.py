@@ -38,20 +38,33 @@ RESERVED = ("string_to_param", "emb_params", "clip_l", "clip_g")  # keys by whic
 
 
 def save_textual_inversion(path: str | Path, token: str, *vectors: Tensor) -> None:
-    """A learned token, as `pipe.load_textual_inversion(path)` reads it.
+    """Save a learned token as `pipe.load_textual_inversion(path)` reads it.
 
-    For SDXL give both encoders' vectors; load the file's "clip_l" into the first encoder and "clip_g"
+    For SDXL pass both encoders' vectors; load the file's "clip_l" into the first encoder and "clip_g"
     into the second: `pipe.load_textual_inversion(state["clip_l"], token=..., text_encoder=...,
     tokenizer=...)`.
 
     Args:
-        path: of the file, usually `learned_embeds.safetensors`.
-        token: its name in a prompt, such as "<my-cat>".
-        vectors: (vectors, width) or (width,), one tensor a text encoder.
+        path: the file, usually `learned_embeds.safetensors`; its folder must exist.
+        token: the token's name in a prompt, such as "<my-cat>".
+        vectors: one tensor a text encoder, (vectors, width) or (width,); one or two tensors.
 
     Raises:
-        InputError: no or more than two tensors, another number of dimensions, or different numbers of
-            vectors for the two encoders; a name that loaders read as a format's own, or values that are not finite.
+        InputError: there are no or more than two tensors, one has another number of dimensions, the two encoders have
+            different numbers of vectors, loaders would read the name as a key of the format, or a value is not finite.
+        SavingError: the file cannot be written; it is an `InputError`, too.
+
+    References:
+        Gal et al., 2022, arXiv 2208.01618.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     adp.save_textual_inversion(f"{folder}/learned_embeds.safetensors", "<cat>", torch.ones(2, 8))
+        ...     [file.name for file in pathlib.Path(folder).iterdir()]
+        ['learned_embeds.safetensors']
     """
     rows = [each.reshape(1, -1) if each.ndim == 1 else each for each in vectors]
     if len(rows) not in (1, 2) or any(each.ndim != 2 for each in rows) or len({len(r) for r in rows}) != 1:
@@ -72,7 +85,14 @@ def save_textual_inversion(path: str | Path, token: str, *vectors: Tensor) -> No
 
 
 def unwrapped(network: Any) -> Any:
-    """A network without what `torch.compile` and data parallelism put around it."""
+    """Return a network without the wrappers of `torch.compile` and data parallelism.
+
+    Args:
+        network: a module, wrapped any number of times.
+
+    Returns:
+        the innermost module.
+    """
     while True:
         inner = network._modules.get("_orig_mod")
         if isinstance(network, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
@@ -83,15 +103,33 @@ def unwrapped(network: Any) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """A weight's name in the network's own state_dict: without the parts that wrappers put into it."""
+    """Return a weight's name in the network's own state_dict, without the parts that wrappers add.
+
+    Args:
+        name: the name in the wrapped network.
+
+    Returns:
+        the plain name.
+
+    Examples:
+        >>> from adjointdpm.files.diffusers_files import plain_name
+        >>> plain_name("_orig_mod.mid_block._checkpoint_wrapped_module.weight")
+        'mid_block.weight'
+    """
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def network_in(pipe: Any) -> tuple[str, Any]:
-    """The name of a pipeline's denoising network, and the network without wrappers.
+    """Find a pipeline's denoising network.
+
+    Args:
+        pipe: a pipeline of diffusers.
+
+    Returns:
+        the component's name, "transformer" or "unet", and the network without wrappers.
 
     Raises:
-        InputError: it has neither a transformer nor a unet.
+        InputError: the pipeline has neither a transformer nor a unet.
     """
     for name in ("transformer", "unet"):
         if getattr(pipe, name, None) is not None:
@@ -100,21 +138,27 @@ def network_in(pipe: Any) -> tuple[str, Any]:
 
 
 def save_lora(path: str | Path, pipe: Any, adapter: str = "default") -> None:
-    """The LoRA of a pipeline's network, its rank and alpha included, for `pipe.load_lora_weights(path)`.
+    """Save the LoRA of a pipeline's network with its rank and alpha, for `pipe.load_lora_weights(path)`.
+
+        W' = W + scale B A,     scale = alpha / r, or alpha / sqrt(r) for rsLoRA
 
     Text encoders that have an adapter of this name are saved with it. The network may be compiled or
     distributed: the names in the file are those of a stock pipeline. The file is read back and compared before it
-    takes its place.
+    takes its place. It needs peft, of the extra `lora`.
 
     Args:
-        path: a folder; the file in it gets the name that diffusers looks for.
-        pipe: a pipeline with an adapter (peft) on its unet or transformer.
-        adapter: which one.
+        path: a folder; the file in it has the name that diffusers looks for.
+        pipe: a pipeline with an adapter of peft on its unet or transformer.
+        adapter: the adapter's name.
 
     Raises:
-        InputError: the network has no such adapter, one that would load as something else (biases or modules of
-            the network itself, initial values that change it, a scale other than alpha / r, values that are not
-            finite), or the folder cannot be written.
+        InputError: the network has no such adapter, the pipeline cannot load a LoRA, the adapter would load as
+            something else (biases or modules of the network itself, initial values that change it, a scale other
+            than that of its rank, values that are not finite), the installed diffusers writes another file, or the
+            folder cannot be written.
+
+    References:
+        Hu et al., 2021, arXiv 2106.09685.
     """
     name, network = network_in(pipe)
     known = list(getattr(network, "peft_config", {}))
@@ -149,7 +193,11 @@ def save_lora(path: str | Path, pipe: Any, adapter: str = "default") -> None:
 
 
 def _adapter_of(part: str, module: Any, adapter: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An adapter's weights by their plain names, and its settings."""
+    """Return an adapter's weights by their plain names, and its settings.
+
+    Raises:
+        InputError: the adapter would load as something else.
+    """
     from peft import get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -196,7 +244,7 @@ def _adapter_of(part: str, module: Any, adapter: str) -> tuple[dict[str, Tensor]
 
 
 def _plain_setting(value: Any) -> Any:
-    """A setting of an adapter with the plain names of layers, as JSON has it."""
+    """Return a setting of an adapter with the plain names of layers, made of what JSON can represent."""
     if isinstance(value, str):
         for part in WRAPPERS:
             value = value.replace(f"{part}.", "").replace(f"{part}\\.", "")
@@ -211,7 +259,11 @@ def _plain_setting(value: Any) -> Any:
 
 
 def _compare(file: Path, written: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
-    """Read a LoRA back: every tensor, and the settings that a loader goes by."""
+    """Read a LoRA back and compare every tensor and the settings on which a loader depends.
+
+    Raises:
+        InputError: the file holds other tensors or settings.
+    """
     with safe_open(str(file), "pt") as read:
         names, about = (
             set(read.keys()),
@@ -242,17 +294,30 @@ def _compare(file: Path, written: Mapping[str, Tensor], given: Mapping[str, Any]
 def save_noise(
     path: str | Path, noise: Tensor, *, scheduler: str, steps: int | None, seed: int | None = None
 ) -> None:
-    """Initial noise, with what it takes to sample from it again.
+    """Save initial noise with the settings that are needed to sample from it again.
 
     Args:
-        path: of the file.
-        noise: (batch, *shape).
+        path: the file; its folder must exist.
+        noise: (batch, *shape), of floating point.
         scheduler: the name of the scheduler or solver.
-        steps: number of steps; None where the sampler has no such number.
-        seed: where it was drawn from; None if it was optimized.
+        steps: number of steps, at least 1; None where the sampler has no such number.
+        seed: the seed from which the noise was drawn; None if it was optimized.
 
     Raises:
-        InputError: noise of another shape, that is not of floating point, or not finite; no steps.
+        InputError: the noise is empty, has fewer than two dimensions, is not of floating point or not finite, or steps
+            is below 1.
+        SavingError: the file cannot be written; it is an `InputError`, too.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "noise.safetensors"
+        ...     adp.save_noise(file, torch.zeros(1, 4, 8, 8), scheduler="DDIMScheduler", steps=25, seed=0)
+        ...     noise, about = adp.load_noise(file)
+        >>> noise.shape, about["steps"]
+        (torch.Size([1, 4, 8, 8]), '25')
     """
     if noise.ndim < 2 or not noise.numel() or not noise.is_floating_point():
         raise InputError(
@@ -266,10 +331,19 @@ def save_noise(
 
 
 def load_noise(path: str | Path) -> tuple[Tensor, Mapping[str, str]]:
-    """The noise in a file, and its metadata.
+    """Read the noise that `save_noise` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        the noise, (batch, *shape), on the CPU, and the metadata: "scheduler", "steps" and "seed" as strings, empty
+        where `save_noise` received None.
 
     Raises:
         InputError: the file holds no noise.
+        FileNotFoundError: there is no such file.
+        SafetensorError: the file is no safetensors file, or is damaged.
     """
     with safe_open(str(path), "pt") as file:
         if "noise" not in file.keys():  # noqa: SIM118, it is no mapping
@@ -278,10 +352,17 @@ def load_noise(path: str | Path) -> tuple[Tensor, Mapping[str, str]]:
 
 
 def as_written(name: str, tensor: Tensor) -> Tensor:
-    """A tensor as a file holds it: on the CPU, contiguous, with memory of its own, and apart from any graph.
+    """Copy a tensor for a file: on the CPU, contiguous, with memory of its own, and without a graph.
+
+    Args:
+        name: the tensor's name, for the message.
+        tensor: the tensor, on any device.
+
+    Returns:
+        the copy.
 
     Raises:
-        InputError: it holds NaN or infinity.
+        InputError: the tensor holds NaN or infinity.
     """
     if not bool(torch.isfinite(tensor.detach()).all()):
         raise InputError(

@@ -30,12 +30,32 @@ _MOST_PIXELS = 2**26  # 8192 x 8192; as float32 RGB 0.8 GB
 
 
 def as_8_bit(images: Float[Tensor, "*batch c h w"]) -> UInt8[Tensor, "*batch c h w"]:
-    """What a PNG file of these images holds."""
+    """Convert images to 8 bits: clamp to [0, 1], multiply by 255 and round.
+
+    Args:
+        images: (*batch, channels, height, width), in [0, 1].
+
+    Returns:
+        (*batch, channels, height, width), uint8, on the CPU, without a graph.
+
+    Examples:
+        >>> import torch
+        >>> from adjointdpm.files.images import as_8_bit
+        >>> as_8_bit(torch.tensor([-0.5, 0.5, 2.0]).view(3, 1, 1)).flatten().tolist()
+        [0, 128, 255]
+    """
     return (images.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
 def png(image: UInt8[Tensor, "c h w"]) -> bytes:
-    """A PNG file's content: grey for one channel, RGB for three."""
+    """Encode an image as a PNG file: grey for one channel, RGB for three.
+
+    Args:
+        image: (channels, height, width), uint8, with 1 or 3 channels.
+
+    Returns:
+        the file's content.
+    """
     buffer = io.BytesIO()
     content = image[0] if len(image) == 1 else image.permute(1, 2, 0)
     Image.fromarray(content.contiguous().numpy()).save(buffer, "PNG")
@@ -43,16 +63,38 @@ def png(image: UInt8[Tensor, "c h w"]) -> bytes:
 
 
 def read_image(content: bytes) -> Float[Tensor, "c h w"]:
-    """The image of a PNG that `png` made, in [0, 1]."""
+    """Decode a PNG file that `png` made.
+
+    Args:
+        content: the file's content.
+
+    Returns:
+        (channels, height, width), in [0, 1], float32, with 1 or 3 channels.
+
+    Examples:
+        >>> import torch
+        >>> from adjointdpm.files.images import png, read_image
+        >>> read_image(png(torch.full((3, 2, 2), 255, dtype=torch.uint8))).unique().tolist()
+        [1.0]
+    """
     image = Image.open(io.BytesIO(content))
     return _tensor(image if image.mode == "L" else image.convert("RGB"))
 
 
 def image_file(path: str | Path) -> Float[Tensor, "3 h w"]:
-    """Anybody's image file in [0, 1], as a person sees it; see the head of this module.
+    """Read an image file of any origin as a person sees it: upright, and on white where it is transparent.
+
+    Args:
+        path: a file of PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF, PPM or JPEG 2000, of at most 512 MiB and 67 million
+            pixels.
+
+    Returns:
+        (3, height, width), in [0, 1], float32.
 
     Raises:
-        InputError: it is no file, too large, no image, cut off, animated, or of numbers without a known range.
+        InputError: there is no such file, it is too large, no image, cut off or animated, or its numbers have no known
+            range.
+        MemoryError: the memory does not suffice for the image.
     """
     try:
         about = Path(path).stat()
@@ -104,7 +146,11 @@ def _seen(image: Image.Image, path: str | Path) -> Tensor:
 
 
 def _deep(image: Image.Image, kind: str | None, path: str | Path) -> Tensor:
-    """(1, height, width): grey levels of more than 8 bits."""
+    """Return grey levels of more than 8 bits, (1, height, width).
+
+    Raises:
+        InputError: the levels have no known range, lie outside it, or are transparent.
+    """
     if "transparency" in image.info:
         raise InputError(
             f"cannot read the image {path}: it is 16-bit grey and transparent; save it without transparency"
@@ -134,7 +180,22 @@ def _tensor(image: Any) -> Tensor:
 def sheet(
     images: UInt8[Tensor, "batch c h w"], columns: int, gap: int = 2
 ) -> UInt8[Tensor, "c height width"]:
-    """Images side by side, row by row, on white."""
+    """Arrange images row by row on a white page.
+
+    Args:
+        images: (batch, channels, height, width), uint8.
+        columns: number of images in a row, at least 1.
+        gap: distance between images in pixels.
+
+    Returns:
+        the page, (channels, height, width), uint8.
+
+    Examples:
+        >>> import torch
+        >>> from adjointdpm.files.images import sheet
+        >>> sheet(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), columns=2).shape
+        torch.Size([1, 18, 18])
+    """
     _, c, h, w = images.shape
     rows = -(-len(images) // columns)
     page = torch.full((c, rows * (h + gap) - gap, columns * (w + gap) - gap), 255, dtype=torch.uint8)
@@ -145,10 +206,18 @@ def sheet(
 
 
 def output_folder(path: str | Path) -> Path:
-    """A folder for results, made if need be, and known to be writable before the work starts.
+    """Make a folder for results if it does not exist, and check that it can be written to.
+
+    Call it before long work, so that a full disk or a missing permission is an error at once.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        the folder.
 
     Raises:
-        InputError: it cannot be made or written to; the message says what the system said.
+        InputError: the folder cannot be made or written to; the message contains the system's reason.
     """
     folder = Path(path)
     probe = folder / f".writable-{os.getpid()}"  # several processes of one run may ask at once

@@ -1,9 +1,9 @@
 """Models of diffusers and transformers from a folder or a hub, loaded whole or not at all.
 
 Where a file lacks a weight, the loaders of both libraries draw it at random; where it holds one that the class does
-not have, they leave it out; and both say so in a log only. Here each is an error that names the keys. What a class
-itself declares optional (tied weights, buffers that older releases saved) is what those loaders leave out of their
-lists. Only safetensors are read.
+not have, they leave it out; and both report it in a log only. Here each is an error that names the keys. Weights that
+a class itself declares optional (tied weights, buffers that older releases saved) are not in those loaders' lists.
+Only safetensors are read.
 """
 
 import importlib
@@ -26,12 +26,15 @@ __all__ = ["load_pretrained", "load_pretrained_pipeline", "quiet", "refusing"]
 
 
 def load_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
-    """A model whose every weight comes from its file.
+    """Load a model whose every weight comes from its file.
 
     Args:
         kind: a class of diffusers or transformers, or one of transformers' Auto classes.
         name: a folder, or a model's name on a hub.
-        options: passed on to its `from_pretrained`.
+        options: arguments that are passed on to the class's `from_pretrained`.
+
+    Returns:
+        the model.
 
     Raises:
         InputError: nothing can be loaded from there, or weights are missing, not expected or of another size.
@@ -46,14 +49,18 @@ def load_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
 
 
 def load_pretrained_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A pipeline of diffusers, the weights of each of its models from their file.
+    """Load a pipeline of diffusers whose models have every weight from their files.
 
     Args:
         name: a folder, or a pipeline's name on a hub.
-        dtype: of its models.
+        dtype: the dtype of its models.
+
+    Returns:
+        the pipeline, on the CPU.
 
     Raises:
-        InputError: nothing can be loaded from there, or weights are missing, not expected or of another size.
+        InputError: nothing can be loaded from there, weights are missing, not expected or of another size, or a model
+            has a loader that does not list its keys.
     """
     from diffusers import DiffusionPipeline  # takes seconds to import
 
@@ -81,9 +88,12 @@ def load_pretrained_pipeline(name: str | Path, dtype: torch.dtype = torch.float3
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars, tables and remarks of diffusers' and transformers' loaders.
+    """Switch off the progress bars, tables and warnings of diffusers' and transformers' loaders within a block.
 
-    A hub's bars of downloads stay.
+    The progress bars of a hub's downloads stay. The settings are restored when the block ends.
+
+    Yields:
+        None.
     """
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import logging as hub_logging
@@ -110,10 +120,18 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def refusing(what: str, name: str | Path) -> Iterator[None]:
-    """Whatever the loaders of other libraries raise about a file becomes one line.
+    """Convert any exception of another library's loader, raised within a block, to an `InputError` of one line.
+
+    Args:
+        what: the kind of thing that is loaded, for the message.
+        name: the folder or the name on a hub, for the message.
+
+    Yields:
+        None.
 
     Raises:
-        InputError: in place of any other exception.
+        InputError: in place of any exception that is not this library's own.
+        AdjointDPMError: as it was raised.
     """
     try:
         yield
@@ -128,7 +146,11 @@ def refusing(what: str, name: str | Path) -> Iterator[None]:
 
 
 def _found(what: str, name: str | Path) -> str | Path:
-    """A folder, its files looked at, or a name on a hub that can be reached."""
+    """Return a folder, after its files have been checked, or a name on a hub that can be reached.
+
+    Raises:
+        InputError: there is no such folder, a file in it is damaged, or no hub can be reached.
+    """
     path = Path(name)
     if path.is_file():
         raise InputError(
@@ -153,7 +175,11 @@ def _found(what: str, name: str | Path) -> str | Path:
 
 
 def _check_files(path: Path) -> None:
-    """Raise for a file that is cut or is not what it is called."""
+    """Check that the files of a folder are whole and are what their suffixes say.
+
+    Raises:
+        InputError: a file is cut or damaged, or there are pickled weights only.
+    """
     for file in sorted(path.iterdir()):
         if file.suffix == ".json":
             _read_json(file)
@@ -176,7 +202,7 @@ def _check_files(path: Path) -> None:
 
 
 def _offline() -> bool:
-    """Whether no hub can be reached, which its client would find out by a minute of trying again."""
+    """Return whether no hub can be reached; its client would retry for a minute to find out."""
     from huggingface_hub import constants
 
     if getproxies():
@@ -196,10 +222,13 @@ def _read_json(file: Path) -> Any:
 
 
 def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
-    """Raise for what the loader lists, but for buffers that only older releases saved.
+    """Check that the loader lists no keys, except buffers that only older releases saved.
 
-    `info` has lists in some releases and sets in others; what is of another size is a triple in most and only
-    its key in some.
+    `info` has lists in some releases and sets in others; a key of another size is a triple in most releases and only
+    the key in some.
+
+    Raises:
+        InputError: weights are missing, not expected or of another size.
     """
     buffers = dict(model.named_buffers())
     listed = {
@@ -230,7 +259,7 @@ def _some(keys: Iterable[str], most: int = 5) -> str:
 
 
 def _module_class(library: str | None, name: str | None) -> Any:
-    """The class that an entry of model_index.json names, if it is a model with a loader that lists its keys."""
+    """Return the class that an entry of model_index.json names, if it is a model whose loader lists its keys."""
     import diffusers
     from transformers import PreTrainedModel
 

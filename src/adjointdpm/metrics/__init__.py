@@ -1,7 +1,7 @@
 """Metrics on finished images: one differentiable value an image, from (batch, 3, height, width).
 
-Any callable of that kind will do. These are values: they can be added up (`style + 0.5 * content`), and each
-brings its own preprocessing. Lower is better in all of them.
+Any callable from images to values can serve as a metric. The metrics here are frozen dataclasses: they can be added
+up (`style + 0.5 * content`), and each contains its own preprocessing. Lower is better in all of them.
 """
 
 from .base import Paired, Sum, Weighable, beside

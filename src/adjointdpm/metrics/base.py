@@ -4,7 +4,7 @@
     L(x; y) = metric.beside(y)(x)             y the image that x is compared with, row by row
 
 A metric is any callable from (batch, 3, height, width) to (batch,); lower is better. A reference that is
-not known before the sampling (the untuned model's image of the same noise) is given by `beside`.
+not known before the sampling (the untuned model's image of the same noise) is passed to `beside`.
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +27,22 @@ Plain = Callable[[Tensor], Tensor]
 
 
 class Weighable:
-    """What can be written in a weighted sum: `0.5 * style + 2 * content`."""
+    """Base class of metrics that can be added up with weights: `0.5 * style + 2 * content`.
+
+        (w L)(x) = w L(x),     (L + K)(x) = L(x) + K(x)
+
+    Derive your own metric from it to use +, - and * on it. Any other callable can be a term of such a sum, too, if one
+    of the terms is of this class.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> def brightness(images):
+        ...     return images.mean((1, 2, 3))
+        >>> metric = 2.0 * adp.metrics.Chroma() + brightness
+        >>> metric(torch.full((1, 3, 8, 8), 0.5)).tolist()
+        [0.5]
+    """
 
     def __add__(self, other: Any) -> "Sum":
         return Sum((*_terms(self), *_terms(other)))
@@ -48,11 +63,25 @@ class Weighable:
 
 
 class Paired(Weighable, ABC):
-    """A metric of an image and another one that is only known while sampling."""
+    """A metric that compares an image with another one, which is only known while sampling.
+
+    Tasks call `beside` with the image of the same noise before the optimization. A call without a second image is an
+    error. Where the second image is known in advance, use a metric that holds it (`PixelDistance`, `ContentDistance`).
+
+    Raises:
+        InputError: when called directly.
+    """
 
     @abstractmethod
     def beside(self, others: AnyImages) -> Plain:
-        """The metric of images compared with these, row by row."""
+        """Return the metric that compares images with the given ones.
+
+        Args:
+            others: (batch, channels, height, width), in [0, 1]; row i is compared with row i of the images.
+
+        Returns:
+            a metric of a batch of the same size.
+        """
 
     def __call__(self, images: AnyImages) -> Values:
         raise InputError(
@@ -63,13 +92,24 @@ class Paired(Weighable, ABC):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Weighable):
-    """sum_k w_k L_k(x): metrics with their weights.
+    """A weighted sum of metrics.
+
+        L(x) = sum_k w_k L_k(x)
+
+    The operators + and * of a `Weighable` make it; build it yourself where no term is a `Weighable`.
 
     Args:
-        terms: (weight, metric) each; at least one.
+        terms: pairs (weight, metric), at least one.
 
     Raises:
         InputError: there is no term.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> metric = adp.metrics.Sum(((0.5, adp.metrics.Chroma()), (2.0, lambda images: images.mean((1, 2, 3)))))
+        >>> metric(torch.full((1, 3, 8, 8), 0.25)).tolist()
+        [0.5]
     """
 
     terms: tuple[tuple[float | int, Plain], ...]
@@ -86,12 +126,35 @@ class Sum(Weighable):
         return total
 
     def beside(self, others: AnyImages) -> "Sum":
-        """The same sum, its paired terms compared with these images."""
+        """Return the same sum with each `Paired` term compared with the given images.
+
+        Args:
+            others: (batch, channels, height, width), in [0, 1].
+
+        Returns:
+            the sum, in which no term is a `Paired`.
+        """
         return Sum(tuple((weight, beside(metric, others)) for weight, metric in self.terms))
 
 
 def beside(metric: Plain, others: AnyImages) -> Plain:
-    """A metric compared with other images, if it is one that compares; itself if not."""
+    """Pass the images of comparison to a metric, if it is a `Paired` or a `Sum`.
+
+    Args:
+        metric: any metric.
+        others: (batch, channels, height, width), in [0, 1].
+
+    Returns:
+        the metric that compares with these images; the metric itself if it is of another kind.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> before = torch.zeros(1, 3, 8, 8)
+        >>> metric = adp.metrics.beside(adp.metrics.Pixels(), before)
+        >>> metric(torch.full((1, 3, 8, 8), 0.5)).tolist()
+        [0.25]
+    """
     return metric.beside(others) if isinstance(metric, Paired | Sum) else metric
 
 

@@ -9,12 +9,21 @@ from .standard_input import closed_stdin
 
 
 def check_metric(metric: Metric, image_shape: tuple[int, ...], batch: int, like: Tensor) -> None:
-    """Try the metric on grey images, so that a wrong one fails before anything is sampled.
+    """Call the metric on grey images, so that a wrong one fails before anything is sampled.
+
+    Standard input is closed during the call.
+
+    Args:
+        metric: the metric.
+        image_shape: (channels, height, width) of one image.
+        batch: number of images, at least 1.
+        like: a tensor with the dtype and device of the images.
 
     Raises:
         InputError: gradients are switched off, the metric fails or exits, or its result has no gradient or
             another shape.
-        NonFiniteError: it is NaN or infinite.
+        NonFiniteError: the metric's result is NaN or infinite.
+        AdjointDPMError: the metric itself raises one of this library's errors.
     """
     if not torch.is_grad_enabled():
         raise InputError(
@@ -36,7 +45,19 @@ def check_metric(metric: Metric, image_shape: tuple[int, ...], batch: int, like:
 
 
 def score(metric: Metric, images: Tensor) -> Tensor:
-    """The metric of each image, checked: shape, finiteness, and a gradient if the images have one."""
+    """Evaluate a metric and check its result: the shape, the gradient and finiteness.
+
+    Args:
+        metric: the metric.
+        images: (batch, channels, height, width).
+
+    Returns:
+        the metric of each image, (batch,).
+
+    Raises:
+        InputError: the result is no tensor of shape (batch,), or has no gradient although the images require one.
+        NonFiniteError: a value is NaN or infinite.
+    """
     values = metric(images)
     if not isinstance(values, Tensor) or values.shape != (len(images),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

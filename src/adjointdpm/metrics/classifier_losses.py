@@ -1,11 +1,11 @@
-"""Metrics of a classifier's logits, for a label an image: to lower them is to leave, or to reach, the label.
+"""Metrics of a classifier's logits z, for one label y an image.
 
-    Margin           z_y - max_{k != y} z_k        to leave y
-    Logit            -z_y                          to reach y; unbounded
-    LogProbability   -log softmax(z)_y             to reach y
+    Margin           z_y - max_{k != y} z_k        lower it to leave y
+    Logit            -z_y                          lower it to reach y; it is unbounded
+    LogProbability   -log softmax(z)_y             lower it to reach y
 
-All are of logits. Softmax followed by a cross-entropy that takes its own softmax (as in the paper's release)
-flattens the loss to between 0 and about 1, and its gradient with it.
+All of them take logits. A softmax before a cross-entropy that takes its own softmax (as in the paper's release)
+squeezes the loss of two classes into (0.31, 1.31), and shrinks its gradient accordingly.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,29 @@ __all__ = ["LogProbability", "Logit", "Margin"]
 
 @dataclass(frozen=True, eq=False)
 class Margin(Weighable):
-    """How far a classifier is from changing its mind: the label's logit less the best other one.
+    """The distance of a classifier from changing its decision: the label's logit less the largest other one.
 
-        z_label - max_{k != label} z_k          positive where the label is what it says
+        z_label - max_{k != label} z_k          positive where the classifier decides for the label
 
-    On logits, not probabilities: a saturated softmax has no gradient. Negated (`-Margin(...)`) it reaches
-    the label instead.
+    Lower it to find misclassified images. It uses logits, since a saturated softmax has a vanishing gradient. Its
+    negative (`-Margin(...)`) is lowered to reach the label.
 
     Args:
-        classifier: images in [0, 1] to logits (batch, classes).
-        labels: (batch,) the label's number for each image, or one number for all.
+        classifier: a function from images in [0, 1] to logits (batch, classes).
+        labels: the label's number for each image, (batch,), or one number for all images.
+
+    Raises:
+        InputError: when called, if the number of labels is not the number of images, or a label is not the number
+            of a class.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> def classifier(images):
+        ...     return images.mean((2, 3))
+        >>> image = torch.tensor([0.5, 0.25, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+        >>> adp.metrics.Margin(classifier, 0)(image).tolist()
+        [0.25]
     """
 
     classifier: Callable[[Tensor], Tensor]
@@ -45,7 +58,30 @@ class Margin(Weighable):
 
 @dataclass(frozen=True, eq=False)
 class Logit(Weighable):
-    """-z_label: the label's own logit, negated. Arguments as of `Margin`."""
+    """The label's own logit, negated.
+
+        -z_label
+
+    Lower it to reach the label. It has no bound, so that an optimization can raise the logit without changing the
+    image's appearance; prefer `LogProbability` where that happens.
+
+    Args:
+        classifier: a function from images in [0, 1] to logits (batch, classes).
+        labels: the label's number for each image, (batch,), or one number for all images.
+
+    Raises:
+        InputError: when called, if the number of labels is not the number of images, or a label is not the number
+            of a class.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> def classifier(images):
+        ...     return images.mean((2, 3))
+        >>> image = torch.tensor([0.5, 0.25, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+        >>> adp.metrics.Logit(classifier, 1)(image).tolist()
+        [-0.25]
+    """
 
     classifier: Callable[[Tensor], Tensor]
     labels: Tensor | int
@@ -57,7 +93,29 @@ class Logit(Weighable):
 
 @dataclass(frozen=True, eq=False)
 class LogProbability(Weighable):
-    """-log softmax(z)_label, at least 0. Arguments as of `Margin`."""
+    """The cross-entropy of the label.
+
+        -log softmax(z)_label          at least 0
+
+    Lower it to reach the label. Its gradient vanishes once the label's probability is close to 1.
+
+    Args:
+        classifier: a function from images in [0, 1] to logits (batch, classes).
+        labels: the label's number for each image, (batch,), or one number for all images.
+
+    Raises:
+        InputError: when called, if the number of labels is not the number of images, or a label is not the number
+            of a class.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> def classifier(images):
+        ...     return images.mean((2, 3))
+        >>> value = adp.metrics.LogProbability(classifier, 0)(torch.full((1, 3, 4, 4), 0.5))
+        >>> round(value.item(), 4)
+        1.0986
+    """
 
     classifier: Callable[[Tensor], Tensor]
     labels: Tensor | int

@@ -24,14 +24,20 @@ __all__ = ["ClipDistance", "load_clip"]
 
 @dataclass(frozen=True, eq=False)
 class ClipDistance(Weighable):
-    """1 - cosine similarity in CLIP's space.
+    """The cosine distance of an image from a text or another image, in CLIP's space.
 
-    A single network is easily fooled by its own gradient: judge the result with another one.
+        1 - cos(f(x), g)          in [0, 2]
+
+    Make it by `of_text` or `of_image`. An optimization can lower the distance in a single network without changing
+    what a person sees, so judge the result with another network.
 
     Args:
         model: a transformers CLIPModel, its weights frozen.
-        goal: (width,) or (batch, width), the embedding to reach; see `of_text`, `of_image`.
-        preprocess: images in [0, 1] to what the image tower takes.
+        goal: the embedding to reach, (width,) or (batch, width).
+        preprocess: a function from images in [0, 1] to the image tower's input.
+
+    References:
+        Radford et al., 2021, arXiv 2103.00020.
     """
 
     model: Any
@@ -46,10 +52,19 @@ class ClipDistance(Weighable):
     def of_text(
         cls, model: Any, tokenizer: Any, text: str, preprocess: Callable[[Tensor], Tensor] = CLIP
     ) -> "ClipDistance":
-        """To a text.
+        """Make the distance from a text.
+
+        Args:
+            model: a transformers CLIPModel.
+            tokenizer: its tokenizer.
+            text: the text, not empty.
+            preprocess: a function from images in [0, 1] to the image tower's input.
+
+        Returns:
+            the metric.
 
         Raises:
-            InputError: the text is empty, or of more tokens than the model takes.
+            InputError: the text is empty, or has more tokens than the model takes.
         """
         if not text.strip():
             raise InputError("CLIP needs a text to compare with, but it is empty")
@@ -67,21 +82,36 @@ class ClipDistance(Weighable):
     def of_image(
         cls, model: Any, image: Tensor, preprocess: Callable[[Tensor], Tensor] = CLIP
     ) -> "ClipDistance":
-        """To an image (3, height, width) in [0, 1]."""
+        """Make the distance from an image.
+
+        Args:
+            model: a transformers CLIPModel.
+            image: (3, height, width), in [0, 1].
+            preprocess: a function from images in [0, 1] to the image tower's input.
+
+        Returns:
+            the metric.
+        """
         with torch.no_grad():
             goal = _pixels(model, preprocess, image[None])
         return cls(model, goal[0], preprocess)
 
 
 def load_clip(name: str) -> tuple[Any, Any, Callable[[Tensor], Tensor]]:
-    """A CLIP model by folder or name, frozen; its tokenizer; and its own preprocessing.
+    """Load a CLIP model with its tokenizer and its preprocessing, the weights frozen and in float32.
 
-    The preprocessing is that of its image processor (`metrics.image_processor`), which crops images that are not
-    square; where it has none, CLIP's, at the size of its image tower.
+    The preprocessing repeats the model's image processor (`metrics.image_processor`), which crops images that are not
+    square. Where the folder has no image processor, it is CLIP's own at the size of the image tower.
+
+    Args:
+        name: a folder of transformers, or a model's name on a hub.
+
+    Returns:
+        the model, the tokenizer and the preprocessing, as `ClipDistance.of_text` takes them.
 
     Raises:
-        InputError: it cannot be loaded, weights are missing or left over, its preprocessing has no differentiable form
-            here, or it fails on an image.
+        InputError: the model cannot be loaded, weights are missing or not expected, its preprocessing has no
+            differentiable form here, or it fails on an image.
     """
     with quiet():
         from transformers import AutoTokenizer, CLIPModel

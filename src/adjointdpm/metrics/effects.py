@@ -30,28 +30,66 @@ MOONLIGHT, SKY = (0.30, 0.36, 0.62), (0.01, 0.02, 0.07)
 
 
 def sepia(images: Images) -> Images:
-    """Four fifths of the brown of old photographs; one fifth of the colours is left."""
+    """Mix four fifths of sepia brown with one fifth of the image's own colours.
+
+    Args:
+        images: (batch, 3, height, width), in [0, 1].
+
+    Returns:
+        images of the same shape.
+    """
     return torch.lerp(images, torch.einsum("ij,bjhw->bihw", images.new_tensor(SEPIA), images), 0.8)
 
 
 def night(images: Images) -> Images:
-    """Dim and blue."""
+    """Make images dim and blue: x * tint + sky, per channel.
+
+    Args:
+        images: (batch, 3, height, width), in [0, 1].
+
+    Returns:
+        images of the same shape.
+    """
     tint, sky = (images.new_tensor(c).view(3, 1, 1) for c in (MOONLIGHT, SKY))
     return images * tint + sky
 
 
 def inverted(images: Images) -> Images:
-    """The negative."""
+    """Return the negative, 1 - x.
+
+    Args:
+        images: (batch, 3, height, width), in [0, 1].
+
+    Returns:
+        images of the same shape.
+    """
     return 1 - images
 
 
 def blurred(images: Images) -> Images:
-    """A Gaussian of standard deviation 1.5 pixels."""
+    """Blur by a Gaussian with a standard deviation of 1.5 pixels.
+
+    Args:
+        images: (batch, 3, height, width), in [0, 1].
+
+    Returns:
+        images of the same shape.
+    """
     return _gaussian(images, 1.5)
 
 
 def pixel_art(images: Images) -> Images:
-    """Squares of 4 pixels, of about 6 levels a channel; sides are multiples of 4."""
+    """Average squares of 4 x 4 pixels, and round each channel softly to 6 levels.
+
+    Args:
+        images: (batch, 3, height, width), in [0, 1]; height and width are multiples of 4.
+
+    Returns:
+        images of the same shape.
+
+    Raises:
+        InputError: the height or the width is no multiple of 4.
+    """
     if images.shape[-1] % 4 or images.shape[-2] % 4:
         raise InputError(
             f"pixel art needs sides that are multiples of 4, but has {tuple(images.shape[-2:])}"
@@ -63,7 +101,14 @@ def pixel_art(images: Images) -> Images:
 
 
 def line_drawing(images: Images) -> Images:
-    """Outlines on paper of the border's mean colour: light ones on dark paper, dark ones on light."""
+    """Draw outlines on paper of the border's mean colour: light ones on dark paper, dark ones on light paper.
+
+    Args:
+        images: (batch, 3, height, width), in [0, 1].
+
+    Returns:
+        images of the same shape.
+    """
     paper = border(images).mean(2)[:, :, None, None]
     padded = functional.pad(_gaussian(images, 1.0), (1, 1, 1, 1), mode="replicate")
     across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
@@ -93,10 +138,22 @@ EFFECTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def effect(name: str) -> Callable[[Tensor], Tensor]:
-    """An effect by its name, or "kornia:module.function".
+    """Return an effect by its name.
+
+    Args:
+        name: a key of `EFFECTS`, or "kornia:module.function" for a function of kornia that needs an image alone.
+
+    Returns:
+        a differentiable function from images (batch, 3, height, width) to images.
 
     Raises:
-        InputError: there is none of that name, or kornia is not installed.
+        InputError: there is no effect of that name, or kornia is not installed.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> adp.metrics.effect("inverted")(torch.full((1, 3, 2, 2), 0.25))[0, 0].tolist()
+        [[0.75, 0.75], [0.75, 0.75]]
     """
     if name in EFFECTS:
         return EFFECTS[name]
@@ -111,10 +168,23 @@ def effect(name: str) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class EffectDistance(Paired):
-    """Mean squared distance from the effect on the image that a task compares with: |x - e(y)|^2.
+    """Mean squared distance of an image from the effect applied to the image of comparison.
+
+        mean over pixels and channels of (x - e(y))^2          y the image of the same noise, before
 
     Args:
-        effect: images to images.
+        effect: a function e from images to images of the same shape, such as `effect("sepia")`.
+
+    Raises:
+        InputError: when called directly; in `beside`, if the effect changes the shape.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> before = torch.zeros(1, 3, 8, 8)
+        >>> metric = adp.metrics.EffectDistance(adp.metrics.effect("inverted")).beside(before)
+        >>> metric(torch.full((1, 3, 8, 8), 0.5)).tolist()
+        [0.25]
     """
 
     effect: Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Image classifiers as functions of images in [0, 1], and what their classes are called.
+"""Image classifiers as functions of images in [0, 1], and the names of their classes.
 
 logits(x) = network(preprocess(x))       x (batch, channels, height, width), never clamped
 """
@@ -24,19 +24,20 @@ __all__ = ["Classifier", "Labelled", "PlainClassifier", "as_classifier", "read_c
 
 
 class Labelled(nn.Module, ABC):
-    """What has classes with names.
+    """Base class of classifiers whose classes have names.
 
-    Names are unique: where two classes share one, their numbers are added, as in "crane (class 134)".
+    The attribute `labels` holds unique names: where two classes share a name, their numbers are added, as in
+    "crane (class 134)".
 
     Args:
         labels: the name of each class, in the order of the logits.
     """
 
     names: list[str]
-    """As they were given."""
+    """The names as they were given."""
 
     labels: list[str]
-    """As they are called here, each of them once."""
+    """The names that are used here, each of them once."""
 
     def __init__(self, labels: Sequence[Any]) -> None:
         super().__init__()
@@ -46,16 +47,30 @@ class Labelled(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the weights and the labels to a folder."""
-
-    def index(self, label: str | int) -> int:
-        """The number of a class.
+        """Write the weights and the labels to a folder, whole or not at all.
 
         Args:
-            label: its name, or its number; a name of digits comes before a number.
+            folder: the folder; it is made if it does not exist.
+        """
+
+    def index(self, label: str | int) -> int:
+        """Return the number of a class.
+
+        Args:
+            label: the class's name, or its number (also as a string); a name that consists of digits takes
+                precedence over a number.
+
+        Returns:
+            the class's place among the logits.
 
         Raises:
-            InputError: there is no such class, or more than one of the name.
+            InputError: there is no such class, or the name belongs to several.
+
+        Examples:
+            >>> from torch import nn
+            >>> import adjointdpm as adp
+            >>> adp.zoo.PlainClassifier(nn.Flatten(), ["cat", "dog"]).index("dog")
+            1
         """
         if label in self.labels:
             return self.labels.index(label)  # type: ignore[arg-type]  # it is one of the names
@@ -76,20 +91,36 @@ class Labelled(nn.Module, ABC):
 
 
 class Classifier(Labelled):
-    """A transformers image classifier as a function of images in [0, 1]: resizing and normalization included.
+    """A transformers image classifier as a function of images in [0, 1].
+
+        logits(x) = model(preprocess(x))
+
+    The preprocessing is a part of the function, so that the gradient passes through it. `load_classifier` makes one
+    with the preprocessing of a folder's own image processor; use the constructor where there is none.
 
     Args:
         model: a transformers image classifier; its `config.id2label` names the classes.
-        mean, std: of its normalization, per channel.
-        size: side of the square that it takes; None takes images as they come.
+        mean: the normalization's mean of each channel, in units of the range [0, 1].
+        std: the normalization's standard deviation of each channel, above 0.
+        size: side of the square in pixels to which images are resized; None leaves their size unchanged.
 
     Raises:
-        InputError: the classes have no names, or not as many as there are.
+        InputError: `id2label` does not name each class from 0 on, or size or std is not positive; when called, if the
+            images have another number of channels.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> classifier = adp.load_classifier("emoji/resnet")
+        >>> classifier(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 234])
     """
 
     channels: int | None
+    """The number of channels that the network takes; None where its config does not say."""
+
     processor: Any = None
-    """The image processor whose operations `preprocess` repeats; None for those of a mean, a std and a size."""
+    """The image processor whose operations `preprocess` repeats; None for a mean, a std and a size."""
 
     def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], size: int | None) -> None:
         config = model.config
@@ -105,11 +136,24 @@ class Classifier(Labelled):
         self.preprocess: Callable[[Tensor], Tensor] = Preprocess(size, tuple(mean), tuple(std), "bilinear")
 
     def forward(self, images: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch classes"]:
-        """Logits of images, differentiable; images are not clamped."""
+        """Compute the logits of images.
+
+        Args:
+            images: (batch, channels, height, width), in [0, 1]; they are not clamped.
+
+        Returns:
+            the logits, (batch, classes), differentiable.
+        """
         return self.model(self.normalized(images)).logits
 
     def normalized(self, images: Float[Tensor, "batch channels h w"]) -> Tensor:
-        """Images in the size and scale that the network itself takes.
+        """Bring images to the size and scale that the network itself takes.
+
+        Args:
+            images: (batch, channels, height, width), in [0, 1].
+
+        Returns:
+            the network's input, (batch, channels, height', width').
 
         Raises:
             InputError: the network takes another number of channels.
@@ -122,7 +166,11 @@ class Classifier(Labelled):
         return self.preprocess(images)
 
     def save(self, folder: Path) -> None:
-        """Write a folder of transformers, which `load_classifier` reads, whole or not at all."""
+        """Write a folder of transformers, which `load_classifier` reads, whole or not at all.
+
+        Args:
+            folder: the folder; it is made if it does not exist.
+        """
         with whole_files(folder) as beside:
             self.model.save_pretrained(beside)
             if self.processor is not None:
@@ -133,7 +181,11 @@ class Classifier(Labelled):
                 )
 
     def _plain(self) -> dict[str, Any]:
-        """What __init__ was given, in the words of the plainest image processor."""
+        """Return the preprocessing as the settings of the simplest image processor.
+
+        Raises:
+            InputError: `preprocess` was replaced by something else than a `Preprocess`.
+        """
         plain = self.preprocess
         if not isinstance(plain, Preprocess):
             raise InputError(
@@ -156,9 +208,20 @@ class Classifier(Labelled):
 class PlainClassifier(Labelled):
     """Any module from images in [0, 1] to logits, with names for its classes.
 
+    Use it for a network of your own; resizing and normalization are the network's part.
+
     Args:
-        network: (batch, channels, height, width) to (batch, classes).
-        labels: the classes' names.
+        network: a module from (batch, channels, height, width) to (batch, classes).
+        labels: the name of each class, in the order of the logits.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> import adjointdpm as adp
+        >>> network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> classifier = adp.zoo.PlainClassifier(network, ["red", "green", "blue"])
+        >>> classifier(torch.full((1, 3, 8, 8), 0.5)).tolist()
+        [[0.5, 0.5, 0.5]]
     """
 
     def __init__(self, network: nn.Module, labels: Sequence[Any]) -> None:
@@ -166,11 +229,25 @@ class PlainClassifier(Labelled):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """The network's logits."""
+        """Compute the network's logits.
+
+        Args:
+            images: (batch, channels, height, width), in [0, 1].
+
+        Returns:
+            the logits, (batch, classes).
+        """
         return self.network(images)
 
     def save(self, folder: Path) -> None:
-        """Write the weights, for `safetensors.torch.load_model(network, folder / "model.safetensors")`."""
+        """Write the weights and the labels to a folder, whole or not at all.
+
+        `safetensors.torch.load_model(network, folder / "model.safetensors")` reads the weights, and `labels.json` is
+        the list of labels.
+
+        Args:
+            folder: the folder; it is made if it does not exist.
+        """
         from safetensors.torch import save_model
 
         with whole_files(folder) as beside:
@@ -179,18 +256,22 @@ class PlainClassifier(Labelled):
 
 
 def as_classifier(network: nn.Module, like: Tensor, role: str) -> Labelled:
-    """A module as a classifier with names, tried on an image before it is needed.
+    """Give names to a module's classes, after the module has been called on test images.
 
-    Its classes are called by its own `labels`, else by their numbers.
+    The names are the module's own `labels`, or else the classes' numbers.
 
     Args:
-        network: from images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
+        network: a module from images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
         like: one image (channels, height, width), for the size, dtype and device.
-        role: what it is, for messages.
+        role: the module's role, for messages.
+
+    Returns:
+        the network itself where it is a `Labelled`, else a `PlainClassifier` of it.
 
     Raises:
-        InputError: it fails on such images, returns something else than logits, or answers differently for the same
-            image in two batches, as a module in training mode does.
+        InputError: it is no module, it fails on such images, it returns something else than finite logits, its
+            `labels` are more or fewer than its logits, or its logits of one image differ between two batches, as those
+            of a module in training mode do.
     """
     if not isinstance(network, nn.Module):
         raise InputError(f"the {role} must be a torch.nn.Module, but is {type(network).__name__}")
@@ -231,14 +312,17 @@ def as_classifier(network: nn.Module, like: Tensor, role: str) -> Labelled:
 
 
 def read_classifier(path: str, device: str | torch.device) -> Classifier:
-    """A classifier of transformers, frozen, with the preprocessing of its own image processor.
+    """Read a classifier of transformers, its weights frozen and in float32, with its image processor's operations.
 
     Args:
-        path: a folder or a hub's name.
-        device: where it runs.
+        path: a folder, or a model's name on a hub.
+        device: the device of the weights.
+
+    Returns:
+        the classifier, in evaluation mode.
 
     Raises:
-        InputError: it cannot be read, weights are missing or left over, its preprocessing has no differentiable form
+        InputError: it cannot be read, weights are missing or not expected, its preprocessing has no differentiable form
             here, or it fails on an image.
     """
     with quiet():

@@ -1,9 +1,9 @@
-"""What a folder's preprocessor_config.json says, as differentiable operations on tensors.
+"""The preprocessing of a folder's preprocessor_config.json as differentiable operations on tensors.
 
 The settings are those of the model's own image processor in transformers, with the defaults of its class. The same
-setting means different things to different processors (`crop_pct` above all), so each known reading of the settings is
-tried on test images of several shapes, and the one is taken whose pixels are those of the processor itself. Where there
-is none, the folder is refused.
+setting means different things to different processors (`crop_pct` above all). So each known reading of the settings is
+applied to test images of several shapes, and the first one whose pixels are those of the processor itself is used.
+Where no reading fits, the folder is refused.
 """
 
 import math
@@ -37,7 +37,14 @@ _KNOWN = {
 
 
 def has_processor(name: str) -> bool:
-    """Whether a folder, or a hub's name, has settings of an image processor, be they readable or not."""
+    """Return whether a folder, or a model on a hub, has settings of an image processor, readable or not.
+
+    Args:
+        name: a folder, or a model's name on a hub.
+
+    Returns:
+        whether one of the two files of settings exists.
+    """
     from transformers.utils import cached_file
 
     files = ("preprocessor_config.json", "processor_config.json")
@@ -46,7 +53,13 @@ def has_processor(name: str) -> bool:
 
 
 def read_processor(name: str) -> Any:
-    """The image processor of a folder or of a hub's name, as transformers makes it without torchvision.
+    """Read an image processor of transformers, in its form without torchvision.
+
+    Args:
+        name: a folder, or a model's name on a hub.
+
+    Returns:
+        the image processor.
 
     Raises:
         InputError: there is none, it cannot be read, or it names an operation that is not known here.
@@ -78,15 +91,19 @@ _ADVICE = (
 
 
 def processing_of(processor: Any, name: str, channels: int) -> Steps:
-    """The operations of an image processor, checked against its own pixels.
+    """Return the operations of an image processor, compared with its own pixels on test images.
 
     Args:
-        processor: of transformers.
-        name: for messages.
-        channels: of the images, 1 or 3.
+        processor: an image processor of transformers.
+        name: the name of its folder, for messages.
+        channels: number of channels of the images, 1 or 3.
+
+    Returns:
+        the operations, differentiable; their result differs from the processor's by at most 2 % of the pixels' norm
+        on each test image, where 8-bit rounding alone makes up to 0.7 %.
 
     Raises:
-        InputError: no reading of the settings gives the pixels that the processor gives.
+        InputError: the processor fails on a test image, or no reading of its settings gives its pixels.
     """
     settings = processor.to_dict()
     images = [probe_image(channels, *shape) for shape in _SHAPES]
@@ -115,7 +132,16 @@ def processing_of(processor: Any, name: str, channels: int) -> Steps:
 
 
 def probe_image(channels: int, height: int, width: int) -> Tensor:
-    """(1, channels, height, width) in [0, 1], at 8 bits: ramps, waves and edges, another one in each channel."""
+    """Make a test image of ramps, waves and edges, another one in each channel.
+
+    Args:
+        channels: number of channels, 1 to 3.
+        height: in pixels.
+        width: in pixels.
+
+    Returns:
+        (1, channels, height, width), in [0, 1], float32, in multiples of 1 / 255.
+    """
     y = torch.linspace(0, 1, height, dtype=torch.float64)[:, None]
     x = torch.linspace(0, 1, width, dtype=torch.float64)
     planes = [
@@ -140,7 +166,7 @@ def _off(found: Tensor, own: Tensor) -> float:
 
 
 def _readings(s: Mapping[str, Any]) -> Iterator[Steps]:
-    """Each way in which the settings can be meant."""
+    """Yield the operations of each known reading of the settings."""
     for geometry in _geometries(s):
         pads = [Pad(*_sides(s["pad_size"]))] if s.get("do_pad") and s.get("pad_size") else []
         yield Steps((*geometry, *_values(s), *pads))
@@ -168,7 +194,7 @@ def _geometries(s: Mapping[str, Any]) -> Iterator[list[Callable[[Tensor], Tensor
 
 
 def _sizes(size: Mapping[str, int], s: Mapping[str, Any]) -> Iterator[Size]:
-    """What the setting `size` can mean for the new height and width."""
+    """Yield each known reading of the setting `size`, as a function from a height and width to new ones."""
     edge, longest, share = size.get("shortest_edge"), size.get("longest_edge"), s.get("crop_pct")
     if edge and longest:
         yield partial(_bounded, edge, longest)
@@ -190,7 +216,7 @@ def _sizes(size: Mapping[str, int], s: Mapping[str, Any]) -> Iterator[Size]:
 
 
 def _values(s: Mapping[str, Any]) -> list[Callable[[Tensor], Tensor]]:
-    """From [0, 1] to the numbers that the network takes; 8-bit values are the unit of the settings."""
+    """Return the operations from [0, 1] to the network's numbers; the unit of the settings is an 8-bit level."""
     gain = 255 * float(s["rescale_factor"]) if s.get("do_rescale") else 255.0
     offset = -1.0 if s.get("do_rescale") and s.get("rescale_offset") else 0.0
     steps: list[Callable[[Tensor], Tensor]] = []
@@ -226,7 +252,7 @@ def _shortest(edge: int, height: int, width: int) -> tuple[int, int]:
 
 
 def _bounded(edge: int, longest: int, height: int, width: int) -> tuple[int, int]:
-    """The shorter side is `edge`, unless the longer one became more than `longest`."""
+    """Return the size whose shorter side is `edge`, or less where the longer one would exceed `longest`."""
     short, long, exact = min(height, width), max(height, width), float(edge)
     if long / short * edge > longest:
         exact = longest * short / long
@@ -248,5 +274,12 @@ def _within(most_high: int, most_wide: int, height: int, width: int) -> tuple[in
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message in one line."""
+    """Return an error's message in one line.
+
+    Args:
+        error: the error.
+
+    Returns:
+        at most 200 characters; the name of the error's class where it has no message.
+    """
     return " ".join(str(error).split())[:200] or type(error).__name__

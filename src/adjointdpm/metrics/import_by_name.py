@@ -13,11 +13,19 @@ __all__ = ["attribute", "user_function"]
 
 
 def attribute(module: str, name: str, hint: str) -> Any:
-    """A callable attribute of a module.
+    """Import a callable attribute of a module, with standard input closed.
+
+    Args:
+        module: the module's name, as in an import.
+        name: the attribute's name.
+        hint: advice for the user, with which the message of an error ends.
+
+    Returns:
+        the attribute.
 
     Raises:
-        InputError: either is missing, the module fails or exits while it is imported, or the attribute cannot
-            be called; the message ends in the hint.
+        InputError: the module or the attribute is missing, the module fails or exits while it is imported, or the
+            attribute cannot be called.
     """
     try:
         with closed_stdin():
@@ -34,12 +42,23 @@ def attribute(module: str, name: str, hint: str) -> Any:
 
 
 def user_function(name: str) -> Any:
-    """What "module:function" names, the current folder being searched first, as by `python -m`.
+    """Import the function that "module:function" names; the current folder is searched first, as by `python -m`.
 
-    Importing a module runs it: name only code that you trust.
+    Importing a module runs it, so name only code that you trust.
+
+    Args:
+        name: the module's name, a colon and the function's name.
+
+    Returns:
+        the function, or another callable.
 
     Raises:
-        InputError: it is not of that form, is not there, or fails while it is imported.
+        InputError: the name is not of that form, does not exist, or its module fails while it is imported.
+
+    Examples:
+        >>> import adjointdpm as adp
+        >>> adp.metrics.user_function("math:hypot")(3, 4)
+        5.0
     """
     module, _, function = name.partition(":")
     if not module or not function:

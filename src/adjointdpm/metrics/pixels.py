@@ -16,13 +16,24 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 @dataclass(frozen=True, eq=False)
 class PixelDistance(Weighable):
-    """Mean squared difference to a target image, in units of the full range.
+    """Mean squared difference from a target image.
+
+        mean over pixels and channels of (x - y)^2          in units of the squared range, 0 to 1
+
+    It compares place by place, so that a shift of the subject counts as much as another subject. Use
+    `ContentDistance` or `ClipDistance` to compare what images show.
 
     Args:
-        target: (batch, channels, height, width) or (channels, height, width), in [0, 1].
+        target: the target y, (batch, channels, height, width) or (channels, height, width), in [0, 1].
 
     Raises:
         InputError: when called, if the images have another shape.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> adp.metrics.PixelDistance(torch.zeros(3, 8, 8))(torch.full((1, 3, 8, 8), 0.5)).tolist()
+        [0.25]
     """
 
     target: Tensor
@@ -38,7 +49,21 @@ class PixelDistance(Weighable):
 
 @dataclass(frozen=True)
 class Pixels(Paired):
-    """Mean squared difference to the image that a task compares with."""
+    """Mean squared difference from the image that a task compares with: that of the same noise, before.
+
+    In a sum it keeps the result close to the image before the optimization: `style + 0.5 * Pixels()`. It is
+    `PixelDistance` to that image.
+
+    Raises:
+        InputError: when called directly.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> metric = adp.metrics.Pixels().beside(torch.zeros(1, 3, 8, 8))
+        >>> metric(torch.full((1, 3, 8, 8), 0.5)).tolist()
+        [0.25]
+    """
 
     def beside(self, others: AnyImages) -> PixelDistance:
         return PixelDistance(others)
@@ -46,9 +71,20 @@ class Pixels(Paired):
 
 @dataclass(frozen=True)
 class Chroma(Weighable):
-    """How colourful an image is: the mean squared distance of its pixels from their own grey.
+    """The colourfulness of an image: the mean squared distance of its pixels from their own grey.
 
-    mean over pixels and channels of (c - Y)^2,   Y the luminance (Rec. 709)
+        mean over pixels and channels of (c - Y)^2,     Y = 0.2126 R + 0.7152 G + 0.0722 B (Rec. 709)
+
+    Lower it for a grey image; its negative makes colours stronger.
+
+    Raises:
+        InputError: when called, if the images do not have 3 channels.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> adp.metrics.Chroma()(torch.full((1, 3, 8, 8), 0.5)).tolist()
+        [0.0]
     """
 
     def __call__(self, images: AnyImages) -> Values:
@@ -62,14 +98,24 @@ class Chroma(Weighable):
 class BackgroundColour(Weighable):
     """Mean squared distance of an image's border from a colour.
 
-    Use it where the subject stands in the middle; what touches the border is taken for background.
+        mean over the border's pixels and channels of (x - colour)^2
+
+    Use it where the subject stands in the middle. A subject that touches the border counts as background.
 
     Args:
-        colour: red, green and blue in [0, 1].
-        width: of the border in pixels, at least 1.
+        colour: red, green and blue, each in [0, 1].
+        width: width of the border in pixels, at least 1.
 
     Raises:
-        InputError: another number of channels, or a value out of range.
+        InputError: a value is out of range; when called, if the images do not have 3 channels.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> metric = adp.metrics.BackgroundColour((0.0, 0.0, 1.0))
+        >>> image = torch.zeros(1, 3, 16, 16)
+        >>> round(metric(image).item(), 4)
+        0.3333
     """
 
     colour: tuple[float | int, float | int, float | int]
@@ -94,7 +140,15 @@ def _needs_color(images: Tensor) -> None:
 
 
 def border(images: Images, width: int = 4) -> Tensor:
-    """The pixels of an image's border, each once: (batch, 3, pixels); all of them if it is that small."""
+    """Return the pixels of an image's border, each once.
+
+    Args:
+        images: (batch, 3, height, width).
+        width: width of the border in pixels, at least 1.
+
+    Returns:
+        (batch, 3, pixels); all pixels where the border covers the image.
+    """
     h, w = images.shape[-2:]
     inside = torch.zeros(h, w, dtype=torch.bool, device=images.device)
     inside[width : max(width, h - width), width : max(width, w - width)] = True

@@ -6,8 +6,8 @@
     resize   y_i = sum_j K((j + 1/2 - c_i) / s) x_j / sum_j K((j + 1/2 - c_i) / s),   c_i = (i + 1/2) n / m,
              s = max(1, n / m), from n to m pixels, one axis after the other: the resampling of Pillow
 
-x lies in [0, 1] and is never clamped. Only what a filter with negative lobes adds is cut, where Pillow's 8 bits cut it:
-at the larger of the range [0, 1] and the image's own range.
+x lies in [0, 1] and is never clamped. Only the overshoot of a filter with negative lobes is cut, where Pillow's 8 bits
+cut it: at the larger of the range [0, 1] and the image's own range.
 """
 
 import math
@@ -37,15 +37,26 @@ Size = Callable[[int, int], tuple[int, int]]
 class Preprocess:
     """Resizing and normalization, as part of a metric.
 
-    The whole image is resized to a square; nothing is cropped, so that every pixel counts.
+        u = (resize(x) - mean) / std
+
+    The whole image is resized to a square. Nothing is cropped, so that every pixel has an influence, but an image that
+    is not square is distorted. Use `Steps` where a network was trained with crops.
 
     Args:
-        size: side of the square; None takes images as they come.
-        mean, std: per channel.
-        mode: of the resizing, which is antialiased.
+        size: side of the square in pixels, at least 1; None leaves the size unchanged.
+        mean: the mean of each channel, in units of the range [0, 1]; one number holds for all channels.
+        std: the standard deviation of each channel, above 0; one number holds for all channels.
+        mode: the interpolation of the resizing, which is antialiased.
 
     Raises:
-        InputError: a side below 1, or a standard deviation that is not above 0.
+        InputError: size is below 1, or a standard deviation is not above 0.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> preprocess = adp.metrics.Preprocess(4, (0.5,) * 3, (0.5,) * 3)
+        >>> preprocess(torch.ones(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 4, 4])
     """
 
     size: int | None = None
@@ -74,7 +85,13 @@ IMAGENET = Preprocess(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "biline
 
 @dataclass(frozen=True)
 class Steps:
-    """Operations one after the other; images (batch, channels, height, width) in [0, 1] go in."""
+    """Operations that are applied one after the other.
+
+        u = (step_n o ... o step_1)(x)
+
+    Args:
+        steps: the operations, first to last; the first takes images (batch, channels, height, width) in [0, 1].
+    """
 
     steps: tuple[Callable[[Tensor], Tensor], ...]
 
@@ -86,7 +103,12 @@ class Steps:
 
 @dataclass(frozen=True)
 class Scale:
-    """gain x + offset."""
+    """A linear map of all values: gain x + offset.
+
+    Args:
+        gain: the factor.
+        offset: the summand.
+    """
 
     gain: float
     offset: float
@@ -97,7 +119,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Standardize:
-    """(x - mean) / std, per channel, or one number for all."""
+    """Normalization of each channel: (x - mean) / std.
+
+    Args:
+        mean: one number a channel, or one for all.
+        std: one number a channel, or one for all; not 0.
+    """
 
     mean: Channels
     std: Channels
@@ -109,7 +136,7 @@ class Standardize:
 
 @dataclass(frozen=True)
 class FlipChannels:
-    """Red, green, blue to blue, green, red."""
+    """The reversed order of channels: from red, green, blue to blue, green, red."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.flip(1)
@@ -120,7 +147,7 @@ class CenterCrop:
     """The middle of an image, with zeros around it where the image is smaller.
 
     Args:
-        size: the crop's height and width for an image's.
+        size: a function from the image's height and width to the crop's, in pixels.
     """
 
     size: Size
@@ -141,6 +168,10 @@ class CenterCrop:
 class Pad:
     """Zeros at the right and at the bottom, up to a height and width.
 
+    Args:
+        height: the padded height in pixels.
+        width: the padded width in pixels.
+
     Raises:
         InputError: when called, if the image is larger.
     """
@@ -159,11 +190,13 @@ class Pad:
 
 @dataclass(frozen=True)
 class Resize:
-    """Pillow's resampling as two products with constant matrices.
+    """Pillow's resampling as two products with constant matrices, one for each axis.
+
+        y_i = sum_j K((j + 1/2 - c_i) / s) x_j / sum_j K((j + 1/2 - c_i) / s)
 
     Args:
-        size: the new height and width for an image's.
-        resample: Pillow's number of a filter; see `FILTERS`.
+        size: a function from the image's height and width to the new ones, in pixels.
+        resample: Pillow's number of the filter K, 0 to 5; see `FILTERS`.
     """
 
     size: Size
@@ -209,7 +242,7 @@ _PILLOW = int(PIL.__version__.split(".")[0])
 
 @lru_cache(maxsize=64)
 def _weights(old: int, new: int, resample: int) -> Tensor:
-    """(new, old): each new pixel's weights of the old ones, float64 on the CPU."""
+    """Return each new pixel's weights of the old ones, (new, old), float64 on the CPU."""
     scale = torch.full((new,), old / new, dtype=torch.float64)
     if resample == 0:
         # Summed as Pillow sums it: where a center falls on the border of two pixels, rounding decides.

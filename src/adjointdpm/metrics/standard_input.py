@@ -1,4 +1,4 @@
-"""Other people's code without the terminal's input: it finds the end of a file where it would wait for ever."""
+"""Standard input as an empty file, so that code of other authors that reads from it does not wait for ever."""
 
 import os
 import sys
@@ -10,7 +10,13 @@ __all__ = ["closed_stdin"]
 
 @contextmanager
 def closed_stdin() -> Iterator[None]:
-    """A block in which standard input is empty, for Python and below it."""
+    """Make standard input empty within a block, for Python and for native code.
+
+    Use it around calls of code that may read from the terminal. It acts on the whole process.
+
+    Yields:
+        None.
+    """
     kept, saved = sys.stdin, None
     with open(os.devnull) as empty:
         with suppress(OSError):  # there may be no standard input at all

@@ -25,23 +25,35 @@ Features = Callable[[Tensor], Sequence[Tensor]]
 
 
 class HiddenStates(nn.Module):
-    """The hidden states of a transformers model: a classifier's, a backbone's, a vision tower's.
+    """Hidden states of a transformers model (a classifier, a backbone or a vision tower) as features.
+
+    Use it for `Style` and `Content`: early states for style, later ones for content. For a model that returns no hidden
+    states use `Layers`.
 
     Args:
-        model: called as model(pixels, output_hidden_states=True).
-        preprocess: images in [0, 1] to what it takes.
-        layers: which states; negative numbers count from the last; all if None.
+        model: the model; it is called as model(pixels, output_hidden_states=True).
+        preprocess: a function from images in [0, 1] to the model's input.
+        layers: numbers of the states; negative numbers count from the last. All states if None.
 
     Raises:
         InputError: when called, if there is no such state.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> judge = adp.load_classifier("emoji/judge")
+        >>> features = adp.metrics.HiddenStates(judge.model, judge.preprocess, layers=(0, 1))
+        >>> len(features(torch.zeros(1, 3, 64, 64)))
+        2
     """
 
     def __init__(
         self, model: Any, preprocess: Callable[[Tensor], Tensor], layers: Sequence[int] | None = (0, 1, 2)
     ) -> None:
         super().__init__()
-        self.model, self.preprocess = model, preprocess
-        self.layers = None if layers is None else tuple(layers)
+        self.model: Any = model
+        self.preprocess: Callable[[Tensor], Tensor] = preprocess
+        self.layers: tuple[int, ...] | None = None if layers is None else tuple(layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         states = self.model(self.preprocess(images), output_hidden_states=True).hidden_states
@@ -54,15 +66,24 @@ class HiddenStates(nn.Module):
 
 
 class Layers(nn.Module):
-    """What named modules inside any network put out.
+    """Outputs of named modules inside any network as features.
 
     Args:
-        network: called with preprocessed images; its own result is not looked at.
-        names: of modules, as in `network.named_modules()`.
-        preprocess: images in [0, 1] to what it takes; None for nothing.
+        network: the network; it is called with preprocessed images, and its own result is ignored.
+        names: names of modules, as in `network.named_modules()`; at least one.
+        preprocess: a function from images in [0, 1] to the network's input; None for the identity.
 
     Raises:
-        InputError: there is no such module; or, when called, it did not run or put out no tensor.
+        InputError: no name is given, or there is no such module; when called, if a module did not run or its output
+            is no tensor.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> import adjointdpm as adp
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
+        >>> [each.shape[1] for each in adp.metrics.Layers(network, ["0", "2"])(torch.zeros(1, 3, 8, 8))]
+        [4, 5]
     """
 
     def __init__(
@@ -75,7 +96,9 @@ class Layers(nn.Module):
             raise InputError(
                 f"the network has no module {wrong or 'named'}; it has {', '.join(known)[:400]}"
             )
-        self.network, self.names, self.preprocess = network, tuple(names), preprocess
+        self.network: nn.Module = network
+        self.names: tuple[str, ...] = tuple(names)
+        self.preprocess: Callable[[Tensor], Tensor] | None = preprocess
 
     def forward(self, images: Tensor) -> list[Tensor]:
         found: dict[str, Any] = {}
@@ -97,23 +120,56 @@ class Layers(nn.Module):
 
 
 def gram(features: Tensor) -> Tensor:
-    """F F^T / n of each image's features: (batch, channels, channels)."""
+    """Compute the Gram matrix of each image's features.
+
+        G = F F^T / n          F (channels, n)
+
+    Args:
+        features: (batch, channels, height, width) with n = height * width, or (batch, tokens, channels) with
+            n = tokens.
+
+    Returns:
+        (batch, channels, channels).
+
+    References:
+        Gatys, Ecker and Bethge, 2015, arXiv 1508.06576.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> adp.metrics.gram(torch.full((1, 2, 4, 4), 0.5)).tolist()
+        [[[0.25, 0.25], [0.25, 0.25]]]
+    """
     flat = features.flatten(2) if features.ndim == 4 else features.transpose(1, 2)
     return flat @ flat.transpose(1, 2) / flat.shape[2]
 
 
 @dataclass(frozen=True, eq=False)
 class Style(Weighable):
-    """Distance of Gram matrices from those of one reference image; 0 at the reference, 1 at no features.
+    """Relative distance of Gram matrices from those of one reference image.
 
-    Places do not matter to it, so it says nothing of content: add `Content()` to keep that.
+        mean_l |G_l(x) - G_l(r)|^2 / |G_l(r)|^2          0 at the reference, 1 for an image without features
+
+    A Gram matrix holds no places, so that the metric does not depend on the content: add `Content(features)` to keep
+    the content.
 
     Args:
-        features: which network's.
-        reference: (3, height, width) in [0, 1], of any size.
+        features: a function from images to feature maps, such as `HiddenStates` or `Layers`.
+        reference: the reference image r, (3, height, width), in [0, 1], of any size.
 
     Raises:
-        InputError: a reference of another shape, or one without features.
+        InputError: the reference has another shape; when called, if a layer's features of the reference are all 0.
+
+    References:
+        Gatys, Ecker and Bethge, 2015, arXiv 1508.06576.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> reference = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> metric = adp.metrics.Style(lambda images: [images], reference)
+        >>> metric(reference[None]).tolist()
+        [0.0]
     """
 
     features: Features
@@ -125,7 +181,11 @@ class Style(Weighable):
         object.__setattr__(self, "_known", {})
 
     def _grams(self, like: Tensor) -> list[Tensor]:
-        """Of the reference, made once a dtype and device, without a graph."""
+        """Return the reference's Gram matrices, which are made once for each dtype and device, without a graph.
+
+        Raises:
+            InputError: a layer's features of the reference are all 0.
+        """
         known: dict[Any, list[Tensor]] = self.__dict__["_known"]
         place = (like.dtype, like.device)
         if place not in known:
@@ -141,11 +201,23 @@ class Style(Weighable):
 
 @dataclass(frozen=True, eq=False)
 class ContentDistance(Weighable):
-    """Distance of features from those of target images, place by place.
+    """Relative distance of features from those of target images, place by place.
+
+        mean_l |F_l(x) - F_l(y)|^2 / |F_l(y)|^2          0 at the target
 
     Args:
-        features: which network's.
-        target: (batch, 3, height, width), or one of them for all.
+        features: a function from images to feature maps, such as `HiddenStates` or `Layers`.
+        target: the target y, (batch, 3, height, width), or (1, 3, height, width) for all images.
+
+    References:
+        Gatys, Ecker and Bethge, 2015, arXiv 1508.06576.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> metric = adp.metrics.ContentDistance(lambda images: [images], torch.full((1, 3, 8, 8), 0.5))
+        >>> metric(torch.ones(2, 3, 8, 8)).tolist()
+        [1.0, 1.0]
     """
 
     features: Features
@@ -157,10 +229,15 @@ class ContentDistance(Weighable):
 
 @dataclass(frozen=True, eq=False)
 class Content(Paired):
-    """`ContentDistance` to the image that a task compares with: the same noise, before.
+    """`ContentDistance` to the image that a task compares with: that of the same noise, before.
+
+    In a sum it keeps the content while another metric changes the style: `style + 0.5 * Content(features)`.
 
     Args:
-        features: which network's.
+        features: a function from images to feature maps, such as `HiddenStates` or `Layers`.
+
+    Raises:
+        InputError: when called directly.
     """
 
     features: Features

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._types import Derivative, InputError, State
+from .._types import Derivative, InputError, State, Time
 from ..flow.grids import TimeGrid
 from .base import History, Solver, combine
 from .runge_kutta import RK4
@@ -63,7 +63,7 @@ class AdamsBashforth(Solver):
         if len(history) < self.order > 2:
             started = iter([slope])  # RK4's first stage is the slope already at hand
 
-            def reuse(at, time):
+            def reuse(at: State, time: Time) -> State:
                 return next(started, None) or f(at, time)
 
             return RK4().step(reuse, state, grid, i, ())[0], history
