@@ -19,7 +19,7 @@ from ..flow.grids import TimeGrid
 from .base import History, Solver, combine
 from .runge_kutta import RK4
 
-__all__ = ["AdamsBashforth", "DPMSolverPP"]
+__all__ = ["AdamsBashforth", "DPMSolverPP", "extrapolated"]
 
 
 @dataclass(frozen=True)
@@ -124,17 +124,34 @@ class DPMSolverPP(Solver):
         data = combine(state, [(-now.tau, slope)])
         if now.tau == 0:  # only in a backward solution from clean data; the same step without 0 / 0
             return combine(state, [(then.tau, slope)]), (now, data)
-        extrapolated = data
-        if self.order == 2 and history and then.tau > 0:
-            last_time, last_data = history
-            h = then.log_snr_half - now.log_snr_half
-            half_ratio = h / (2 * (now.log_snr_half - last_time.log_snr_half))
-            extrapolated = tuple(
-                (1 + half_ratio) * new - half_ratio * old for new, old in zip(data, last_data, strict=True)
-            )
+        ahead = extrapolated(data, history, now, then) if self.order == 2 else data
         shrink = then.tau / now.tau
-        state = tuple(shrink * z + (1 - shrink) * d for z, d in zip(state, extrapolated, strict=True))
+        state = tuple(shrink * z + (1 - shrink) * d for z, d in zip(state, ahead, strict=True))
         return state, (now, data)
 
     def calls(self, steps: int, clean: bool = False) -> int:
         return steps
+
+
+def extrapolated(data: State, history: History, now: Time, then: Time) -> State:
+    """The data prediction in the middle of a step, extrapolated in lambda = log(alpha / sigma) from two predictions.
+
+        D + r (D - D_last),    r = (lambda_{i+1} - lambda_i) / (2 (lambda_i - lambda_{i-1}))
+
+    Args:
+        data: D, the prediction at the start of the step.
+        history: the time and the prediction of the last step; empty in the first step.
+        now: the start of the step.
+        then: its end.
+
+    Returns:
+        the prediction; D itself in the first step, and in one that ends at sigma = 0.
+    """
+    if not history or then.tau <= 0:
+        return data
+    last_time, last_data = history
+    h = then.log_snr_half - now.log_snr_half
+    half_ratio = h / (2 * (now.log_snr_half - last_time.log_snr_half))
+    return tuple(
+        (1 + half_ratio) * new - half_ratio * old for new, old in zip(data, last_data, strict=True)
+    )

@@ -11,11 +11,10 @@ increments of W for each step.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from .._types import Derivative, InputError, Scalar, State, Time
 from ..flow.grids import TimeGrid
 from .base import History, Solver, combine, ends_clean
+from .multistep import extrapolated
 from .step_noise import StepNoise
 
 __all__ = ["Ancestral", "EulerMaruyama", "SDEDPMSolverPP"]
@@ -177,14 +176,7 @@ class SDEDPMSolverPP(Solver):
         now, then = grid[i], grid[i + 1]
         slopes = f(state, now)
         data = tuple(z - now.tau * slope for z, slope in zip(state, slopes, strict=True))
-        ahead: tuple[Tensor, ...] = data
-        if self.order == 2 and history and then.tau > 0:
-            last_time, last_data = history
-            h = then.log_snr_half - now.log_snr_half
-            half_ratio = h / (2 * (now.log_snr_half - last_time.log_snr_half))
-            ahead = tuple(
-                (1 + half_ratio) * new - half_ratio * old for new, old in zip(data, last_data, strict=True)
-            )
+        ahead = extrapolated(data, history, now, then) if self.order == 2 else data
         r = _ratio(now, then)
         keep, add = then.sigma / now.sigma * r * now.scale, then.alpha * (1 - r**2)
         spread = then.sigma * (1 - r**2).sqrt()
