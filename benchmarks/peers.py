@@ -22,7 +22,7 @@ Latents = Callable[[Tensor, Tensor], Tensor]
 def guided(sampler: adp.FlowSampler, cond: adp.Cond) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The guided UNet, as one would write it."""
     unet: Any = sampler.model.denoiser.network
-    w = cond["guidance_scale"]
+    w = float(sampler.guidance_scale)
 
     def eps(x: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         text = torch.cat([cond["negative_prompt_embeds"], prompt])

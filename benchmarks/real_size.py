@@ -116,10 +116,7 @@ def main(argv: list[str]) -> None:
     if args.plain:
         ways["Backprop()"] = adp.Backprop()
     rows = []
-    guidance = torch.tensor(5.0, device=args.device)
-    given = adp.Cond(
-        {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "guidance_scale": guidance}
-    )
+    given = adp.Cond({"prompt_embeds": text[0], "negative_prompt_embeds": text[1]})
     if args.device != "cpu":  # kernels are loaded in the first call
         warm = latent.clone().requires_grad_()
         torch.autograd.grad(sampler.replace(steps=1)(warm, given).sum(), warm)
