@@ -1,4 +1,19 @@
-"""Gradients through diffusion samplers: exact by default, at the memory of one denoiser call."""
+"""Gradients through diffusion samplers: exact by default, at the memory of one denoiser call.
+
+    dL/dv,     L = metric(sampler(noise, cond))          v the noise, a part of cond, the time grid or the weights
+
+`differentiable(pipe)` is a stock pipeline's own call with gradients; `PipelineSampler(pipe)` and `FlowSampler` are
+samplers for `gradients`, `compare` and the tasks. `load_bundled` loads a small model to try them on.
+
+Examples:
+    >>> import adjointdpm as adp
+    >>> sampler = adp.load_bundled("emoji", steps=2)
+    >>> noise, cond = sampler.noise(1, seed=0), sampler.encode("a red apple").requires_grad_()
+    >>> images = sampler(noise.requires_grad_(), cond)
+    >>> adp.metrics.Chroma()(images).sum().backward()
+    >>> noise.grad.shape == noise.shape, cond["prompt_embeds"].grad is not None
+    (True, True)
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

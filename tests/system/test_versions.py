@@ -13,7 +13,14 @@ import pytest
 from adjointdpm.cli.main import COMMANDS
 from tests import ROOT
 
-TOOLS = {"pyright", "ruff", "tensorboard", "torchdiffeq", "torchsde"}  # not in the core of the suite
+TOOLS = {
+    "hatchling",
+    "pyright",
+    "ruff",
+    "tensorboard",
+    "torchdiffeq",
+    "torchsde",
+}  # not in the core of the suite
 
 
 def parts(version):
