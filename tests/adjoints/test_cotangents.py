@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.flow.denoisers import WrappedDenoiser
 from tests.tiny.mixtures import gradient, mixture
 
 
@@ -21,10 +22,11 @@ def test_a_gradient_that_overflows_is_named_with_its_step():
         def backward(ctx, g):
             return g * float("inf")
 
-    plain = sampler.model.denoiser._output
-    sampler.model.denoiser._output = lambda x, t, *rest: plain(
-        Breaks.apply(x) if float(t) == at else x, t, *rest
-    )
+    class Overflows(WrappedDenoiser):
+        def forward(self, x, t, cond):
+            return self.denoiser(Breaks.apply(x) if float(t) == at else x, t, cond)
+
+    sampler.model.denoiser = Overflows(sampler.model.denoiser)
     for adjoint in (adp.Backprop(), adp.Checkpointed(), adp.CoarseAdjoint(), adp.Continuous()):
         with pytest.raises(adp.NonFiniteError, match=r"at step 3 of 8"):
             gradient(sampler.replace(adjoint=adjoint))

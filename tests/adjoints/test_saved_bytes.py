@@ -74,7 +74,7 @@ def test_split_guidance_halves_one_graph():
 def test_the_decoder_is_planned_for():
     from tests.conftest import tiny_pipeline
 
-    sampler = adp.FlowSampler.from_pipeline(tiny_pipeline(), steps=4)
+    sampler = adp.FlowSampler.from_pipeline(tiny_pipeline(), steps=4, guidance_scale=1.0)
     sampler.requires_grad_(False)
     noise = torch.randn(1, 2, 4, 4).requires_grad_()
     cond = adp.Cond({"prompt_embeds": torch.randn(1, 5, 6)})
