@@ -190,6 +190,17 @@ class EffectDistance(Paired):
     effect: Callable[[Tensor], Tensor]
 
     def beside(self, others: Images) -> PixelDistance:
+        """Return the distance from the effect on the given images.
+
+        Args:
+            others: (batch, 3, height, width), in [0, 1].
+
+        Returns:
+            the metric of a batch of the same size.
+
+        Raises:
+            InputError: the effect changes the shape.
+        """
         target = self.effect(others)
         if target.shape != others.shape:
             raise InputError(

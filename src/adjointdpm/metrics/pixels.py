@@ -66,6 +66,14 @@ class Pixels(Paired):
     """
 
     def beside(self, others: AnyImages) -> PixelDistance:
+        """Return the distance from the given images.
+
+        Args:
+            others: (batch, channels, height, width), in [0, 1].
+
+        Returns:
+            the metric of a batch of the same size.
+        """
         return PixelDistance(others)
 
 

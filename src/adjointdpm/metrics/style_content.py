@@ -56,6 +56,17 @@ class HiddenStates(nn.Module):
         self.layers: tuple[int, ...] | None = None if layers is None else tuple(layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the chosen hidden states.
+
+        Args:
+            images: (batch, channels, height, width), in [0, 1].
+
+        Returns:
+            one tensor for each layer, (batch, channels, height', width') or (batch, tokens, channels).
+
+        Raises:
+            InputError: the model has no such state.
+        """
         states = self.model(self.preprocess(images), output_hidden_states=True).hidden_states
         if self.layers is None:
             return list(states)
@@ -101,6 +112,17 @@ class Layers(nn.Module):
         self.preprocess: Callable[[Tensor], Tensor] | None = preprocess
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the named modules' outputs.
+
+        Args:
+            images: (batch, channels, height, width), in [0, 1].
+
+        Returns:
+            one tensor for each name.
+
+        Raises:
+            InputError: a module did not run, or its output is no tensor.
+        """
         found: dict[str, Any] = {}
 
         def keep(name: str) -> Any:
@@ -243,6 +265,14 @@ class Content(Paired):
     features: Features
 
     def beside(self, others: AnyImages) -> ContentDistance:
+        """Return the distance from the features of the given images.
+
+        Args:
+            others: (batch, 3, height, width), in [0, 1].
+
+        Returns:
+            the metric of a batch of the same size.
+        """
         return ContentDistance(self.features, others)
 
 
