@@ -91,6 +91,11 @@ def test_noise_with_what_it_takes_to_use_it(tmp_path):
     adp.save_textual_inversion(file, "<new>", torch.zeros(3))
     with pytest.raises(adp.InputError, match="no noise"):
         adp.load_noise(file)
+    file.write_bytes(b"no safetensors")
+    with pytest.raises(adp.InputError, match="cannot be read as noise"):
+        adp.load_noise(file)
+    with pytest.raises(adp.InputError, match="cannot be read as noise"):
+        adp.load_noise(tmp_path / "absent.safetensors")
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "flux"])

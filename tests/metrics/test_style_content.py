@@ -50,3 +50,14 @@ def test_hidden_states_of_a_vision_tower():
     assert gradcheck(style, x.clone().requires_grad_(), fast_mode=True)
     with pytest.raises(adp.InputError, match="hidden states"):
         m.HiddenStates(model, process, [9])(x)
+
+
+@pytest.mark.parametrize("size", [1e-4, 200.0])
+def test_half_precision_features_neither_underflow_nor_overflow(size):
+    """The squares of both sizes lie outside of float16's range."""
+    theirs = size * torch.linspace(0.5, 1, 64).view(1, 4, 4, 4)
+    ours = 1.5 * theirs
+    features = lambda images: [images.half()]  # noqa: E731
+    found = m.ContentDistance(features, theirs)(ours)
+    assert bool(torch.isfinite(found).all())
+    assert float(found) == pytest.approx(0.25, rel=0.1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -341,14 +341,17 @@ def load_noise(path: str | Path) -> tuple[Tensor, Mapping[str, str]]:
         where `save_noise` received None.
 
     Raises:
-        InputError: the file holds no noise.
-        FileNotFoundError: there is no such file.
-        SafetensorError: the file is no safetensors file, or is damaged.
+        InputError: there is no such file, it is no safetensors file or damaged, or it holds no noise.
     """
-    with safe_open(str(path), "pt") as file:
-        if "noise" not in file.keys():  # noqa: SIM118, it is no mapping
-            raise InputError(f"{path} holds {', '.join(file.keys()) or 'nothing'}, but no noise")
-        return file.get_tensor("noise"), file.metadata() or {}
+    try:
+        with safe_open(str(path), "pt") as file:
+            if "noise" not in file.keys():  # noqa: SIM118, it is no mapping
+                raise InputError(f"{path} holds {', '.join(file.keys()) or 'nothing'}, but no noise")
+            return file.get_tensor("noise"), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} cannot be read as noise ({error}); give a file that save_noise wrote"
+        ) from error
 
 
 def as_written(name: str, tensor: Tensor) -> Tensor:

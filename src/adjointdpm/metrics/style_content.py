@@ -279,6 +279,9 @@ class Content(Paired):
 def _relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     parts = []
     for ours, theirs in zip(found, wanted, strict=True):
-        away = (ours - theirs).flatten(1).square().sum(1)
-        parts.append(away / theirs.flatten(1).square().sum(1).clamp(min=1e-12))
+        wide = torch.promote_types(
+            theirs.dtype, torch.float32
+        )  # squares of half precision under- and overflow
+        away = (ours.to(wide) - theirs.to(wide)).flatten(1).square().sum(1)
+        parts.append(away / theirs.to(wide).flatten(1).square().sum(1).clamp(min=1e-12))
     return torch.stack(parts).mean(0)
