@@ -184,7 +184,13 @@ def test_the_bundled_pipeline_encodes_and_compares():
     made = adp.gradients(sampler, metric, noise, given, ["noise", "guidance_scale"])
     assert made.variables["noise"].shape == noise.shape
     seen = adp.compare(
-        sampler, metric, [adp.Backprop(), adp.Truncated(last=1)], noise=noise, cond=given, repeats=1
+        sampler,
+        metric,
+        [adp.Backprop(), adp.Truncated(last=1)],
+        noise=noise,
+        cond=given,
+        repeats=1,
+        check=False,
     )
     errors = {(row.adjoint, row.variable): row.relative_error for row in seen.rows}
     assert errors["Backprop()", "noise"] == errors["Backprop()", "prompt_embeds"] == 0
