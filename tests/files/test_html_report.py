@@ -1,6 +1,7 @@
 """A page is one file: its images and plots are in it, as they were given."""
 
 import base64
+import html
 import io
 import re
 
@@ -44,3 +45,14 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
     text = page.write(tmp_path / "page.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert "http" not in text
+
+
+def test_what_users_typed_is_escaped(tmp_path):
+    page = Page("<script>title")
+    page.text("<img src=x onerror=alert(1)>")
+    page.table(["<b>"], [["<i>"]])
+    page.images(ImageTable("<u>", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ['"><script>']))
+    text = page.write(tmp_path / "page.html").read_text()
+    assert "<script>" not in text
+    assert "<img src=x" not in text
+    assert html.escape("<img src=x onerror=alert(1)>") in text

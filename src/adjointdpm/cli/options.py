@@ -17,10 +17,12 @@ from ..files.checkpoint import check_config
 from ..metrics.image_classifier import Classifier
 from ..optimization.distributed import Processes
 from ..optimization.run_folder import hold_folder
+from ..optimization.task import RunOptions
 from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
+from ..tasks.methods import MethodsResult
 from ..zoo import load_bundled
-from .flags import ForBundled, Given
+from .flags import ForBundled, Given, PromptTexts
 from .parse_metric import Networks
 from .parse_sampler import SOLVERS, classifier_of, device_of, sampler_of
 
@@ -29,16 +31,17 @@ __all__ = [
     "BundledOptions",
     "FeatureOptions",
     "FolderOptions",
+    "MetricOptions",
     "ModelOptions",
     "NetworkOptions",
     "OutputOptions",
-    "agreed",
+    "TaskOptions",
     "announce",
+    "announce_methods",
     "check_networks",
     "free_folder",
     "in_one_process",
     "judge_of",
-    "saved",
 ]
 
 RESULTS = ("result.json", "state/**/*.safetensors")
@@ -137,13 +140,53 @@ class OutputOptions(FolderOptions):
     resume: bool = False
     report_to: Literal["none", "tensorboard"] = "none"
 
-    def folder(self) -> Path:
-        """The folder, which holds no results that this run would write over."""
-        return free_folder(self.output_dir, *RESULTS, resume=self.resume, overwrite=self.overwrite)
+    def start(self, given: Given, quiet: Collection[str] = ()) -> tuple[Path, RunOptions]:
+        """The folder, which holds no results that this run would write over and now the flags, and the run's options.
 
-    def reporter(self) -> Callable[[int, dict[str, float]], None] | None:
-        """A function that writes a run's losses for tensorboard; None where they are not wanted."""
-        return None if self.report_to == "none" else _tensorboard(self.output_dir)
+        Args:
+            given: What was given to the command.
+            quiet: Names of further flags that a checkpoint need not agree on.
+
+        Returns:
+            tuple: the folder and the options.
+
+        Raises:
+            InputError: The folder holds results or cannot be written to, the run that is to be resumed was made with
+                other flags, or tensorboard is not installed.
+        """
+        folder = free_folder(self.output_dir, *RESULTS, resume=self.resume, overwrite=self.overwrite)
+        report = None if self.report_to == "none" else _tensorboard(self.output_dir)
+        names = {*_QUIET, *quiet}
+        agreed = {name: value for name, value in given.resolved().items() if name not in names}
+        repeat = _saved(given, folder, agreed, names)
+        return folder, RunOptions(self.resume, report=report, config=agreed, repeat=repeat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Which images a task makes, and who judges them.
+
+    Args:
+        prompt: Prompt of the images. May be repeated, or be a file of prompts.
+        judge: Classifier that says what images show; none for no judge.
+    """
+
+    prompt: Annotated[tuple[str, ...], PromptTexts()]
+    judge: Annotated[str | None, ForBundled("emoji/judge", "none")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions(TaskOptions):
+    """The metric of a task and the labels for the judge, beside the prompts.
+
+    Args:
+        metric: Metric to lower, as [weight*]kind[:argument], such as "style:photo.png" or "0.3*content". May be
+            repeated; the metrics are added up.
+        label: Label that the judge should give the images of a prompt. May be repeated, once per prompt.
+    """
+
+    metric: tuple[str, ...]
+    label: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,12 +260,7 @@ def announce(*lines: str) -> None:
         print("\n".join(lines))
 
 
-def agreed(given: Given, quiet: Collection[str] = _QUIET) -> dict[str, Any]:
-    """The flags that a checkpoint must agree on: all but the quiet ones."""
-    return {name: value for name, value in given.resolved().items() if name not in quiet}
-
-
-def saved(given: Given, folder: Path, quiet: Collection[str] = _QUIET) -> str:
+def _saved(given: Given, folder: Path, agreed: dict[str, Any], free: Collection[str]) -> str:
     """Save the flags once; returns the command that repeats the run.
 
     Raises:
@@ -231,7 +269,7 @@ def saved(given: Given, folder: Path, quiet: Collection[str] = _QUIET) -> str:
     path = folder / "config.yaml"
     if given.values["resume"] and path.exists():
         before, steps = _read_saved(path), given.values["max_train_steps"]
-        check_config(path, before, agreed(given, quiet), free=quiet)
+        check_config(path, before, agreed, free=free)
         if isinstance(before.get("max_train_steps"), int) and steps < before["max_train_steps"]:
             raise InputError(
                 f"{path} was made with max_train_steps = {before['max_train_steps']}, and --resume goes on to as many "
@@ -241,6 +279,20 @@ def saved(given: Given, folder: Path, quiet: Collection[str] = _QUIET) -> str:
         return ""
     write_file(path, given.as_yaml().encode())
     return f"adjointdpm {given.command} --config {path}"
+
+
+def announce_methods(found: MethodsResult, what: str) -> None:
+    """Print what every method reached, and where the files are.
+
+    Args:
+        found: What a task returned.
+        what: The noun for what was learned.
+    """
+    for name, each in found.methods.items():
+        calls = "" if each.calls is None else f" in {each.calls} calls"
+        judged = "" if each.judged is None else f"; recognized: {each.judged}"
+        announce(f"{name}: {', '.join(f'{k} {v:.4f}' for k, v in each.means.items())}{calls}{judged}")
+    announce(f"{what}: {found.artefact.resolve()}", f"page: {(found.folder / 'index.html').resolve()}")
 
 
 def check_networks(given: Given, networks: Networks) -> None:

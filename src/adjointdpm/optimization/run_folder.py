@@ -109,7 +109,8 @@ def alone(task: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        with run_folder(*(given.arguments[name] for name in ("output", "resume", "quiet"))):
+        options = given.arguments["run"]
+        with run_folder(given.arguments["output"], options.resume, options.quiet):
             return task(*args, **kwargs)
 
     return run

@@ -1,18 +1,22 @@
-"""What is said about images: rates with Wilson intervals, and images as their files hold them."""
+"""What is measured of images: rates with Wilson intervals, means, and labels that classifiers give saved images."""
 
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._types import InputError
+from ..metrics import beside
+from ..metrics.check import check_metric
 from ..metrics.image_classifier import Labelled
 from ..samplers.base import Sampler
+from .sampling import saved
 
-__all__ = ["Mean", "Rate", "example", "predict"]
+__all__ = ["Mean", "Rate", "check_on_gray", "example", "labels_of", "predict", "recognized"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,12 @@ class Rate:
 
     @property
     def share(self) -> float:
-        """Between 0 and 1; 0 of nothing."""
+        """Between 0 and 1; 0 without trials."""
         return self.hits / self.of if self.of else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its 95 % interval; everything, of nothing."""
+        """Its 95 % interval; (0, 1) without trials."""
         if not self.of:
             return 0.0, 1.0
         z, n, p = 1.959963984540054, self.of, self.share
@@ -65,7 +69,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Tensor) -> "Mean":
-        """Of one value an image; the interval of a single one is everything."""
+        """The mean of one value an image; the interval of a single value is unbounded."""
         mean, n = float(values.mean()), len(values)
         half = 1.96 * float(values.std()) / n**0.5 if n > 1 else float("inf")
         return cls(mean, mean - half, mean + half)
@@ -96,6 +100,26 @@ def predict(classifier: Callable[[Tensor], Tensor], images: Tensor, batch: int =
     """Logits of images, in parts."""
     with torch.no_grad():
         return torch.cat([classifier(part) for part in images.split(batch)])
+
+
+def recognized(judge: nn.Module | None, images: Tensor, labels: Tensor | int | None) -> Rate | None:
+    """How often a judge gives saved images the wanted labels; None without a judge or labels."""
+    if judge is None or labels is None:
+        return None
+    found = predict(judge, saved(images)).argmax(1).cpu()
+    return Rate.of_mask(found == (labels if isinstance(labels, int) else labels.cpu()))
+
+
+def check_on_gray(sampler: Sampler, *metrics: Any) -> None:
+    """Try metrics on a gray image of the sampler's size, beside another one, before there is any work to lose.
+
+    Raises:
+        InputError: a metric fails on it, has no value an image, or has no gradient.
+    """
+    like = sampler.noise(1)
+    gray = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
+    for metric in metrics:
+        check_metric(beside(metric, gray), sampler.image_shape, 1, like)
 
 
 def labels_of(

@@ -47,7 +47,7 @@ def test_hardening_finds_the_worst_variant_of_plain_pictures_for_a_linear_classi
     torch.testing.assert_close(plain.losses(0, [2]).values, entropy(model(images[2:]), labels[2:]))
 
 
-@pytest.mark.parametrize(("name", "value"), [("variant_steps", -1), ("clean", 0), ("rounds", 0)])
+@pytest.mark.parametrize(("name", "value"), [("variants", -1), ("clean", 0), ("rounds", 0)])
 def test_a_hardening_says_which_setting_is_out_of_range(name, value):
     with pytest.raises(adp.InputError, match=name):
         HardenSettings(**{name: value})

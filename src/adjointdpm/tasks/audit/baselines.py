@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Cond
-from ...optimization.seeds import key
+from ...optimization.seeds import generator
 from ...samplers.base import Sampler
 from ..sampling import sampled
 from .attack import Objective
@@ -38,9 +38,11 @@ class _Best:
 
 def _drawn(like: Tensor, seed: int, name: str, turn: int) -> Tensor:
     """A standard normal row for each start, which no other start or turn shares."""
-    generators = [torch.Generator().manual_seed(key(seed, name, turn, i)) for i in range(len(like))]
-    drawn = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype) for g in generators]
-    return torch.stack(drawn).to(like.device)
+    draws = [
+        torch.randn(like.shape[1:], generator=generator(seed, name, turn, i), dtype=like.dtype)
+        for i in range(len(like))
+    ]
+    return torch.stack(draws).to(like.device)
 
 
 def random_search(

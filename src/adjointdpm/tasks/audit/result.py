@@ -47,12 +47,11 @@ class AttackOutcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Its rates, for JSON."""
-        kept = self.kept
-        shown = None if self.shows is None else Rate.of_mask(self.shows).as_dict()
+        kept, shown = self.kept, None if self.shows is None else Rate.of_mask(self.shows)
         return {
             "success": self.success.as_dict(),
-            "success_and_kept": None if kept is None else kept.as_dict(),
-            "judged_right": shown,
+            "success_and_kept": kept and kept.as_dict(),
+            "judged_right": shown and shown.as_dict(),
             "largest_distance": float(self.distances.max()),
         }
 
@@ -165,5 +164,5 @@ class AuditResult:
             },
             "losses": self.losses,
             "costs": self.costs,
-            "pictures": each,
+            "images": each,
         }

@@ -64,7 +64,7 @@ class Labelled:
 
 
 def attacked_in(found: AuditResult) -> Labelled:
-    """What the attacks at all radii ended in and still shows its thing."""
+    """Final images of the attacks at every radius in which the judge still recognizes the object."""
     every = []
     for each in found.curve.values():
         shows = torch.ones_like(each.fooled) if each.shows is None else each.shows

@@ -67,6 +67,5 @@ class FineTune(Task):
     @torch.no_grad()
     def validate(self, step: int) -> float:
         # Always the same images and variants: the lowest loss of a batch may be an easy batch's.
-        items = torch.linspace(0, self.items - 1, min(self.items, _VALIDATED)).long().tolist()
-        parts = [self.losses(-1, items[i : i + 32]).values for i in range(0, len(items), 32)]
-        return float(torch.cat(parts).mean())
+        items = torch.linspace(0, self.items - 1, min(self.items, _VALIDATED)).long()
+        return float(torch.cat([self.losses(-1, part.tolist()).values for part in items.split(32)]).mean())

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..._types import InputError, Time
 from ...flow.denoisers import Prediction
-from ...optimization.seeds import key
+from ...optimization.seeds import generator, key
 from ...optimization.task import Losses, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
@@ -84,8 +84,7 @@ class Denoise(Task):
         schedule, denoiser = model.schedule, model.denoiser
         values = []
         for item in items:  # a denoiser takes one time a call
-            generator = torch.Generator().manual_seed(key(self.seed, "denoise", draw, item))
-            u = torch.rand(1, generator=generator, dtype=torch.float64)
+            u = torch.rand(1, generator=generator(self.seed, "denoise", draw, item), dtype=torch.float64)
             eps = self.sampler.noise(1, key(self.seed, "eps", draw, item))
             (time,) = schedule.at(schedule.end + u * (schedule.start - schedule.end))
             x = time.alpha * self.x0 + time.sigma * eps
