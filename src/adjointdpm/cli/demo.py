@@ -141,9 +141,7 @@ def _prompt(sampler: FlowSampler, page: Page, folder: Path, scale: Scale) -> Non
         [f"a {subject} on a {token} background" for subject in SUBJECTS[2:]],
         token=token,
         output=folder / "invert",
-        settings=InvertSettings(
-            max_train_steps=scale.prompt, learning_rate=0.1, num_validation_images=1
-        ),
+        settings=InvertSettings(max_train_steps=scale.prompt, learning_rate=0.1, num_validation_images=1),
     )
     seen, _, unseen = found.reports.values()
     page.heading("3. Prompt: from images to a word")
@@ -175,8 +173,8 @@ def _weights(sampler: FlowSampler, page: Page, folder: Path, scale: Scale) -> No
     page.heading("4. Weights: tune the model to a metric")
     page.text(
         f"A LoRA of {found.costs['weights']:,} weights is trained for {scale.weights} steps to make the images of two "
-        "prompts sepia. On objects and noise that it was not trained on (below), the squared distance to their own sepia goes "
-        f"from {before.means['metric']:.4f} to {after.means['metric']:.4f}."
+        "prompts sepia. On objects and noise that it was not trained on (below), the squared distance to their own "
+        f"sepia goes from {before.means['metric']:.4f} to {after.means['metric']:.4f}."
     )
     images = before.images
     rows = {"before": images, "after": after.images, "goal": effect("sepia")(images)}
