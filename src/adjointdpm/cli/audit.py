@@ -114,7 +114,7 @@ class Audit:
         announce(f"page: {(folder / 'index.html').resolve()}")
 
     def _features(self, sampler: Sampler) -> Any:
-        """What is to stay near the original image's; None for nothing."""
+        """Return the features that are to stay near the original image's; None for none."""
         name = self.task.keep_features
         if name in ("none", "pixels"):
             return pixels if name == "pixels" else None

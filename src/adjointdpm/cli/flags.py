@@ -40,7 +40,7 @@ class PromptTexts:
     """Each value that names a file of prompts is replaced by the lines of this file."""
 
     def __call__(self, flag: str, value: tuple[str, ...]) -> tuple[str, ...]:
-        """Read the files."""
+        """Return the prompts, with those that stand in files."""
         return tuple(line for each in value for line in prompts_of(flag, each))
 
 
@@ -107,7 +107,7 @@ class Flag:
         return self.name.upper() if self.positional else f"--{self.name}"
 
     def parameter(self) -> click.Parameter:
-        """The parameter for click, whose defaults are None or empty where the model decides."""
+        """Return the parameter for click, whose defaults are None or empty where the model decides."""
         kind: Any = click.Path(path_type=Path) if self.kind is Path else self.kind
         required = self.default is MISSING
         given = {} if required else {"default": self.default}
@@ -134,7 +134,7 @@ class Flag:
         return f"{self.about} [default: {_written(self.default)}]"
 
     def checked(self, value: Any, model: str | None) -> Any:
-        """A value that was read, after the checks.
+        """Return a value that was read, after the checks.
 
         Raises:
             InputError: A check failed.
@@ -161,14 +161,14 @@ class Given:
     typed: Collection[str] = field(default_factory=frozenset)
 
     def resolved(self) -> dict[str, Any]:
-        """Every flag's value, as YAML and JSON know values."""
+        """Return every flag's value, as YAML and JSON know values."""
         plain = {
             k: str(v) if isinstance(v, Path) else v for k, v in self.values.items() if k not in UNSAVED
         }
         return {k: (list(v) or None) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     def as_yaml(self) -> str:
-        """The values as a config."""
+        """Return the values as a config."""
         return yaml.safe_dump(self.resolved(), sort_keys=True, allow_unicode=True)
 
     def refuse_unused(self, names: Collection[str], why: str) -> None:
@@ -211,7 +211,7 @@ def flags_of(
 
 
 def _fields(settings: type, group: Group) -> Iterator[tuple[Field[Any], Any, Group | None]]:
-    """Each field that is a flag or a group, its type, and what is said about the group."""
+    """Yield each field that is a flag or a group, its type, and what is said about the group."""
     hints = get_type_hints(settings, include_extras=True)
     for each in fields(settings):
         if each.name not in group.without:
@@ -228,7 +228,7 @@ def _default_of(each: Field[Any]) -> Any:
 
 
 def _kind(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
-    """The type of one value, whether there may be several, and what `Annotated` adds."""
+    """Return the type of one value, whether there may be several, and what `Annotated` adds."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, many, notes = _kind(parts[0])
@@ -243,7 +243,7 @@ def _kind(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
 
 
 def _documented(settings: type) -> dict[str, str]:
-    """What a class and its bases say about their fields under `Args:`."""
+    """Return what a class and its bases say about their fields under `Args:`."""
     found: dict[str, str] = {}
     for each in reversed(settings.__mro__):
         _, _, section = (inspect.cleandoc(each.__doc__ or "")).partition("\nArgs:\n")
@@ -275,7 +275,7 @@ class _Grouped(click.Command):
 
 
 def command_of(name: str, settings: type, about: str) -> click.Command:
-    """The command that a dataclass describes.
+    """Return the command that a dataclass describes.
 
     Args:
         name: The name of the command.
@@ -312,7 +312,7 @@ def command_of(name: str, settings: type, about: str) -> click.Command:
 
 
 def _read_config(flags: list[Flag]) -> Callable[[click.Context, click.Parameter, Path | None], None]:
-    """A callback that makes the values of a file the defaults of all flags."""
+    """Return a callback that makes the values of a file the defaults of all flags."""
 
     def read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
         if path is not None:

@@ -108,7 +108,11 @@ class Invert:
         announce(f"word: {found.artefact.resolve()}", f"page: {(folder / 'index.html').resolve()}")
 
     def _check(self, given: Given) -> None:
-        """Refuse flags that contradict one another, or that would be ignored."""
+        """Refuse flags that contradict one another, or that would be ignored.
+
+        Raises:
+            InputError: such flags were given.
+        """
         task = self.task
         if (task.target_word is None) == (task.target_effect is None):
             raise InputError("give --target_word or --target_effect: what the new word is to do")

@@ -77,7 +77,7 @@ class ModelOptions:
     device: str = "auto"
 
     def sampler(self) -> Sampler:
-        """The sampler that the flags describe."""
+        """Return the sampler that the flags describe."""
         return sampler_of(
             self.pretrained_model_name_or_path,
             steps=self.num_inference_steps,
@@ -106,7 +106,7 @@ class BundledOptions:
     device: str = "auto"
 
     def sampler(self) -> FlowSampler:
-        """The sampler that the flags describe."""
+        """Return the sampler that the flags describe."""
         return load_bundled(
             "emoji",
             steps=self.num_inference_steps,
@@ -202,7 +202,7 @@ class FeatureOptions:
     layer: Annotated[tuple[int, ...], Range(-1000, 1000)] = ()
 
     def networks(self, sampler: Sampler) -> Networks:
-        """The networks that metrics may need."""
+        """Return the networks that metrics may need."""
         return Networks(sampler, self.features, self.layer or Networks.layers, None)
 
 
@@ -219,13 +219,17 @@ class NetworkOptions(FeatureOptions):
     classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
 
     def networks(self, sampler: Sampler) -> Networks:
-        """The networks that metrics may need."""
+        """Return the networks that metrics may need."""
         layers = self.layer or Networks.layers
         return Networks(sampler, self.features, layers, self.classifier, self.clip_model)
 
 
 def in_one_process(command: str) -> None:
-    """Refuse a launcher's several processes, which would do the same work and write the same files."""
+    """Refuse a launcher's several processes, which would do the same work and write the same files.
+
+    Raises:
+        InputError: there are several processes.
+    """
     world = os.environ.get("WORLD_SIZE", "")
     if world not in ("", "1"):
         raise InputError(
@@ -234,7 +238,7 @@ def in_one_process(command: str) -> None:
 
 
 def free_folder(path: Path, *results: str, resume: bool = False, overwrite: bool = False) -> Path:
-    """An output folder in which no earlier run left anything that this one would write over.
+    """Return an output folder in which no earlier run left anything that this one would write over.
 
     Args:
         path: of the folder; made if it is not there.
@@ -261,7 +265,7 @@ def announce(*lines: str) -> None:
 
 
 def _saved(given: Given, folder: Path, agreed: dict[str, Any], free: Collection[str]) -> str:
-    """Save the flags once; returns the command that repeats the run.
+    """Return the command that repeats the run, after the flags were saved.
 
     Raises:
         InputError: The run that is to be resumed was made with other flags, which stay as they are in the file.
@@ -302,14 +306,14 @@ def check_networks(given: Given, networks: Networks) -> None:
 
 
 def judge_of(name: str | None, sampler: Sampler) -> Classifier | None:
-    """The judge that a flag names."""
+    """Return the judge that a flag names."""
     if name is None or name == "none":
         return None
     return classifier_of(name, sampler.noise(1).device, sampler.image_shape)
 
 
 def _read_saved(path: Path) -> dict[str, Any]:
-    """The flags that `saved` wrote.
+    """Return the flags that `saved` wrote.
 
     Raises:
         InputError: the file is damaged.
@@ -324,7 +328,7 @@ def _read_saved(path: Path) -> dict[str, Any]:
 
 
 def _tensorboard(folder: Path) -> Callable[[int, dict[str, float]], None] | None:
-    """A function that writes a run's losses for tensorboard; None in all but the first process.
+    """Return a function that writes a run's losses for tensorboard; None in all but the first process.
 
     Raises:
         InputError: Tensorboard is not installed or cannot write.

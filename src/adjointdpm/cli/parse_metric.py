@@ -55,7 +55,7 @@ _KINDS = (
 
 
 def image_option(path: str, size: tuple[int, ...] | None = None) -> Tensor:
-    """An image file as (3, height, width) in [0, 1], as `images.image_file` reads it.
+    """Return an image file as (3, height, width) in [0, 1], as `images.image_file` reads it.
 
     Raises:
         InputError: it is missing, no image, or not of the size that is needed.
@@ -101,7 +101,7 @@ class Networks:
         return set(self.__dict__["_loaded"])
 
     def hidden(self) -> HiddenStates:
-        """The features, tried on a gray image."""
+        """Return the features, tried on a gray image."""
 
         def load() -> HiddenStates:
             net = self._classifier_of("features", self.features)
@@ -115,11 +115,11 @@ class Networks:
         return found
 
     def labelled(self) -> Classifier:
-        """The classifier for labels."""
+        """Return the classifier for labels."""
         return self._once("classifier", lambda: self._classifier_of("classifier", self.classifier))
 
     def clip_model(self) -> tuple[Any, Any, Any]:
-        """The CLIP model, its tokenizer and its preprocessing."""
+        """Return the CLIP model, its tokenizer and its preprocessing."""
 
         def load() -> tuple[Any, Any, Any]:
             with using(f"the CLIP model {self.clip!r}"):
@@ -129,7 +129,7 @@ class Networks:
         return self._once("clip_model", load)
 
     def image(self, path: str, same: bool = False) -> Tensor:
-        """An image where the networks are."""
+        """Return an image where the networks are."""
         return image_option(path, self.sampler.image_shape[1:] if same else None).to(self.device)
 
     def _classifier_of(self, what: str, name: str | None) -> Classifier:
@@ -165,14 +165,14 @@ class Own(Weighable):
 
 
 def guarded_effect(name: str) -> Callable[[Tensor], Tensor]:
-    """An effect by its name; one of kornia's that does not take an image alone becomes an error that names it."""
+    """Return an effect by its name; one of kornia's that does not take an image alone is an error that names it."""
     with using(f"the effect {name}"):
         found = effect(name)
     return Own(name, found) if name.startswith("kornia:") else found
 
 
 def metric_of(texts: Sequence[str], networks: Networks) -> Any:
-    """The sum of the metrics that some texts stand for, one text each; see the head of this module.
+    """Return the sum of the metrics that some texts stand for, one text each; see the head of this module.
 
     Raises:
         InputError: A text cannot be read, or what it names is not there.
@@ -182,7 +182,11 @@ def metric_of(texts: Sequence[str], networks: Networks) -> Any:
 
 
 def _weighted(text: str, networks: Networks) -> tuple[float, Any]:
-    """A weight, and the metric it belongs to."""
+    """Return a weight, and the metric it belongs to.
+
+    Raises:
+        InputError: the text cannot be read.
+    """
     found = _TERM.match(text.strip())
     if found is None:
         raise InputError(

@@ -141,7 +141,7 @@ class Page:
         self.parts.append({"kind": "plot", "source": source, "text": f"{y} against {x}"})
 
     def write(self, path: Path) -> Path:
-        """Write the page; returns where.
+        """Return the path of the page, after it was written.
 
         Raises:
             SavingError: the disk is full, or the folder cannot be written; an earlier page is intact.

@@ -22,7 +22,12 @@ class GradientStep:
         self.leaves = list(task.variables.values())
 
     def losses(self, step: int, differentiate: bool) -> tuple[Losses, list[int]]:
-        """The batch's losses, with the variables' `.grad` if they are to be differentiated."""
+        """Return the batch's losses, with the variables' `.grad` if they are to be differentiated.
+
+        Raises:
+            AdjointDPMError: another process failed.
+            InputError: a loss ended the program, or does not depend on a variable.
+        """
         loop, task = self.loop, self.task
         batch = epoch_batch(task.items, loop.batch_size or task.items, step, loop.seed)
         where = {item: place for place, item in enumerate(batch)}
@@ -58,7 +63,12 @@ class GradientStep:
         return Losses(sums[0], sums[1]), batch
 
     def _part(self, step: int, part: list[int], batch: int, differentiate: bool, used: Tensor) -> Losses:
-        """Losses of some items; their gradients are added to `.grad`."""
+        """Return losses of some items; their gradients are added to `.grad`.
+
+        Raises:
+            InputError: the losses are not one an item.
+            NonFiniteError: a loss is not finite.
+        """
         task = self.task
         # Dropout and some metrics draw from the global generators.
         with forked(self.loop.seed, step, part[0]), torch.set_grad_enabled(differentiate):

@@ -103,6 +103,9 @@ def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: L
             back its state.
         loop: how.
 
+    Returns:
+        Outcome: the best iterate and the losses.
+
     Raises:
         InputError: a variable that is no leaf or that no loss depends on, a setting of the optimizer that is not
             finite, a folder that holds a checkpoint when `resume` is not set, or that another run writes to, a
@@ -146,7 +149,7 @@ class _Run:
             )
 
     def _about(self) -> dict[str, Any]:
-        """What decides a run besides its config, so that a checkpoint must agree on it."""
+        """Return what decides a run besides its config, so that a checkpoint must agree on it."""
         loop = self.loop
         names = ("seed", "batch_size", "max_grad_norm", "decay", "warmup")
         kind = type(self.optimizer).__name__
@@ -201,7 +204,14 @@ class _Run:
         return Outcome(best, state.best_step, state.best_loss, list(state.losses), state.step, seconds)
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Run the steps; whatever ends them, the state before the one that did not come to its end is saved."""
+        """Run the steps; whatever ends them, the state before the one that did not come to its end is saved.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, without a folder.
+            Interrupted: SIGTERM, without a folder.
+            InterruptedRunError: either of them, and the state is saved.
+            StoppedRunError: a loss failed after the first step.
+        """
         path = self.loop.checkpoint
         try:
             work()
@@ -270,13 +280,17 @@ class _Run:
             self._save()
 
     def _enough(self) -> bool:
-        """Whether patience or the aim says so."""
+        """Return whether patience or the aim says so."""
         loop, state = self.loop, self.state
         aim = loop.stop_at is not None and bool((state.best_rank <= loop.stop_at).all())
         return aim or (loop.patience is not None and state.stale >= loop.patience)
 
     def _check_gradients(self) -> None:
-        """Refuse gradients that would spoil the variables for good."""
+        """Refuse gradients that would spoil the variables for good.
+
+        Raises:
+            NonFiniteError: a gradient is not finite.
+        """
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         if bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             return
@@ -315,7 +329,11 @@ class _Run:
 
 
 def _made(optimizer: Callable[[list[Tensor]], Optimizer], leaves: list[Tensor]) -> Optimizer:
-    """The optimizer, if its settings are numbers that can be used."""
+    """Return the optimizer, if its settings are numbers that can be used.
+
+    Raises:
+        InputError: a setting cannot be used.
+    """
     try:
         made = optimizer(leaves)
     except ValueError as error:

@@ -13,13 +13,13 @@ __all__ = ["epoch_batch", "forked", "generator", "key"]
 
 
 def key(*parts: int | str) -> int:
-    """A seed of 63 bits from some numbers and words."""
+    """Return a seed of 63 bits from some numbers and words."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A generator of the CPU whose seed is the key of some numbers and words."""
+    """Return a generator of the CPU whose seed is the key of some numbers and words."""
     return torch.Generator().manual_seed(key(*parts))
 
 
@@ -40,7 +40,7 @@ def forked(*parts: int | str) -> Iterator[None]:
 
 
 def epoch_batch(items: int, size: int, step: int, seed: int) -> list[int]:
-    """The items of a step's batch: each once an epoch, in an order that the seed and the epoch fix."""
+    """Return the items of a step's batch: each once an epoch, in an order that the seed and the epoch fix."""
     if size >= items:
         return list(range(items))
     epoch, place = divmod(step, -(-items // size))  # the last batch of an epoch may be smaller

@@ -49,7 +49,11 @@ class Task(ABC):
         """Put the variables back where they must be, in place, after the step; nothing by default."""
 
     def validate(self, step: int) -> float:
-        """What decides the best iterate where `LoopSettings.validation_steps` is set: lower is better."""
+        """What decides the best iterate where `LoopSettings.validation_steps` is set: lower is better.
+
+        Raises:
+            InputError: the task has no validation.
+        """
         raise InputError(f"{type(self).__name__} has no validation; leave validation_steps at 0")
 
 
@@ -130,7 +134,7 @@ class LoopSettings:
             raise InputError(f"decay must be constant, linear or cosine, but is {self.decay!r}")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, as a fraction of the optimizer's own."""
+        """Return the learning rate of a step, as a fraction of the optimizer's own."""
         rise = min(1.0, (step + 1) / (self.warmup + 1))
         done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
         fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}

@@ -39,7 +39,7 @@ class MethodResult:
         return {name: float(each.mean()) for name, each in self.values.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what result.json says of it."""
         return {
             "values": {name: each.tolist() for name, each in self.values.items()},
             "means": {name: Mean.of(each).as_dict() for name, each in self.values.items()},
@@ -70,7 +70,7 @@ class Evaluation:
     def __call__(
         self, images: Tensor, losses: Sequence[float] = (), calls: int | None = None
     ) -> MethodResult:
-        """Measure a method's images; the rest is passed on."""
+        """Return what is measured of a method's images; the rest is passed on."""
         size = self.batch or len(images)
         pairs = list(zip(images.split(size), self.originals.split(size), strict=True))
         with torch.no_grad():
@@ -95,13 +95,13 @@ class MethodsResult:
     costs: dict[str, Any]
 
     def reduction(self, measure: str, method: str = "metric") -> float:
-        """1 - mean after / mean before; NaN where it was 0, as content's is."""
+        """Return 1 - mean after / mean before; NaN where it was 0, as content's is."""
         first, *_ = self.methods.values()
         before = first.means[measure]
         return 1 - self.methods[method].means[measure] / before if before else float("nan")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what result.json says of it."""
         return {"methods": {k: v.as_dict() for k, v in self.methods.items()}, "costs": self.costs}
 
 
@@ -151,5 +151,5 @@ def write_methods(
 
 
 def percent(share: float) -> str:
-    """A share in per cent; nothing if it is not a number."""
+    """Return a share in per cent; nothing if it is not a number."""
     return "" if share != share else f"{100 * share:.0f} %"

@@ -34,7 +34,7 @@ _KINDS: dict[str, Any] = {
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON knows values: numbers that are not finite become null, other objects texts."""
+    """Return a value as JSON knows values: numbers that are not finite become null, other objects texts."""
     if isinstance(value, Mapping):
         return {str(key): as_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -114,7 +114,7 @@ def load_result(path: str | Path) -> dict[str, Any]:
 
 
 def _problems(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[str]:
-    """What contradicts a schema, of whose keywords those in `result.schema.json` are known here."""
+    """Yield what contradicts a schema, of whose keywords those in `result.schema.json` are known here."""
     if "$ref" in schema:
         schema = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
     kinds = schema.get("type", list(_KINDS))

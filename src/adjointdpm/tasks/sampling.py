@@ -14,29 +14,29 @@ from ..samplers.base import Sampler
 
 
 def parts(count: int, size: int | None) -> list[list[int]]:
-    """The numbers from 0 to count - 1 in lists of at most `size`; in one list if it is None."""
+    """Return the numbers from 0 to count - 1 in lists of at most `size`; in one list if it is None."""
     return [part.tolist() for part in torch.arange(count).split(size or count)]
 
 
 def each_of(prompts: Sequence[str], number: int) -> list[str]:
-    """Every prompt so many times, one after the other."""
+    """Return every prompt so many times, one after the other."""
     return [prompt for prompt in prompts for _ in range(number)]
 
 
 def rows(cond: Cond, items: list[int]) -> Cond:
-    """The conditioning of some items of a batch."""
+    """Return the conditioning of some items of a batch."""
     return cond.map(lambda tensor: tensor[items] if tensor.ndim and len(tensor) > 1 else tensor)
 
 
 def saved(images: Tensor) -> Tensor:
-    """Images as they come back from their files: clamped, rounded to 8 bits, in [0, 1]."""
+    """Return images as they come back from their files: clamped, rounded to 8 bits, in [0, 1]."""
     return as_8_bit(images).to(images.device, images.dtype) / 255
 
 
 def sampled(
     sampler: Sampler, noise: Tensor, cond: Cond, batch: int | None, processes: Processes | None = None
 ) -> Tensor:
-    """Images of many noises without a gradient, in parts and over processes, the same in all of them."""
+    """Return images of many noises without a gradient, in parts and over processes, the same in all of them."""
     processes = processes or Processes.here()
     images = torch.zeros(len(noise), *sampler.image_shape, dtype=noise.dtype, device=noise.device)
     mine = processes.part(range(len(noise)))
@@ -49,7 +49,7 @@ def sampled(
 
 
 def noise_of(sampler: Sampler, seeds: list[int]) -> Tensor:
-    """One noise a seed: (len(seeds), *shape); a row does not depend on the others."""
+    """Return one noise a seed: (len(seeds), *shape); a row does not depend on the others."""
     return torch.cat([sampler.noise(1, seed) for seed in seeds])
 
 
@@ -70,7 +70,7 @@ def needs_rgb(sampler: Sampler, task: str) -> None:
 
 
 def pipeline_of(sampler: Sampler) -> Any:
-    """The stock pipeline behind a sampler.
+    """Return the stock pipeline behind a sampler.
 
     Raises:
         InputError: it has none.
@@ -83,5 +83,5 @@ def pipeline_of(sampler: Sampler) -> Any:
 
 
 def network_of(sampler: Sampler) -> nn.Module:
-    """The denoising network behind a sampler."""
+    """Return the denoising network behind a sampler."""
     return network_in(pipeline_of(sampler))[1] if sampler.network is None else sampler.network

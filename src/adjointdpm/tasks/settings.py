@@ -38,5 +38,5 @@ class TaskSettings:
 
 
 def checkpointed(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint must agree on: everything but how often one is saved."""
+    """Return what a checkpoint must agree on: everything but how often one is saved."""
     return {name: value for name, value in about.items() if name != "checkpointing_steps"}

@@ -142,7 +142,11 @@ def audit(
 
 
 def _with_labels(network: nn.Module, like: Tensor, role: str, labels: Sequence[str], todo: str) -> Labelled:
-    """A classifier that has every label that is audited."""
+    """Return a classifier that has every label that is audited.
+
+    Raises:
+        InputError: it lacks one.
+    """
     found = as_classifier(network, like, role)
     lacks = [label for label in labels if label not in found.labels]
     if lacks:
@@ -222,7 +226,11 @@ class _Audit:
         )
 
     def starts(self) -> tuple[list[int], Tensor, Cond, int, list[Dropped]]:
-        """Noise whose images are read right: each one's prompt, the noise, how many were tried, what is missing."""
+        """Return noise whose images are classified correctly: the prompts, noise, conditioning, tries, what is missing.
+
+        Raises:
+            InputError: there is no such noise.
+        """
         s, kept, tried = self.settings, [], 0
         names = [self.classifier.labels[label] for label in self.labels]
         why = dict.fromkeys(range(len(names)), "is the target itself")
@@ -263,7 +271,7 @@ class _Audit:
     def attacked(
         self, ball: Ball, start: Tensor, cond: Cond, objective: Objective
     ) -> tuple[Tensor, list[float]]:
-        """The best noise in a ball, and the mean losses."""
+        """Return the best noise in a ball, and the mean losses."""
         s, shares = self.settings, -(-len(start) // Processes.here().world)
         task = Attack(self.sampler, cond, start, ball, objective)
         loop = LoopSettings(
@@ -281,7 +289,11 @@ class _Audit:
         return outcome.best["noise"], outcome.losses
 
     def costs(self, start: Tensor, cond: Cond, objective: Objective) -> dict[str, Any]:
-        """What one step and one sampling take, counted on one image; and that a step has a gradient."""
+        """Return what a step and a sampling take, counted on one image, whose gradient is tried.
+
+        Raises:
+            InputError: the sampler counts no calls, or there is no gradient.
+        """
         leaf = start[:1].clone().requires_grad_()
         images = self.sampler(leaf, rows(cond, [0]))
         stats = getattr(self.sampler, "stats", None)
@@ -304,7 +316,7 @@ class _Audit:
         }
 
     def once(self, name: str, work: Callable[[], Tensor]) -> Tensor:
-        """A control's noise; made once, if the run is resumed."""
+        """Return a control's noise; made once, if the run is resumed."""
         path = output_folder(self.folder / "state") / f"{name.replace(' ', '-')}.safetensors"
         config = dict(self.run.config)
         if self.run.resume and path.exists():

@@ -11,7 +11,7 @@ _HEAD = ("", "misclassified", "misclassified, label preserved", "distance at mos
 
 
 def page_of(result: AuditResult, ball: Ball) -> Page:
-    """The page of an audit whose attack stayed in a ball, without its costs."""
+    """Return the page of an audit whose attack stayed in a ball, without its costs."""
     page = Page("adjointdpm audit: images that a classifier misclassifies")
     page.text(
         f"{len(result.labels)} images that the classifier classifies correctly (of {result.tried} made), their initial "

@@ -46,7 +46,7 @@ class AttackOutcome:
         return None if self.shows is None else Rate.of_mask(self.fooled & self.shows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Its rates, for JSON."""
+        """Return its rates, for JSON."""
         kept, shown = self.kept, None if self.shows is None else Rate.of_mask(self.shows)
         return {
             "success": self.success.as_dict(),
@@ -128,14 +128,14 @@ class AuditResult:
         return out
 
     def worst(self, number: int, kept: bool) -> list[int]:
-        """The starts whose images fool the classifier most surely, the thing being kept or not."""
+        """Return the starts with the lowest margins, among those with or without a preserved label."""
         shows = self.after.shows
         mask = self.after.fooled if shows is None else self.after.fooled & (shows == kept)
         rows: list[int] = mask.nonzero()[:, 0].tolist()
         return sorted(rows, key=lambda i: float(self.after.margins[i]))[:number]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what result.json says of it."""
         each = [
             {
                 "prompt": self.prompts[i],

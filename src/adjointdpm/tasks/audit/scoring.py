@@ -43,7 +43,7 @@ class Evaluator:
     def found(
         self, name: str | None, noise: Tensor, start: Tensor, cond: Cond, labels: Tensor, ball: Ball
     ) -> AttackOutcome:
-        """The labels of the images of some noise, as the images lie in their files."""
+        """Return the labels of the images of some noise, as the images lie in their files."""
         made = sampled(self.sampler, noise, cond, self.batch)
         files, images = as_8_bit(made), saved(made)
         if name is not None and Processes.here().first:
@@ -76,7 +76,7 @@ class Evaluator:
         )
 
     def transferred(self, other: Labelled, before: AttackOutcome, after: AttackOutcome) -> tuple[int, int]:
-        """Adversarial images that `other` also misclassifies, and those whose original it classified correctly."""
+        """Return how many adversarial images `other` misclassifies, of how many whose original it classified correctly."""
         clean, spoilt = (
             [other.labels[int(i)] for i in predict(other, each.images.to(each.noise) / 255).argmax(1)]
             for each in (before, after)

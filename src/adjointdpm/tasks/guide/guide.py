@@ -180,7 +180,7 @@ def guide(
 
 
 def _equal(ahead: LookAhead, steps: int, budget: int) -> LookAhead:
-    """With as many repeats as the budget allows; at least one."""
+    """Return the guidance with as many repeats as the budget allows; at least one."""
     once = sum(
         2 * min(ahead.look_ahead, steps - i) for i in range(steps) if ahead.first <= i / steps < ahead.last
     )

@@ -120,7 +120,7 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
 
 
 def _moved(z: Tensor, gradient: Tensor, length: float) -> Tensor:
-    """z less a move of a given root mean square, at its own norm again."""
+    """Return z less a move of a given root mean square, at its own norm again."""
     shape = (-1, *[1] * (z.ndim - 1))
     norms = [each.flatten(1).norm(dim=1).clamp(min=1e-12).view(shape) for each in (z, gradient)]
     moved = z - length * z[0].numel() ** 0.5 * gradient / norms[1]

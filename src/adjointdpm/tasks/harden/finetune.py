@@ -49,11 +49,11 @@ class FineTune(Task):
         return Losses(losses)
 
     def entropies(self, images: Tensor, labels: Tensor) -> Tensor:
-        """h of each image."""
+        """Return h of each image."""
         return functional.cross_entropy(self.classifier(images), labels, reduction="none")
 
     def worst(self, step: int, items: list[int]) -> Tensor:
-        """v(x, u), one an image."""
+        """Return v(x, u), one an image."""
         images, labels = self.images[items], self.labels[items]
         draws = drawn([key(self.seed, "variant", step, item) for item in items]).to(images)
         for _ in range(self.steps):

@@ -111,7 +111,7 @@ class HardenResult:
     costs: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what result.json says of it."""
         rates = [f.name for f in fields(self) if f.name not in ("folder", "costs")]
         found = {name: rate and rate.as_dict() for name in rates for rate in [getattr(self, name)]}
         return {**found, "costs": self.costs}
@@ -251,7 +251,7 @@ def harden(
 
 
 def _attack(settings: HardenSettings, audit_: AuditSettings) -> AuditSettings:
-    """The attacks of the later rounds."""
+    """Return the attacks of the later rounds."""
     attack = settings.attack or audit_
     radius = attack.ball.radius if settings.radius is None else settings.radius
     confidence = attack.confidence if settings.confidence is None else settings.confidence
@@ -259,7 +259,11 @@ def _attack(settings: HardenSettings, audit_: AuditSettings) -> AuditSettings:
 
 
 def _copy(classifier: Labelled) -> Labelled:
-    """A copy whose weights can be trained and saved, both tried before there is any work to lose."""
+    """Return a copy whose weights can be trained and saved, both tried before there is any work to lose.
+
+    Raises:
+        InputError: there are no weights, or they cannot be copied.
+    """
     if not any(p.is_floating_point() for p in classifier.parameters()):
         raise InputError("the classifier has no weights that could be trained; nothing can be hardened")
     try:

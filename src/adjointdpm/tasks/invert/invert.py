@@ -82,7 +82,7 @@ class Inverted:
         return 1 - self.distance_after / self.distance_before
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what result.json says of it."""
         return {
             "before": self.distance_before,
             "after": self.distance_after,
@@ -103,7 +103,7 @@ class InvertResult:
     costs: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what result.json says of it."""
         reports = {name: each.as_dict() for name, each in self.reports.items()}
         return {"reports": reports, "losses": self.losses, "costs": self.costs}
 
@@ -244,7 +244,7 @@ def check_distance(distance: Any) -> None:
 
 
 def _page(result: InvertResult, about: Mapping[str, Any]) -> Page:
-    """The three reports; their images are saved beside the page, too."""
+    """Return the page of the three reports, whose images are saved beside it, too."""
     page = Page("adjointdpm invert: a visual effect as a word")
     page.text(
         f"Goal: {about['goal']}. Learned in {about['max_train_steps']} steps from {len(about['prompts'])} prompts."

@@ -23,7 +23,7 @@ __all__ = ["Denoise", "latents_of"]
 
 
 def latents_of(sampler: Sampler, image: Tensor) -> Tensor:
-    """An image (3, height, width) in [0, 1] as latents (1, *shape), by the pipeline's own encoder.
+    """Return an image (3, height, width) in [0, 1] as latents (1, *shape), by the pipeline's own encoder.
 
     Raises:
         InputError: the sampler is no FlowSampler with a VAE of one image's latents.
@@ -75,7 +75,7 @@ class Denoise(Task):
         return self._of(f"step {step}", items)
 
     def validate(self, step: int) -> float:
-        """The mean of sixteen draws that are the same each time."""
+        """Return the mean of sixteen draws that are the same each time."""
         with torch.no_grad():
             return float(self._of("validation", list(range(16))).values.mean())
 
@@ -96,7 +96,7 @@ class Denoise(Task):
 
 
 def _target(prediction: Prediction, x0: Tensor, eps: Tensor, time: Time) -> Tensor:
-    """What a network that predicts this should say."""
+    """Return what a network of this kind should predict."""
     match prediction:
         case Prediction.EPS:
             return eps

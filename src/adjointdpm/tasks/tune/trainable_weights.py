@@ -136,7 +136,11 @@ def _names() -> Iterator[str]:
 
 
 def _adapter(network: Any, leaves: Mapping[str, Tensor]) -> str:
-    """The name of the adapter that some leaves belong to."""
+    """Return the name of the adapter that some leaves belong to.
+
+    Raises:
+        InputError: the network no longer has it.
+    """
     first = next(iter(leaves.values()))
     for _, layer in tuner_layers(network):
         for part in layer.adapter_layer_names:

@@ -173,7 +173,7 @@ def tune(
 def _training(
     weights: Weights, network: Any, seed: int, before: NetworkState, keep: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """The leaves; afterwards the network is as it was before, or keeps what was learned if there was no error."""
+    """Yield the leaves; afterwards the network is as it was before, or keeps what was learned."""
     leaves = weights.attach(network, seed)
     start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
     done = False
@@ -194,7 +194,7 @@ def _training(
 def _costs(
     sampler: Sampler, metric: Any, noise: Tensor, cond: Cond, original: Tensor, leaves: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What one image's gradient takes."""
+    """Return what one image's gradient takes."""
     values = beside(metric, original)(sampler(noise[:1], rows(cond, [0])))
     torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
     stats = sampler.stats

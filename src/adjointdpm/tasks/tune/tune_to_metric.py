@@ -62,7 +62,7 @@ class TuneToMetric(Task):
         return self._of(f"step {step}", items)
 
     def validate(self, step: int) -> float:
-        """The mean of all prompts with the same noise each time; a step's own noise would choose by chance."""
+        """Return the mean over all prompts with the same noise each time; a step's own would choose by chance."""
         with torch.no_grad():
             found = [self._of("validation", part).values for part in parts(self.items, self.batch)]
         return float(torch.cat(found).mean())
