@@ -38,7 +38,7 @@ def test_hardening_from_the_command_line_says_and_saves_what_it_measured(tmp_pat
     assert done.returncode == 0, done.stderr
     record = load_result(tmp_path / "hardened")["result"]
     after, before = (record[each]["hits"] for each in ("after", "before"))
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("after hardening")]
+    (line,) = [line for line in done.stdout.splitlines() if "fresh noise, misclassified:" in line]
     assert [int(hits) for hits in re.findall(r"(\d+) of \d+", line)] == [after, before]
     assert record["kept_after"] is None
     assert record["others_after"]["of"] == 4

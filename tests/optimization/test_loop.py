@@ -374,7 +374,7 @@ def test_two_processes_end_as_one(two, kind):
         assert float((first["noise"] - Points().centre).abs().max()) <= 0.8 + 1e-12
 
 
-def test_two_processes_share_the_clean_pictures(two):
+def test_two_processes_share_the_clean_images(two):
     alone = clean_images(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(train_batch_size=2))
     assert alone.labels == ["a"] * 3 + ["b"] * 3
     assert len(alone.images.flatten(1).unique(dim=0)) == 6

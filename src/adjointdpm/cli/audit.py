@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 from .._types import InputError
 from ..metrics import HiddenStates
-from ..metrics.image_classifier import Classifier
 from ..samplers.base import Sampler
-from ..tasks import AuditResult, AuditSettings, HardenSettings, pixels
+from ..tasks import AuditSettings, HardenSettings, pixels
 from ..tasks.audit import audit as run_audit
 from ..tasks.evaluation import labels_of
 from ..tasks.harden import harden as run_harden
@@ -109,8 +108,13 @@ class Audit:
         announce(f"misclassified: {found.success}")
         announce(f"misclassified, label preserved: {'no judge' if found.kept is None else found.kept}")
         if self.harden.harden:
-            hardening = replace(self.hardening, seed=self.attack.seed)
-            _harden(found, sampler, audited, self.attack, hardening, others=others, run=run, **shared)
+            settings = replace(self.hardening, seed=self.attack.seed)
+            harder = run_harden(
+                found, sampler, audited, self.attack, settings, others=others, run=run, **shared
+            )
+            for name, (before, after) in harder.rates.items():
+                if before is not None:
+                    announce(f"after hardening, on fresh noise, {name}: {after}; before: {before}")
         announce(f"page: {(folder / 'index.html').resolve()}")
 
     def _features(self, sampler: Sampler) -> Any:
@@ -120,21 +124,3 @@ class Audit:
             return pixels if name == "pixels" else None
         kept = classifier_of(name, sampler.noise(1).device, sampler.image_shape)
         return HiddenStates(kept.model, kept.normalized, None)
-
-
-def _harden(
-    found: AuditResult,
-    sampler: Sampler,
-    audited: Classifier,
-    settings: AuditSettings,
-    hardening: HardenSettings,
-    **more: Any,
-) -> None:
-    """Fine-tune the classifier, and announce what changed."""
-    harder = run_harden(found, sampler, audited, settings, hardening, **more)
-    announce(f"after hardening, on fresh noise: {harder.after} misclassified, before: {harder.before}")
-    if harder.kept_before:
-        announce(f"misclassified, label preserved: {harder.kept_after}, before: {harder.kept_before}")
-    announce(f"clean images classified correctly: {harder.clean_after}, before: {harder.clean_before}")
-    if harder.others_before:
-        announce(f"those of the others: {harder.others_after}, before: {harder.others_before}")

@@ -37,9 +37,9 @@ class Scale:
     """How much work the demonstration does: steps of sampling and of each optimization, and timed rounds."""
 
     sampling: int = 15
-    noise: int = 20
+    noise: int = 28
     prompt: int = 40
-    weights: int = 15
+    weights: int = 20
     repeats: int = 2
 
 

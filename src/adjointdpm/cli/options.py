@@ -141,14 +141,11 @@ class OutputOptions(FolderOptions):
     report_to: Literal["none", "tensorboard"] = "none"
 
     def start(self, given: Given, quiet: Collection[str] = ()) -> tuple[Path, RunOptions]:
-        """The folder, which holds no results that this run would write over and now the flags, and the run's options.
+        """Return the folder, into which the flags are written, and the options of the run.
 
         Args:
             given: What was given to the command.
             quiet: Names of further flags that a checkpoint need not agree on.
-
-        Returns:
-            tuple: the folder and the options.
 
         Raises:
             InputError: The folder holds results or cannot be written to, the run that is to be resumed was made with

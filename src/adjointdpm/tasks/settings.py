@@ -1,10 +1,13 @@
 """What the settings of all tasks have in common; fields are flags, keys of a config and values in Python."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from .._types import Range, check_settings
+from ..files.images import output_folder
+from ..optimization.task import LoopSettings, RunOptions
 
 __all__ = ["Count", "Length", "TaskSettings", "checkpointed"]
 
@@ -35,6 +38,23 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def loop(self, folder: Path, run: RunOptions, config: Mapping[str, Any]) -> LoopSettings:
+        """Return the settings of this task's optimization, whose learning rate falls to 0.
+
+        Args:
+            folder: for its checkpoints; made if need be.
+            run: how the run goes on.
+            config: what a checkpoint must agree on, in place of that of `run`.
+        """
+        return LoopSettings(
+            steps=self.max_train_steps,
+            decay="cosine",
+            seed=self.seed,
+            folder=output_folder(folder),
+            checkpointing_steps=self.checkpointing_steps,
+            run=replace(run, config=config),
+        )
 
 
 def checkpointed(about: Mapping[str, Any]) -> dict[str, Any]:

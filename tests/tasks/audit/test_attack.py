@@ -79,7 +79,7 @@ def test_nothing_pulls_the_noise_but_the_loss(tmp_path):
     assert set(found.labels) == {LABELS[0]}
 
 
-def test_the_likeness_term_keeps_pictures_near(tmp_path):
+def test_the_likeness_term_keeps_images_near(tmp_path):
     far = audited(tmp_path / "0", settings=settings(keep_weight=0.0, confidence=9.0, controls=False))
     near = audited(tmp_path / "1", settings=settings(keep_weight=30.0, confidence=9.0, controls=False))
 

@@ -14,7 +14,7 @@ from tests.tiny.audits import LABELS, Constant, Nearest, Plain, audited, classif
 from tests.tiny.tasks import mixture_sampler
 
 
-def test_a_success_is_that_of_the_saved_picture_of_the_saved_noise(result):
+def test_a_success_is_that_of_the_saved_image_of_the_saved_noise(result):
     """With steps so long that the last iterate is not the best."""
     noise, _ = adp.load_noise(result.folder / "noise.safetensors")
     assert torch.equal(noise, result.after.noise)
@@ -40,7 +40,7 @@ def test_larger_balls_fool_more_and_nothing_leaves_its_ball(result):
         assert float(found.distances.max()) <= radius * (1 + 1e-9)
 
 
-def test_the_judge_and_transfer_are_counted_on_the_right_pictures(result):
+def test_the_judge_and_transfer_are_counted_on_the_right_images(result):
     # The judge is the classifier's equal here: nothing can be misclassified, label preserved.
     assert result.kept.hits == 0
     hits, of = result.transfer["<b>other</b>"]
@@ -217,7 +217,7 @@ def test_dropped_prompts_are_named_everywhere(tmp_path):
         assert f"<td>{label}</td><td>{label}</td><td>2</td><td>read as north east</td>" in page
 
 
-def test_no_picture_that_is_read_right(tmp_path):
+def test_no_image_that_is_read_right(tmp_path):
     with pytest.raises(adp.InputError, match="nothing to audit"):
         adp.tasks.audit(mixture_sampler(2), classifier(Constant()), ["x"], ["south"], output=tmp_path,
                         settings=settings(tries=1), run=RunOptions(quiet=True))  # fmt: skip

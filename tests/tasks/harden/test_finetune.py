@@ -23,11 +23,11 @@ class Linear(nn.Module):
         self.map = nn.Linear(12, 2, dtype=torch.float64)
         self.config = SimpleNamespace(id2label={0: "a", 1: "b"}, num_labels=2)
 
-    def forward(self, pictures):
-        return SimpleNamespace(logits=self.map(pictures.flatten(1)))
+    def forward(self, images):
+        return SimpleNamespace(logits=self.map(images.flatten(1)))
 
 
-def test_hardening_finds_the_worst_variant_of_plain_pictures_for_a_linear_classifier():
+def test_hardening_finds_the_worst_variant_of_plain_images_for_a_linear_classifier():
     torch.manual_seed(0)
     model, labels = classifier(Linear()), torch.tensor([0, 1, 1])
     colours = torch.rand(3, 3, 1, 1, dtype=torch.float64) * 0.4 + 0.3

@@ -35,7 +35,7 @@ def test_a_word_that_starts_at_the_answer_stays_there(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [TokenVectors, PromptRows])
-def test_learning_brings_pictures_nearer(tmp_path, kind):
+def test_learning_brings_images_nearer(tmp_path, kind):
     ours = sampler()
     found = invert(
         ours, kind(ours, "<new>", "and"), PromptGoal("blue"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path,
@@ -92,7 +92,7 @@ def test_the_learned_token_is_the_same_elsewhere(tmp_path):
         assert torch.equal(again(noise, again.encode(["a <new> pear"])), expected)
 
 
-def test_effects_are_of_the_picture_without_the_word():
+def test_effects_are_of_the_image_without_the_word():
     ours = sampler()
     noise = ours.noise(1, 2)
     target = EffectGoal(effect("inverted")).targets(ours, ["a <new> cat"], "<new>", noise)

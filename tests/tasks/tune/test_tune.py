@@ -14,7 +14,7 @@ from adjointdpm.tasks.tune.tune import TuneSettings, tune
 from tests.tiny.tunes import HELD_OUT, PROMPTS, colours, family, sampler
 
 
-def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_picture_elsewhere(tmp_path):
+def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_image_elsewhere(tmp_path):
     pipe = family().make()
     ours = sampler(pipe)
     settings = TuneSettings(
@@ -42,14 +42,14 @@ def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
     settings = TuneSettings(
         max_train_steps=3, learning_rate=0.01, num_validation_images=1, checkpointing_steps=1
     )
-    picture = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    metric = Style(colours, picture) + 0.1 * Content(colours)
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    metric = Style(colours, image) + 0.1 * Content(colours)
 
     def run(**more):
         ours = sampler()
         return tune(
-            ours, metric, PROMPTS, HELD_OUT, output=tmp_path, settings=settings, instance_image=picture,
-            measures={"style": Style(colours, picture), "content": Content(colours)},
+            ours, metric, PROMPTS, HELD_OUT, output=tmp_path, settings=settings, instance_image=image,
+            measures={"style": Style(colours, image), "content": Content(colours)},
             instance_prompt="a dog", run=RunOptions(quiet=True, **more),
         )  # fmt: skip
 

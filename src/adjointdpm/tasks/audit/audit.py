@@ -27,7 +27,7 @@ from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import LoopSettings, RunOptions
+from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
 from ..evaluation import example, labels_of, predict
 from ..report import write_report
@@ -274,13 +274,11 @@ class _Audit:
         """Return the best noise in a ball, and the mean losses."""
         s, shares = self.settings, -(-len(start) // Processes.here().world)
         task = Attack(self.sampler, cond, start, ball, objective)
-        loop = LoopSettings(
-            steps=s.max_train_steps,
+        folder, config = self.folder / "state" / f"radius-{ball.radius:g}", self.run.config
+        loop = replace(
+            s.loop(folder, self.run, {**config, "radius": ball.radius}),
             accumulation=-(-shares // s.train_batch_size),
-            seed=s.seed,
-            folder=output_folder(self.folder / "state" / f"radius-{ball.radius:g}"),
-            checkpointing_steps=s.checkpointing_steps,
-            run=replace(self.run, config={**self.run.config, "radius": ball.radius}),
+            decay="constant",
         )
         # Plain descent without weight decay: decay would pull the noise towards zero, off its shell.
         outcome = optimize(

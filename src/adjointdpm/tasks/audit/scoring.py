@@ -76,7 +76,7 @@ class Evaluator:
         )
 
     def transferred(self, other: Labelled, before: AttackOutcome, after: AttackOutcome) -> tuple[int, int]:
-        """Return how many adversarial images `other` misclassifies, of how many whose original it classified correctly."""
+        """Return how many adversarial images `other` misclassifies, of those whose original it classified right."""
         clean, spoilt = (
             [other.labels[int(i)] for i in predict(other, each.images.to(each.noise) / 255).argmax(1)]
             for each in (before, after)

@@ -28,7 +28,7 @@ from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import LoopSettings, Losses, RunOptions, Task
+from ...optimization.task import Losses, RunOptions, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
@@ -135,15 +135,7 @@ def guide(
     # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
     budget = 2 * plain_calls * s.max_train_steps
     about = checkpointed({"prompts": list(prompts), **asdict(s), **run.config})
-    loop = LoopSettings(
-        steps=s.max_train_steps,
-        accumulation=-(-len(each) // batch),
-        decay="cosine",
-        seed=s.seed,
-        folder=output_folder(folder / "state"),
-        checkpointing_steps=s.checkpointing_steps,
-        run=replace(run, config=about),
-    )
+    loop = replace(s.loop(folder / "state", run, about), accumulation=-(-len(each) // batch))
     # No weight decay: it would pull the noise towards zero, off its sphere.
     outcome = optimize(
         Guide(sampler, metric, noise, cond, originals),

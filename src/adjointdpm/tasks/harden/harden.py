@@ -110,6 +110,16 @@ class HardenResult:
     folder: Path
     costs: dict[str, Any]
 
+    @property
+    def rates(self) -> dict[str, tuple[Rate | None, Rate | None]]:
+        """Each rate before and after, by what is counted."""
+        return {
+            "misclassified": (self.before, self.after),
+            "misclassified, label preserved": (self.kept_before, self.kept_after),
+            "clean images classified correctly": (self.clean_before, self.clean_after),
+            "those of labels that were not audited": (self.others_before, self.others_after),
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """Return what result.json says of it."""
         rates = [f.name for f in fields(self) if f.name not in ("folder", "costs")]
@@ -235,12 +245,7 @@ def harden(
             ["on fresh noise", "before", "after"],
             [
                 [name, *("" if rate is None else str(rate) for rate in pair)]
-                for name, pair in {
-                    "misclassified": (result.before, result.after),
-                    "misclassified, label preserved": (result.kept_before, result.kept_after),
-                    "clean images classified correctly": clean_rates,
-                    "those of labels that were not audited": other_rates,
-                }.items()
+                for name, pair in result.rates.items()
             ],
         )
         said = (

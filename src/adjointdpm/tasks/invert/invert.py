@@ -30,7 +30,7 @@ from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import LoopSettings, Losses, RunOptions, Task
+from ...optimization.task import Losses, RunOptions, Task
 from ...samplers.base import Sampler
 from ..evaluation import Rate, check_on_gray, recognized
 from ..report import write_report
@@ -199,15 +199,10 @@ def invert(
     seen = sets[SETS[0]]
     batch = settings.train_batch_size or len(seen[0])
     task = Invert(sampler, learned, *seen, distance, batch)
-    loop = LoopSettings(
-        steps=settings.max_train_steps,
+    loop = replace(
+        settings.loop(folder / "state", run, about),
         batch_size=settings.train_batch_size,
         validation_steps=settings.validation_steps if batch < task.items else 0,
-        decay="cosine",
-        seed=settings.seed,
-        folder=output_folder(folder / "state"),
-        checkpointing_steps=settings.checkpointing_steps,
-        run=replace(run, config=about),
     )
     # No weight decay: it would pull the embedding towards zero, which is no word.
     outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)

@@ -27,7 +27,7 @@ from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import LoopSettings, RunOptions, Task
+from ...optimization.task import RunOptions, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
@@ -132,18 +132,12 @@ def tune(
     methods = {"untuned": evaluate(originals)}
 
     def train(name: str, task: Task) -> None:
-        loop = LoopSettings(
-            steps=settings.max_train_steps,
+        own = replace(run, report=run.report if name == "metric" else None)
+        loop = replace(
+            settings.loop(folder / "state" / name, own, {**about, "method": name}),
             batch_size=settings.train_batch_size,
             max_grad_norm=settings.max_grad_norm,
             validation_steps=settings.validation_steps,
-            decay="cosine",
-            seed=settings.seed,
-            folder=output_folder(folder / "state" / name),
-            checkpointing_steps=settings.checkpointing_steps,
-            run=replace(
-                run, config={**about, "way": name}, report=run.report if name == "metric" else None
-            ),
         )
         outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
         methods[name] = evaluate(sampled(sampler, noise, cond, batch), outcome.losses)
