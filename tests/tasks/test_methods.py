@@ -1,12 +1,15 @@
 """Methods are measured in the same way, in parts as in one."""
 
+import math
+
 import pytest
 import torch
 
 from adjointdpm.files.html_report import Page
 from adjointdpm.files.images import read_image
 from adjointdpm.metrics import Chroma, Pixels
-from adjointdpm.tasks.methods import Evaluation, MethodsResult, percent, write_methods
+from adjointdpm.tasks.evaluation import Rate
+from adjointdpm.tasks.methods import Evaluation, MethodResult, MethodsResult, percent, write_methods
 
 
 def images(seed):
@@ -57,3 +60,23 @@ def test_the_page_has_every_method_and_its_images_are_saved(tmp_path):
 def test_no_percentage_of_nothing():
     assert percent(float("nan")) == ""
     assert percent(0.254) == "25 %"
+
+
+def test_the_reduction_is_relative_to_the_untuned_model(tmp_path):
+    zeros = torch.zeros(1, 3, 2, 2)
+
+    def made(style, content, judged=None):
+        return MethodResult(
+            zeros, {"style": torch.tensor([style]), "content": torch.tensor([content])}, judged
+        )
+
+    methods = {
+        "untuned": made(4.0, 0.0),
+        "metric": made(1.0, 0.3, Rate(3, 4)),
+        "denoising": made(3.0, 0.1),
+    }
+    result = MethodsResult(tmp_path, tmp_path / "lora.safetensors", methods, {})
+    assert result.reduction("style") == pytest.approx(0.75)
+    assert result.reduction("style", "denoising") == pytest.approx(0.25)
+    assert math.isnan(result.reduction("content"))
+    assert methods["metric"].as_dict()["judged"]["hits"] == 3

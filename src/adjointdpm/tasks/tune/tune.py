@@ -31,17 +31,16 @@ from ...optimization.task import RunOptions, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
-from ..methods import Evaluation, write_methods
+from ..methods import Evaluation, MethodsResult, write_methods
 from ..report import write_report
 from ..sampling import each_of, network_of, noise_of, pipeline_of, rows, sampled
 from ..settings import Count, Length, TaskSettings, checkpointed
 from .adapters import NetworkState
 from .denoising_loss import Denoise, latents_of
-from .result import TuneResult
 from .trainable_weights import Lora, Weights
 from .tune_to_metric import TuneToMetric
 
-__all__ = ["TuneSettings", "tune"]
+__all__ = ["TuneResult", "TuneSettings", "tune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +58,11 @@ class TuneSettings(TaskSettings):
     max_grad_norm: Annotated[float, Range(0, 10**9, open_low=True)] = 1.0
     num_validation_images: Count = 2
     validation_steps: Count = 10
+
+
+@dataclass(frozen=True, eq=False)
+class TuneResult(MethodsResult):
+    """What "untuned", "metric" and, where it was asked for, "denoising" made; the weights are in `artefact`."""
 
 
 @alone
