@@ -80,6 +80,7 @@ class Audit:
             given.refuse_unused(hardens, "without --harden")
         if task.keep_features == "none":
             given.refuse_unused(("keep_weight",), "with --keep_features none")
+        # The judge decides which images a hardening trains on, so that a checkpoint must agree on it.
         folder, run = self.output.start(given, ("train_batch_size", *hardens))
         sampler = self.model.sampler()
         check_memory(sampler, len(task.prompt) * self.attack.num_starts, self.attack.train_batch_size)

@@ -48,7 +48,7 @@ RESULTS = ("result.json", "state/**/*.safetensors")
 """What a task leaves in its folder: its result, and checkpoints on the way there."""
 
 # What does not change a result, so that a checkpoint need not agree on it; the steps are among the task's settings.
-_QUIET = ("output_dir", "report_to", "checkpointing_steps", "judge", "max_train_steps")
+QUIET = ("output_dir", "report_to", "checkpointing_steps", "max_train_steps")
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,12 @@ class OutputOptions(FolderOptions):
     resume: bool = False
     report_to: Literal["none", "tensorboard"] = "none"
 
-    def start(self, given: Given, quiet: Collection[str] = ()) -> tuple[Path, RunOptions]:
+    def start(self, given: Given, quiet: Collection[str] = ("judge",)) -> tuple[Path, RunOptions]:
         """Return the folder, into which the flags are written, and the options of the run.
 
         Args:
             given: What was given to the command.
-            quiet: Names of further flags that a checkpoint need not agree on.
+            quiet: Names of further flags that a checkpoint need not agree on, besides `QUIET`.
 
         Raises:
             InputError: The folder holds results or cannot be written to, the run that is to be resumed was made with
@@ -153,7 +153,7 @@ class OutputOptions(FolderOptions):
         """
         folder = free_folder(self.output_dir, *RESULTS, resume=self.resume, overwrite=self.overwrite)
         report = None if self.report_to == "none" else _tensorboard(self.output_dir)
-        names = {*_QUIET, *quiet}
+        names = {*QUIET, *quiet}
         agreed = {name: value for name, value in given.resolved().items() if name not in names}
         repeat = _saved(given, folder, agreed, names)
         return folder, RunOptions(self.resume, report=report, config=agreed, repeat=repeat)
