@@ -200,7 +200,7 @@ class FeatureOptions:
 
     def networks(self, sampler: Sampler) -> Networks:
         """Return the networks that metrics may need."""
-        return Networks(sampler, self.features, self.layer or Networks.layers, None)
+        return Networks(sampler, self.features, self.layer, None)
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,12 @@ class NetworkOptions(FeatureOptions):
         classifier: Classifier for the metrics label and margin.
     """
 
-    clip_model: str = Networks.clip
+    clip_model: str = Networks.clip_model
     classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
 
     def networks(self, sampler: Sampler) -> Networks:
         """Return the networks that metrics may need."""
-        layers = self.layer or Networks.layers
-        return Networks(sampler, self.features, layers, self.classifier, self.clip_model)
+        return Networks(sampler, self.features, self.layer, self.classifier, self.clip_model)
 
 
 def in_one_process(command: str) -> None:
