@@ -28,8 +28,8 @@ test-fast: install
 # The tests that meet the declared packages at every place where their releases differ: loading and saving, the
 # pipelines' own calls against plain autograd, LoRA, textual inversion, tokens, metrics, the command line.
 CORE := $(addprefix tests/,system/test_versions.py zoo/test_zoo.py files/test_pretrained.py \
-	files/test_diffusers_files.py system/test_bundled.py pipelines/test_differentiable.py metrics/test_metrics.py \
-	cli/test_parse_metric.py cli/test_main.py)
+	files/test_diffusers_files.py system/test_bundled.py pipelines/test_differentiable.py metrics/ \
+	cli/test_parse_metric.py cli/test_main.py cli/test_sample.py cli/test_demo.py)
 # Families that the lowest diffusers and transformers do not have; pipelines whose images that diffusers makes with
 # numpy, which has no gradient (the library refuses them there); CLIP, which that transformers does not run in float64.
 LATER := qwen or z-image or Wan or DDPM or DDIM or DiT or clip_is_its_models
