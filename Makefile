@@ -30,7 +30,7 @@ test-fast: install
 CORE := $(addprefix tests/,system/test_versions.py zoo/test_zoo.py files/test_pretrained.py \
 	files/test_diffusers_files.py system/test_bundled.py pipelines/test_differentiable.py metrics/test_base.py \
 	metrics/test_clip.py metrics/test_image_classifier.py metrics/test_image_processor.py metrics/test_style_content.py \
-	cli/test_parse_metric.py cli/test_main.py)
+	cli/test_parse_metric.py cli/test_main.py cli/test_sample.py cli/test_demo.py)
 # Families that the lowest diffusers and transformers do not have; pipelines whose images that diffusers makes with
 # numpy, which has no gradient (the library refuses them there); CLIP, which that transformers does not run in float64.
 LATER := qwen or z-image or Wan or DDPM or DDIM or DiT or clip_is_its_models

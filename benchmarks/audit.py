@@ -21,7 +21,7 @@ from record import write_record
 import adjointdpm as adp
 from adjointdpm.metrics import HiddenStates
 from adjointdpm.optimization.seeds import key
-from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, pixels
+from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, RunOptions, pixels
 
 
 def arguments() -> argparse.Namespace:
@@ -90,9 +90,11 @@ def main() -> None:
         judge=judge,
         transfer={name: adp.load_classifier(name, device=options.device) for name in options.transfer},
         features=features,
-        config={"classifier": options.classifier, "judge": options.judge, "keep": options.keep},
-        resume=options.resume,
-        repeat=f"python benchmarks/audit.py --output {options.output} (with the settings below)",
+        run=RunOptions(
+            config={"classifier": options.classifier, "judge": options.judge, "keep": options.keep},
+            resume=options.resume,
+            repeat=f"python benchmarks/audit.py --output {options.output} (with the settings below)",
+        ),
     )
     print(f"starts read right: {len(found.labels)} of {found.tried} made; costs: {found.costs}")
     named = {"before": found.before, **{f"radius {r:g}": each for r, each in found.curve.items()}}
@@ -116,11 +118,11 @@ def main() -> None:
             classifier,
             settings,
             HardenSettings(
-                options.rounds,
-                options.harden,
-                options.harden_rate,
+                rounds=options.rounds,
+                steps=options.harden,
+                learning_rate=options.harden_rate,
                 clean=options.harden_clean,
-                variant_steps=options.harden_variants,
+                variants=options.harden_variants,
                 attack=again,
             ),
             judge=judge,
@@ -128,7 +130,7 @@ def main() -> None:
             others={
                 about["phrases"][name]: name for i, name in enumerate(about["concepts"]) if i not in chosen
             },
-            resume=options.resume,
+            run=RunOptions(resume=options.resume),
         )
         write_record(options.record, "audit.py", sys.argv[1:], audit=record, hardening=hard.as_dict())
         print(f"hardening: misclassified {hard.before} -> {hard.after}")

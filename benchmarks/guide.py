@@ -1,4 +1,4 @@
-"""Guided generation on the bundled model: four metrics, three ways at equal denoiser calls, several seeds.
+"""Guided generation on the bundled model: four metrics, three methods at equal denoiser calls, several seeds.
 
     python benchmarks/guide.py --record docs/guide.json
 
@@ -21,6 +21,7 @@ from adjointdpm.metrics import (
     Style,
 )
 from adjointdpm.tasks import GuideSettings, LookAhead
+from adjointdpm.tasks.evaluation import Mean
 from adjointdpm.tasks.guide import guide
 
 
@@ -35,10 +36,10 @@ def main() -> None:
     features = HiddenStates(net.model, net.normalized)
     sampler, items = model(flags), spread(flags.prompts)
     with torch.no_grad():
-        picture = sampler(sampler.noise(1, 999), sampler.encode("a red apple on an orange background"))[0]
+        image = sampler(sampler.noise(1, 999), sampler.encode("a red apple on an orange background"))[0]
     known = {
         "label": LogProbability(net, net.index("red apple")),
-        "style": Style(features, picture),
+        "style": Style(features, image),
         "background": BackgroundColour((0.98, 0.86, 0.29)),
         "effect": EffectDistance(EFFECTS["sepia"]),
     }
@@ -51,18 +52,27 @@ def main() -> None:
                 [f"{phrase} on a blue background" for _, phrase in items],
                 output=flags.output / f"guide-{name}-{strength:g}",
                 settings=GuideSettings(
-                    flags.steps,
-                    flags.learning_rate,
-                    LookAhead(flags.look_ahead, strength),
-                    flags.noises,
+                    max_train_steps=flags.steps,
+                    learning_rate=flags.learning_rate,
+                    ahead=LookAhead(flags.look_ahead, strength),
+                    num_validation_images=flags.noises,
                     seed=flags.seed,
                 ),
                 judge=judge,
                 labels=[label for label, _ in items],
             )
-            results.setdefault(name, {})[str(strength)] = {k: w.as_dict() for k, w in found.ways.items()}
-            for way, each in found.ways.items():
-                print(f"{name:11} {strength:g} {way:12} {each.reached}; {each.judged}")
+            reached = {k: Mean.of(each.values["metric"]) for k, each in found.methods.items()}
+            results.setdefault(name, {})[str(strength)] = {
+                method: {
+                    "values": each.values["metric"].tolist(),
+                    "reached": reached[method].as_dict(),
+                    "judged": each.judged and each.judged.as_dict(),
+                    "calls": each.calls,
+                }
+                for method, each in found.methods.items()
+            }
+            for method, each in found.methods.items():
+                print(f"{name:11} {strength:g} {method:12} {reached[method]}; {each.judged}")
             write_record(flags.record, "guide.py", sys.argv[1:], metrics=results)
 
 

@@ -51,7 +51,11 @@ def main() -> None:
             texts[flags.prompts :],
             output=flags.output / f"invert-{effect.replace(' ', '-')}",
             settings=InvertSettings(
-                flags.steps, flags.learning_rate, flags.batch, flags.noises, seed=flags.seed
+                max_train_steps=flags.steps,
+                learning_rate=flags.learning_rate,
+                train_batch_size=flags.batch,
+                num_validation_images=flags.noises,
+                seed=flags.seed,
             ),
             judge=judge,
             label=effect,

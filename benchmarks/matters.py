@@ -26,8 +26,8 @@ import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS, BackgroundColour, EffectDistance, HiddenStates, beside
 from adjointdpm.optimization.loop import optimize
 from adjointdpm.optimization.seeds import key
-from adjointdpm.optimization.task import Loop
-from adjointdpm.tasks import AuditSettings, Ball
+from adjointdpm.optimization.task import LoopSettings
+from adjointdpm.tasks import AuditSettings, Ball, RunOptions
 from adjointdpm.tasks.evaluation import Mean, Rate
 from adjointdpm.tasks.guide.guide import Guide
 from adjointdpm.tasks.sampling import noise_of, sampled
@@ -64,7 +64,7 @@ def audited(sampler: adp.FlowSampler, steps: int, seed: int, options: argparse.N
             names,
             output=folder,
             settings=AuditSettings(
-                Ball(0.1),
+                ball=Ball(0.1),
                 max_train_steps=steps,
                 momentum=0.5,
                 controls=False,
@@ -73,7 +73,7 @@ def audited(sampler: adp.FlowSampler, steps: int, seed: int, options: argparse.N
             ),
             judge=adp.load_classifier("emoji/judge"),
             features=HiddenStates(keep.model, keep.normalized, None),
-            quiet=True,
+            run=RunOptions(quiet=True),
         )
 
 
@@ -84,7 +84,9 @@ def guided(sampler: adp.FlowSampler, metric: Any, steps: int, seed: int, starts:
     originals = sampled(sampler, noise, cond, starts)
     task = Guide(sampler, metric, noise, cond, originals)
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(steps=steps, decay="cosine", seed=seed, folder=Path(folder), quiet=True)
+        loop = LoopSettings(
+            steps=steps, decay="cosine", seed=seed, folder=Path(folder), run=RunOptions(quiet=True)
+        )
         best = optimize(task, lambda leaves: torch.optim.Adam(leaves, 0.1), loop).best["noise"]
     with torch.no_grad():
         return beside(metric, originals)(sampled(sampler, best, cond, starts))
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--steps", type=int, default=10, help="of the optimization, with the exact gradient"
     )
-    parser.add_argument("--starts", type=int, default=16, help="pictures a seed")
+    parser.add_argument("--starts", type=int, default=16, help="images a seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sampling", type=int, default=14)
     parser.add_argument("--record", type=Path, default=None)

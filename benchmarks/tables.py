@@ -235,7 +235,7 @@ def invert(record: Record) -> str:
 
 
 def tune(record: Record) -> str:
-    """Styles from one picture."""
+    """Styles from one image."""
     head = ["style", "weights trained for", "style distance", "less by", "concept seen by the judge"]
     rows = []
     for style, ways in record["styles"].items():

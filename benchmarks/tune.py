@@ -16,10 +16,8 @@ from record import write_record
 import adjointdpm as adp
 from adjointdpm.metrics import EFFECTS, Content, HiddenStates, Style
 from adjointdpm.tasks import Lora, TuneSettings
-from adjointdpm.tasks.evaluation import Rate, predict
-from adjointdpm.tasks.sampling import saved
+from adjointdpm.tasks.methods import Evaluation
 from adjointdpm.tasks.tune import tune
-from adjointdpm.tasks.tune.result import Tuned
 
 # A far style pulls harder. Found by a first run at 5 for all, on the figures that are reported.
 CONTENT = {"night": 10.0}
@@ -54,8 +52,8 @@ def main() -> None:
     for name in flags.styles:
         sampler = model(flags)
         with torch.no_grad():
-            picture = EFFECTS[name](sampler(sampler.noise(1, 999), sampler.encode(texts[0])).clamp(0, 1))[0]
-        style = Style(features, picture)
+            image = EFFECTS[name](sampler(sampler.noise(1, 999), sampler.encode(texts[0])).clamp(0, 1))[0]
+        style = Style(features, image)
         weight = CONTENT.get(name, 5.0) if flags.content is None else flags.content
         found = tune(
             sampler,
@@ -65,35 +63,34 @@ def main() -> None:
             output=flags.output / f"tune-{name.replace(' ', '-')}",
             weights=Lora(flags.rank, modules=tuple(flags.modules)),
             settings=TuneSettings(
-                flags.steps,
-                flags.learning_rate,
-                flags.batch,
+                max_train_steps=flags.steps,
+                learning_rate=flags.learning_rate,
+                train_batch_size=flags.batch,
                 num_validation_images=flags.noises,
                 seed=flags.seed,
             ),
             measures={"style": style, "content": content},
-            instance_image=picture,
+            instance_image=image,
             instance_prompt=texts[0],
             judge=judge,
             labels=labels,
         )
-        untuned = found.ways["untuned"].images
+        untuned = found.methods["untuned"].images
         drawn = EFFECTS[name](untuned.clamp(0, 1))
-        with torch.no_grad():
-            distances = {
-                "style": float(style(drawn).mean()),
-                "content": float(content.beside(untuned)(drawn).mean()),
-            }
         truth = torch.tensor([judge.index(label) for label in labels for _ in range(flags.noises)])
-        says = predict(judge, saved(drawn)).argmax(1).cpu()
-        ways = {
-            **found.ways,
-            "effect itself": Tuned(drawn, distances, Rate.of_mask(says == truth), []),
+        evaluate = Evaluation({"style": style, "content": content}, untuned, judge, truth, None)
+        methods = {**found.methods, "effect itself": evaluate(drawn)}
+        results[name] = {
+            method: {
+                "distances": each.means,
+                "judged": each.judged and each.judged.as_dict(),
+                "losses": list(each.losses),
+            }
+            for method, each in methods.items()
         }
-        results[name] = {way: each.as_dict() for way, each in ways.items()}
-        for way, each in ways.items():
-            less = 1 - each.distances["style"] / ways["untuned"].distances["style"]
-            print(f"{name:14} {way:13} style less by {100 * less:5.1f} %; {each.judged}")
+        for method, each in methods.items():
+            less = 1 - each.means["style"] / methods["untuned"].means["style"]
+            print(f"{name:14} {method:13} style less by {100 * less:5.1f} %; {each.judged}")
         write_record(flags.record, "tune.py", sys.argv[1:], styles=results)
 
 

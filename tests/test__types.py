@@ -42,3 +42,12 @@ def test_policies_are_three_and_direct_leaves_the_graph():
     assert [policy.name for policy in GraphPolicy] == ["KEEP", "RECOMPUTE", "NO_GRAPH"]
     x = torch.tensor(2.0, requires_grad=True)
     assert float(torch.autograd.grad(direct(lambda t: t**3, x), x)[0]) == 12
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1, 11, 10**400, True, "3"])
+def test_numbers_out_of_range(value):
+    with pytest.raises(adp.InputError, match="--x must be at least 0 and at most 10, but is"):
+        in_range("--x", value, 0, 10)
+    in_range("--x", 0, 0, 10)
+    with pytest.raises(adp.InputError, match="above 0"):
+        in_range("--x", 0, 0, open_low=True)

@@ -4,14 +4,14 @@ import subprocess
 import sys
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import click
 import pytest
 import yaml
 from click.testing import CliRunner
 
-from adjointdpm.cli.flags import Given, command_of, flags_of
+from adjointdpm.cli.flags import Given, Group, command_of, flags_of
 from adjointdpm.cli.main import COMMANDS, app
 from adjointdpm.tasks import AuditSettings, GuideSettings, InvertSettings, Lora, TuneSettings
 
@@ -30,12 +30,18 @@ def settings_of(name):
     return getattr(import_module(f"adjointdpm.cli.{name}"), name.capitalize())
 
 
-def leaves(settings):
-    """The names of all fields that are no groups; `guide` makes the `ahead` of two flags of its own."""
-    hints = get_type_hints(settings)
+def leaves(settings, group=None):
+    """The names of all fields that are flags; what is said about a group is kept in its annotation."""
+    group = group or Group()
+    hints = get_type_hints(settings, include_extras=True)
     for each in fields(settings):
-        if each.name != "ahead":
-            yield from leaves(hints[each.name]) if is_dataclass(hints[each.name]) else [each.name]
+        if each.name in group.without:
+            continue
+        kind, *notes = get_args(hints[each.name]) or [hints[each.name]]
+        if is_dataclass(kind):
+            yield from leaves(kind, next((note for note in notes if isinstance(note, Group)), None))
+        else:
+            yield group.prefix + each.name
 
 
 def printed(*arguments):

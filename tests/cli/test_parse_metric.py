@@ -14,12 +14,12 @@ def networks(emoji):
     return Networks(emoji)
 
 
-def pictures(seed=0):
+def images(seed=0):
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
 def test_sums_and_kinds(networks):
-    x, y = pictures(), pictures(1)
+    x, y = images(), images(1)
     terms = ["0.5*chroma", "2*effect:inverted", " background:0.1,0.2,0.9"]
     found = beside(metric_of(terms, networks), y)(x)
     by_hand = 0.5 * Chroma()(x) + 2 * PixelDistance(effect("inverted")(y))(x)
@@ -29,8 +29,8 @@ def test_sums_and_kinds(networks):
     assert isinstance(metric_of(["chroma"], networks), Chroma)
 
 
-def test_pictures_and_labels(networks, tmp_path):
-    x, file = pictures(), tmp_path / "a+b.png"
+def test_images_and_labels(networks, tmp_path):
+    x, file = images(), tmp_path / "a+b.png"
     file.write_bytes(png(as_8_bit(x[0])))
     near = metric_of([f"pixels:{file}"], networks)(x)
     assert float(near[0]) < 1e-5 < float(near[1])
@@ -44,13 +44,13 @@ def test_pictures_and_labels(networks, tmp_path):
 def test_functions_of_ones_own(networks, tmp_path, monkeypatch):
     (tmp_path / "my_metric.py").write_text("def dark(images):\n    return images.mean((1, 2, 3))\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    x = pictures()
+    x = images()
     assert torch.allclose(metric_of(["3*my_metric:dark"], networks)(x), 3 * x.mean((1, 2, 3)))
 
 
 def test_a_plus_and_spaces_belong_to_the_argument(networks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    x = pictures()
+    x = images()
     for name in ("a.png", "a + chroma.png"):
         (tmp_path / name).write_bytes(png(as_8_bit(x[0])))
     plain = metric_of(["pixels:a.png"], networks)(x)
@@ -72,7 +72,7 @@ def test_a_metric_of_ones_own_that_fails_is_named(networks, tmp_path, monkeypatc
     with pytest.raises(
         adp.InputError, match=rf"failing_{len(body)}:f cannot be used: (KeyError|SystemExit)"
     ):
-        metric_of([f"failing_{len(body)}:f"], networks)(pictures())
+        metric_of([f"failing_{len(body)}:f"], networks)(images())
 
 
 def test_networks_of_the_bundled_model_are_not_for_others(emoji):
@@ -108,7 +108,7 @@ def test_what_cannot_be_read(networks, text, message):
         metric_of([text], networks)
 
 
-def test_a_picture_of_another_size(networks, tmp_path):
+def test_a_image_of_another_size(networks, tmp_path):
     file = tmp_path / "small.png"
     file.write_bytes(png(torch.zeros(3, 8, 9, dtype=torch.uint8)))
     with pytest.raises(adp.InputError, match="9 x 8"):

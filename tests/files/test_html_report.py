@@ -1,6 +1,7 @@
 """A page is one file: its images and plots are in it, as they were given."""
 
 import base64
+import html
 import io
 import re
 
@@ -44,3 +45,31 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
     text = page.write(tmp_path / "page.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert "http" not in text
+
+
+def test_what_users_typed_is_escaped(tmp_path):
+    page = Page("<script>title")
+    page.text("<img src=x onerror=alert(1)>")
+    page.table(["<b>"], [["<i>"]])
+    page.images(ImageTable("<u>", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ['"><script>']))
+    text = page.write(tmp_path / "page.html").read_text()
+    assert "<script>" not in text
+    assert "<img src=x" not in text
+    assert html.escape("<img src=x onerror=alert(1)>") in text
+
+
+def test_a_link_leads_to_a_file_beside_the_page_and_is_escaped(tmp_path):
+    page = Page("a title")
+    page.link("<i>more", 'a "b".html')
+    text = page.write(tmp_path / "page.html").read_text()
+    assert re.findall(r'<a href="([^"]*)">(.*?)</a>', text) == [("a%20%22b%22.html", "&lt;i&gt;more")]
+
+
+def test_rows_are_saved_as_one_sheet(tmp_path):
+    above, below = torch.randint(0, 256, (2, 2, 3, 5, 4), dtype=torch.uint8)
+    page = Page("a title")
+    page.images(ImageTable("a", above, ["", ""]), ImageTable("b", below, ["", ""]), file=tmp_path / "x.png")
+    sheet_ = (255 * read_image((tmp_path / "x.png").read_bytes())).round().to(torch.uint8)
+    assert sheet_.shape == (3, 2 * 5 + 2, 2 * 4 + 2)
+    assert torch.equal(sheet_[:, :5, :4], above[0])
+    assert torch.equal(sheet_[:, 7:, 6:], below[1])

@@ -169,3 +169,20 @@ def test_eight_bits_are_the_nearest_ones():
     values = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 254.7 / 255, 1.0, 1.3, -0.2])
     found = as_8_bit(values.view(1, 1, -1).expand(3, 1, -1))
     assert found[0, 0].tolist() == [0, 0, 1, 255, 255, 255, 0]
+
+
+def test_images_survive_a_file():
+    image = torch.rand(3, 5, 7)
+    back = read_image(png(as_8_bit(image)))
+    assert float((back - image).abs().max()) <= 0.5 / 255 + 1e-6
+    assert int(as_8_bit(torch.tensor([[[1.7]], [[-0.3]], [[0.5]]]))[0]) == 255
+    page = sheet(torch.zeros(5, 3, 4, 4, dtype=torch.uint8), columns=3, gap=1)
+    assert page.shape == (3, 9, 14)
+    assert int((page[0] == 0).sum()) == 5 * 16
+
+
+def test_images_open_elsewhere(tmp_path):
+    path = tmp_path / "one.png"
+    path.write_bytes(png(torch.full((3, 4, 6), 200, dtype=torch.uint8)))
+    with Image.open(path) as image:
+        assert image.size == (6, 4)

@@ -5,6 +5,8 @@ import socket
 import pytest
 import torch
 
+import adjointdpm as adp
+from adjointdpm.optimization.distributed import Processes
 from tests.tiny import two_processes
 
 NAMES = list(two_processes.checks())
@@ -29,3 +31,11 @@ def predict(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_agree_with_one(predict, name):
     assert predict[name] == [""] * two_processes.WORLD, "\n".join(predict[name])
+
+
+def test_a_launcher_that_is_none(monkeypatch):
+    for world in ("two", "2"):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        monkeypatch.delenv("RANK", raising=False)
+        with pytest.raises(adp.InputError, match="torchrun"):
+            Processes.here()

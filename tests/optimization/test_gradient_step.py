@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adjointdpm.tasks import (
-    Loop,
+    LoopSettings,
+    RunOptions,
     optimize,
 )
 from tests.tiny.loops import sgd
@@ -19,7 +20,7 @@ def test_the_gradient_does_not_depend_on_its_parts():
 
 def test_the_step_is_the_optimizers_on_the_mean_over_the_batch():
     task = Shift()
-    run_ = optimize(task, sgd(0.05), Loop(steps=1, validation_steps=1, quiet=True))
+    run_ = optimize(task, sgd(0.05), LoopSettings(steps=1, validation_steps=1, run=RunOptions(quiet=True)))
     other = Shift()
     other.variables["shift"].requires_grad_()
     mean = other.losses(0, list(range(6))).values.mean()

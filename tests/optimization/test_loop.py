@@ -20,8 +20,9 @@ from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import (
     AuditSettings,
     InterruptedRunError,
-    Loop,
+    LoopSettings,
     Losses,
+    RunOptions,
     StoppedRunError,
     Task,
     optimize,
@@ -99,14 +100,14 @@ def test_twenty_kills_leave_the_same_bits(tmp_path):
 def test_the_best_iterate_is_kept_not_the_last():
     """A rate of 1.1 diverges: |v - 1| grows by 1.2 a step, so the first iterate is the best."""
     task = Parabola()
-    found = optimize(task, sgd(1.1), Loop(steps=4, quiet=True))
+    found = optimize(task, sgd(1.1), LoopSettings(steps=4, run=RunOptions(quiet=True)))
     assert found.losses == pytest.approx([1.44**k for k in range(5)])
     assert (float(found.best["v"]), int(found.best_step)) == (0.0, 0)
     assert float(task.variables["v"].detach()) == 0.0
 
 
 def test_the_last_iterate_is_scored_too():
-    found = optimize(Parabola(), sgd(0.25), Loop(steps=3, quiet=True))
+    found = optimize(Parabola(), sgd(0.25), LoopSettings(steps=3, run=RunOptions(quiet=True)))
     assert int(found.best_step) == 3
     assert float(found.best["v"]) == pytest.approx(1 - 0.5**3)
 
@@ -131,18 +132,23 @@ def test_validation_decides_where_it_is_asked():
 
 
 def test_patience_and_aim_end_early():
-    assert optimize(Parabola(), sgd(1.1), Loop(steps=50, patience=3, quiet=True)).steps == 4
-    aimed = optimize(Parabola(), sgd(0.25), Loop(steps=50, stop_at=1e-3, quiet=True))
+    assert (
+        optimize(Parabola(), sgd(1.1), LoopSettings(steps=50, patience=3, run=RunOptions(quiet=True))).steps
+        == 4
+    )
+    aimed = optimize(
+        Parabola(), sgd(0.25), LoopSettings(steps=50, stop_at=1e-3, run=RunOptions(quiet=True))
+    )
     assert aimed.steps == 6  # 4^-5 < 1e-3, and the step after it is not scored
     assert float(aimed.best_loss) == pytest.approx(4**-5)
 
 
 def test_rates_and_clipping_are_as_written():
-    cosine = Loop(steps=10, decay="cosine", warmup=1)
+    cosine = LoopSettings(steps=10, decay="cosine", warmup=1)
     assert [cosine.rate(0), cosine.rate(1), cosine.rate(10)] == pytest.approx([0.5, 1.0, 0.0])
-    assert Loop(steps=10, decay="linear").rate(5) == 0.5
+    assert LoopSettings(steps=10, decay="linear").rate(5) == 0.5
     task = Parabola(start=-9.0)
-    optimize(task, sgd(1.0), Loop(steps=1, max_grad_norm=0.5, quiet=True))
+    optimize(task, sgd(1.0), LoopSettings(steps=1, max_grad_norm=0.5, run=RunOptions(quiet=True)))
     assert float(task.variables["v"].detach()) == pytest.approx(-8.5)
 
 
@@ -185,17 +191,23 @@ def test_a_metric_that_fails_keeps_the_best_and_names_it(tmp_path, fail, word):
     with pytest.raises(
         StoppedRunError, match=f"step 3 of 9.*{word}.*step 2.*checkpoint.safetensors"
     ) as caught:
-        optimize(Parabola(fail), sgd(0.25), Loop(steps=9, folder=tmp_path, quiet=True))
+        optimize(
+            Parabola(fail), sgd(0.25), LoopSettings(steps=9, folder=tmp_path, run=RunOptions(quiet=True))
+        )
     assert float(caught.value.outcome.best["v"]) == pytest.approx(0.75)
     tensors, _ = load_checkpoint(tmp_path / "checkpoint.safetensors")
     assert float(tensors["best/v"]) == pytest.approx(0.75)
-    healed = optimize(Parabola(), sgd(0.25), Loop(steps=9, folder=tmp_path, resume=True, quiet=True))
+    healed = optimize(
+        Parabola(),
+        sgd(0.25),
+        LoopSettings(steps=9, folder=tmp_path, run=RunOptions(resume=True, quiet=True)),
+    )
     assert float(healed.best["v"]) == 1 - 0.5**9
 
 
 def test_a_metric_that_fails_at_once_is_just_its_error():
     with pytest.raises(adp.NonFiniteError):
-        optimize(Parabola(lambda step: True), sgd(0.1), Loop(steps=2, quiet=True))
+        optimize(Parabola(lambda step: True), sgd(0.1), LoopSettings(steps=2, run=RunOptions(quiet=True)))
 
 
 @pytest.mark.parametrize("first", [1, 6, 7])
@@ -226,7 +238,9 @@ def test_more_steps_of_a_falling_rate_go_on_with_a_warning(tmp_path):
             rates.append(self.param_groups[0]["lr"])
 
     def steps(n):
-        loop = Loop(steps=n, decay="cosine", folder=tmp_path, resume=True, quiet=True)
+        loop = LoopSettings(
+            steps=n, decay="cosine", folder=tmp_path, run=RunOptions(resume=True, quiet=True)
+        )
         return optimize(Parabola(), lambda leaves: Watched(leaves, 0.25), loop)
 
     steps(4)
@@ -234,7 +248,7 @@ def test_more_steps_of_a_falling_rate_go_on_with_a_warning(tmp_path):
         UserWarning, match=r"cosine decay.*over 4 steps for the first 4, and is that of 8 from now"
     ):
         assert steps(8).steps == 8
-    four, eight = (Loop(steps=n, decay="cosine") for n in (4, 8))
+    four, eight = (LoopSettings(steps=n, decay="cosine") for n in (4, 8))
     assert rates == [0.25 * four.rate(k) for k in range(4)] + [0.25 * eight.rate(k) for k in range(4, 8)]
     assert steps(8).steps == 8  # without a warning
 
@@ -284,28 +298,28 @@ def test_a_variable_that_no_loss_depends_on():
     task = Parabola()
     task.variables["w"] = torch.zeros(2)
     with pytest.raises(adp.InputError, match="'w'"):
-        optimize(task, adam, Loop(steps=1, quiet=True))
+        optimize(task, adam, LoopSettings(steps=1, run=RunOptions(quiet=True)))
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulation", "patience"])
 def test_numbers_below_one(name):
     with pytest.raises(adp.InputError, match=f"{name} must be at least 1"):
-        Loop(**{name: 0})
+        LoopSettings(**{name: 0})
 
 
 @pytest.mark.parametrize("name", ["warmup", "validation_steps", "checkpointing_steps"])
 def test_numbers_below_zero(name):
     with pytest.raises(adp.InputError, match=f"{name} must be at least 0"):
-        Loop(**{name: -1})
+        LoopSettings(**{name: -1})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0])
 def test_numbers_that_are_none(value):
     with pytest.raises(adp.InputError, match="max_grad_norm must be above 0 and finite"):
-        Loop(max_grad_norm=value)
+        LoopSettings(max_grad_norm=value)
     if value not in (-1.0, 0.0):
         with pytest.raises(adp.InputError, match="stop_at must be finite"):
-            Loop(stop_at=value)
+            LoopSettings(stop_at=value)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +335,7 @@ def test_numbers_that_are_none(value):
 def test_settings_of_the_optimizer_are_checked_before_the_work(optimizer, words):
     task = Parabola()
     with pytest.raises(adp.InputError, match=words):
-        optimize(task, optimizer, Loop(steps=1, quiet=True))
+        optimize(task, optimizer, LoopSettings(steps=1, run=RunOptions(quiet=True)))
     assert not task.steps
 
 
@@ -360,7 +374,7 @@ def test_two_processes_end_as_one(two, kind):
         assert float((first["noise"] - Points().centre).abs().max()) <= 0.8 + 1e-12
 
 
-def test_two_processes_share_the_clean_pictures(two):
+def test_two_processes_share_the_clean_images(two):
     alone = clean_images(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(train_batch_size=2))
     assert alone.labels == ["a"] * 3 + ["b"] * 3
     assert len(alone.images.flatten(1).unique(dim=0)) == 6

@@ -12,7 +12,7 @@ import pytest
 import adjointdpm as adp
 from adjointdpm.optimization import run_folder
 from adjointdpm.optimization.run_folder import hold_folder
-from adjointdpm.tasks import GuideSettings
+from adjointdpm.tasks import GuideSettings, RunOptions
 from tests import ROOT
 from tests.tiny.tasks import digest, mixture_sampler, run
 
@@ -82,8 +82,7 @@ def test_a_task_keeps_its_folder_to_itself(tmp_path):
             ["x"],
             output=tmp_path,
             settings=settings,
-            quiet=True,
-            **more,
+            run=RunOptions(quiet=True, **more),
         )
 
     guide()

@@ -4,7 +4,8 @@ import pytest
 
 import adjointdpm as adp
 from adjointdpm.tasks import (
-    Loop,
+    LoopSettings,
+    RunOptions,
     optimize,
 )
 from tests.tiny.loops import sgd
@@ -40,7 +41,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path, more, words
 
 
 def test_a_checkpoint_of_another_optimizer_items_or_dtype_is_refused_by_name(tmp_path):
-    loop = Loop(steps=2, folder=tmp_path, resume=True, quiet=True)
+    loop = LoopSettings(steps=2, folder=tmp_path, run=RunOptions(resume=True, quiet=True))
     optimize(Points(), adam, loop)
     with pytest.raises(adp.InputError, match="optimizer = 'Adam', but this run has 'SGD'"):
         optimize(Points(), sgd(0.1), loop)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from adjointdpm.tasks.evaluation import Mean, Rate, predict
+import adjointdpm as adp
+from adjointdpm.metrics import Pixels
+from adjointdpm.tasks.evaluation import Mean, Rate, check_on_gray, predict, recognized
+from tests.tiny.tasks import mixture_sampler
 
 
 @pytest.mark.parametrize(("hits", "of"), [(0, 10), (3, 10), (10, 10), (170, 400)])
@@ -34,3 +37,23 @@ def test_predictions_do_not_depend_on_the_parts():
     whole = predict(classifier, images)
     assert not whole.requires_grad
     assert torch.allclose(predict(classifier, images, batch=2), whole, rtol=1e-14)
+
+
+def test_a_judge_sees_the_saved_image_and_no_judge_is_no_rate():
+    """An image of 1.2 is saved as 1, so a judge of brightness gives it the label of 1."""
+    judge = torch.nn.Module()
+    judge.forward = lambda images: torch.stack(
+        [1.1 - images.mean((1, 2, 3)), images.mean((1, 2, 3)) - 1.1], 1
+    )
+    images = torch.tensor([0.2, 1.2])[:, None, None, None].expand(2, 3, 2, 2)
+    assert recognized(judge, images, torch.tensor([0, 1])) == Rate(1, 2)
+    assert recognized(judge, images, 0) == Rate(2, 2)
+    assert recognized(None, images, 0) is None
+    assert recognized(judge, images, None) is None
+
+
+def test_metrics_are_tried_before_the_work():
+    sampler = mixture_sampler()
+    check_on_gray(sampler, Pixels(), lambda images: images.mean((1, 2, 3)))
+    with pytest.raises(adp.InputError, match="metric"):
+        check_on_gray(sampler, Pixels(), lambda images: images.detach().mean((1, 2, 3)))

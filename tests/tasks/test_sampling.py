@@ -2,7 +2,8 @@
 
 import torch
 
-from adjointdpm.tasks.sampling import noise_of, on_file, sampled, saved
+from adjointdpm.files.images import as_8_bit, png, read_image
+from adjointdpm.tasks.sampling import each_of, noise_of, parts, sampled, saved
 from tests.tiny.tasks import mixture_sampler
 
 
@@ -16,5 +17,13 @@ def test_parts_of_a_batch_are_the_whole():
 
 def test_saved_images_are_those_of_their_files():
     images = 1.4 * torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) - 0.2
-    torch.testing.assert_close(saved(images), on_file(images), rtol=0, atol=1e-7)
+    files = torch.stack([read_image(png(each)) for each in as_8_bit(images)])
+    assert torch.equal(saved(images), files)
     assert float((saved(images) - images.clamp(0, 1)).abs().max()) <= 0.5 / 255 + 1e-6
+
+
+def test_parts_hold_every_number_once_and_in_order():
+    assert parts(5, 2) == [[0, 1], [2, 3], [4]]
+    assert parts(3, None) == [[0, 1, 2]]
+    assert parts(0, 4) == [] or parts(0, 4) == [[]]
+    assert each_of(["a", "b"], 2) == ["a", "a", "b", "b"]

@@ -8,7 +8,7 @@ from torch import nn
 
 import adjointdpm as adp
 from adjointdpm.metrics.image_classifier import Classifier
-from adjointdpm.tasks import AuditSettings, Ball
+from adjointdpm.tasks import AuditSettings, Ball, RunOptions
 from adjointdpm.tasks.audit.attack import pixels
 from tests.conftest import scaled_linear, standard_mixture
 from tests.tiny.tasks import mixture_sampler
@@ -49,7 +49,12 @@ def settings(**changes):
 
 
 def audited(folder, audited_=None, **changes):
-    given = {"judge": classifier(), "features": pixels, "quiet": True, "settings": settings()} | changes
+    given = {
+        "judge": classifier(),
+        "features": pixels,
+        "run": RunOptions(quiet=True),
+        "settings": settings(),
+    } | changes
     return adp.tasks.audit(
         mixture_sampler(4), audited_ or classifier(), LABELS, LABELS, output=folder, **given
     )
@@ -60,7 +65,10 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit")
     given = settings(radii=(0.2,))
     return audited(
-        folder, settings=given, transfer={"<b>other</b>": classifier(Nearest(2.0))}, repeat="<i>again</i>"
+        folder,
+        settings=given,
+        transfer={"<b>other</b>": classifier(Nearest(2.0))},
+        run=RunOptions(repeat="<i>again</i>"),
     )
 
 

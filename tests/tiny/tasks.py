@@ -18,7 +18,7 @@ from tqdm import tqdm
 import adjointdpm as adp
 from adjointdpm.flow.schedules import VPDiscrete
 from adjointdpm.optimization.seeds import key
-from adjointdpm.tasks import Loop, Losses, Task, optimize
+from adjointdpm.tasks import LoopSettings, Losses, RunOptions, Task, optimize
 from adjointdpm.tasks.sampling import noise_of
 from tests.conftest import Mixture, scaled_linear, standard_mixture
 
@@ -82,9 +82,11 @@ def adam(leaves):
 
 
 def run(folder, kind=Points, **settings):
-    loop = Loop(
+    options = {"resume": True, "quiet": True, "config": {"task": kind.__name__}}
+    options |= {name: settings.pop(name) for name in ("resume", "quiet", "config") if name in settings}
+    loop = LoopSettings(
         **{"steps": 12, "batch_size": 4, "checkpointing_steps": 1, "decay": "cosine", "warmup": 2}
-        | {"folder": folder, "resume": True, "quiet": True, "config": {"task": kind.__name__}}
+        | {"folder": folder, "run": RunOptions(**options)}
         | settings
     )
     return optimize(kind(), adam, loop)

@@ -34,10 +34,8 @@ def work(rank: int, port: int, folder: str) -> None:
         found = run(Path(folder, kind.__name__), kind)
         about = {"losses": torch.tensor(found.losses), "step": found.best_step}
         save_file({**found.best, **about}, Path(folder, f"{kind.__name__}.{rank}"))
-    pictures = clean_images(
-        mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(train_batch_size=2)
-    )
-    save_file({"images": pictures.images}, Path(folder, f"clean.{rank}"))
+    images = clean_images(mixture_sampler(3), {"x": "a", "y": "b"}, 3, 5, AuditSettings(train_batch_size=2))
+    save_file({"images": images.images}, Path(folder, f"clean.{rank}"))
     try:
         run(None, Failing)
     except adp.AdjointDPMError as error:

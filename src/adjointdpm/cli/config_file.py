@@ -24,7 +24,7 @@ _SCALARS = tuple(
 
 
 def read_config(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a file, as texts, by the names of flags.
+    """Return the values of a file, as texts, by the names of flags.
 
     Args:
         path: of the file.
@@ -66,7 +66,11 @@ def _composed(path: Path) -> Any:
 
 
 def _value(where: str, node: Any, flag: Any) -> Any:
-    """A flag's text, or a list of texts where the flag may be repeated; None leaves the default."""
+    """Return a flag's text, or a list of texts where the flag may be repeated; None leaves the default.
+
+    Raises:
+        InputError: the value is neither a plain one nor a list of plain ones, or is missing.
+    """
     if isinstance(node, yaml.SequenceNode) and flag.many:
         texts = [_text(where, each) for each in node.value]
         if not texts or None in texts:

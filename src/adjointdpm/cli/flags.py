@@ -25,6 +25,7 @@ from .prompt_files import prompts_of
 __all__ = [
     "ForBundled",
     "Given",
+    "Group",
     "Positional",
     "PromptTexts",
     "command_of",
@@ -39,7 +40,7 @@ class PromptTexts:
     """Each value that names a file of prompts is replaced by the lines of this file."""
 
     def __call__(self, flag: str, value: tuple[str, ...]) -> tuple[str, ...]:
-        """Read the files."""
+        """Return the prompts, with those that stand in files."""
         return tuple(line for each in value for line in prompts_of(flag, each))
 
 
@@ -60,15 +61,17 @@ class Positional:
     """Marks a field whose value has no flag before it."""
 
 
-class Internal:
-    """Marks a group of which one field is no flag.
+@dataclass(frozen=True)
+class Group:
+    """Says which flags a group of fields has, where they are not simply those of all fields.
 
     Args:
-        name: The field, which keeps its default.
+        prefix: What the names of its flags begin with, before the names of its fields.
+        without: The fields that are no flags and keep their defaults.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    prefix: str = ""
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Flag:
         return self.name.upper() if self.positional else f"--{self.name}"
 
     def parameter(self) -> click.Parameter:
-        """The parameter for click, whose defaults are None or empty where the model decides."""
+        """Return the parameter for click, whose defaults are None or empty where the model decides."""
         kind: Any = click.Path(path_type=Path) if self.kind is Path else self.kind
         required = self.default is MISSING
         given = {} if required else {"default": self.default}
@@ -131,7 +134,7 @@ class Flag:
         return f"{self.about} [default: {_written(self.default)}]"
 
     def checked(self, value: Any, model: str | None) -> Any:
-        """A value that was read, after the checks.
+        """Return a value that was read, after the checks.
 
         Raises:
             InputError: A check failed.
@@ -158,14 +161,14 @@ class Given:
     typed: Collection[str] = field(default_factory=frozenset)
 
     def resolved(self) -> dict[str, Any]:
-        """Every flag's value, as YAML and JSON know values."""
+        """Return every flag's value, as YAML and JSON know values."""
         plain = {
             k: str(v) if isinstance(v, Path) else v for k, v in self.values.items() if k not in UNSAVED
         }
         return {k: (list(v) or None) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     def as_yaml(self) -> str:
-        """The values as a config."""
+        """Return the values as a config."""
         return yaml.safe_dump(self.resolved(), sort_keys=True, allow_unicode=True)
 
     def refuse_unused(self, names: Collection[str], why: str) -> None:
@@ -184,37 +187,38 @@ class Given:
 
 
 def flags_of(
-    settings: type, default: Any = MISSING, group: str = "Task", without: Collection[str] = ()
+    settings: type, default: Any = MISSING, heading: str = "Task", group: Group | None = None
 ) -> Iterator[Flag]:
     """The flags of a dataclass, those of its groups included.
 
     Args:
         settings: The dataclass.
         default: One whose values are the defaults; those of the class if MISSING.
-        group: The heading of the fields that are no groups themselves.
-        without: The fields that are no flags.
+        heading: The heading of the fields that are no groups themselves.
+        group: Which fields are flags, and their prefix; all of them without one if None.
+
+    Yields:
+        Flag: each flag, in the order of the fields.
     """
-    about = _documented(settings)
-    for each, hint, parts in _fields(settings, without):
+    about, group = _documented(settings), group or Group()
+    for each, hint, inner in _fields(settings, group):
         value = _default_of(each) if default is MISSING else getattr(default, each.name)
-        if parts is not None:
-            yield from flags_of(hint, value, each.name.capitalize(), parts)
+        if inner is not None:
+            yield from flags_of(hint, value, each.name.capitalize(), inner)
         else:
             kind, many, notes = _kind(hint)
-            yield Flag(each.name, group, kind, many, value, about[each.name], notes)
+            yield Flag(group.prefix + each.name, heading, kind, many, value, about[each.name], notes)
 
 
-def _fields(
-    settings: type, without: Collection[str]
-) -> Iterator[tuple[Field[Any], Any, Collection[str] | None]]:
-    """Each field, its type, and for a group the fields of it that are no flags."""
+def _fields(settings: type, group: Group) -> Iterator[tuple[Field[Any], Any, Group | None]]:
+    """Yield each field that is a flag or a group, its type, and what is said about the group."""
     hints = get_type_hints(settings, include_extras=True)
     for each in fields(settings):
-        if each.name not in without:
+        if each.name not in group.without:
             hint = hints[each.name]
             kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
             if is_dataclass(kind):
-                yield each, kind, [note.name for note in notes if isinstance(note, Internal)]
+                yield each, kind, next((note for note in notes if isinstance(note, Group)), Group())
             else:
                 yield each, hint, None
 
@@ -224,7 +228,7 @@ def _default_of(each: Field[Any]) -> Any:
 
 
 def _kind(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
-    """The type of one value, whether there may be several, and what `Annotated` adds."""
+    """Return the type of one value, whether there may be several, and what `Annotated` adds."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, many, notes = _kind(parts[0])
@@ -239,7 +243,7 @@ def _kind(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
 
 
 def _documented(settings: type) -> dict[str, str]:
-    """What a class and its bases say about their fields under `Args:`."""
+    """Return what a class and its bases say about their fields under `Args:`."""
     found: dict[str, str] = {}
     for each in reversed(settings.__mro__):
         _, _, section = (inspect.cleandoc(each.__doc__ or "")).partition("\nArgs:\n")
@@ -271,7 +275,7 @@ class _Grouped(click.Command):
 
 
 def command_of(name: str, settings: type, about: str) -> click.Command:
-    """The command that a dataclass describes.
+    """Return the command that a dataclass describes.
 
     Args:
         name: The name of the command.
@@ -301,14 +305,14 @@ def command_of(name: str, settings: type, about: str) -> click.Command:
         if print_config:
             print(given.as_yaml(), end="")
         else:
-            _built(settings, values).run(given)
+            _built(settings, values, Group()).run(given)
 
     parameters = [*(flag.parameter() for flag in flags), config, print_config]
     return _Grouped(flags, name=name, params=parameters, help=about, callback=run)
 
 
 def _read_config(flags: list[Flag]) -> Callable[[click.Context, click.Parameter, Path | None], None]:
-    """A callback that makes the values of a file the defaults of all flags."""
+    """Return a callback that makes the values of a file the defaults of all flags."""
 
     def read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
         if path is not None:
@@ -317,9 +321,9 @@ def _read_config(flags: list[Flag]) -> Callable[[click.Context, click.Parameter,
     return read
 
 
-def _built(settings: type, values: dict[str, Any], without: Collection[str] = ()) -> Any:
+def _built(settings: type, values: dict[str, Any], group: Group) -> Any:
     given = {
-        each.name: values[each.name] if parts is None else _built(hint, values, parts)
-        for each, hint, parts in _fields(settings, without)
+        each.name: values[group.prefix + each.name] if inner is None else _built(hint, values, inner)
+        for each, hint, inner in _fields(settings, group)
     }
     return settings(**given)

@@ -15,11 +15,10 @@ from .options import (
     FeatureOptions,
     ModelOptions,
     OutputOptions,
-    agreed,
+    TaskOptions,
     announce,
     check_networks,
     judge_of,
-    saved,
 )
 from .parse_metric import Networks, guarded_effect, metric_of
 from .parse_sampler import check_memory
@@ -27,8 +26,8 @@ from .parse_sampler import check_memory
 __all__ = ["Invert", "InvertOptions"]
 
 
-@dataclass(frozen=True)
-class InvertOptions:
+@dataclass(frozen=True, kw_only=True)
+class InvertOptions(TaskOptions):
     """Which effect is learned, and how.
 
     Args:
@@ -46,7 +45,6 @@ class InvertOptions:
         label: Label that the judge should give the images.
     """
 
-    prompt: Annotated[tuple[str, ...], PromptTexts()]
     validation_prompt: Annotated[tuple[str, ...], PromptTexts()]
     target_word: str | None = None
     target_effect: str | None = None
@@ -70,7 +68,11 @@ class Invert:
     output: OutputOptions = OutputOptions(Path("outputs/invert"))
 
     def run(self, given: Given) -> None:
-        """Learn a word, and report what it does."""
+        """Learn a word, and report what it does.
+
+        Raises:
+            InputError: A flag contradicts another one, or cannot be used.
+        """
         task, loop = self.task, self.optimization
         self._check(given)
         goal = (
@@ -78,7 +80,7 @@ class Invert:
             if task.target_word
             else EffectGoal(guarded_effect(task.target_effect or ""))
         )
-        folder, report = self.output.folder(), self.output.reporter()
+        folder, run = self.output.start(given)
         sampler = self.model.sampler()
         images = (2 * len(task.prompt) + len(task.validation_prompt)) * loop.num_validation_images
         check_memory(sampler, images, loop.train_batch_size or images)
@@ -98,18 +100,19 @@ class Invert:
             distance=distance,
             judge=judge,
             label=task.label,
-            resume=self.output.resume,
-            config=agreed(given),
-            repeat=saved(given, folder),
-            report=report,
+            run=run,
         )
         for name, each in found.reports.items():
-            judged = "" if each.judged is None else f"; effect seen: {each.judged}"
+            judged = "" if each.judged is None else f"; recognized: {each.judged}"
             announce(f"{name}: {each.distance_before:.4f} to {each.distance_after:.4f}{judged}")
         announce(f"word: {found.artefact.resolve()}", f"page: {(folder / 'index.html').resolve()}")
 
     def _check(self, given: Given) -> None:
-        """Refuse flags that contradict one another, or that would be ignored."""
+        """Refuse flags that contradict one another, or that would be ignored.
+
+        Raises:
+            InputError: such flags were given.
+        """
         task = self.task
         if (task.target_word is None) == (task.target_effect is None):
             raise InputError("give --target_word or --target_effect: what the new word is to do")

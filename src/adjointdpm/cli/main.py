@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    """Run the command; returns the exit code."""
+    """Return the exit code of the command, after it has run."""
     try:
         for each in sys.argv[1:]:
             if not each.isascii():
@@ -113,7 +113,7 @@ def _run() -> int:
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
-    """The exit code for an error, and the line that says what happened."""
+    """Return the exit code for an error, and the line that says what happened."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return 130, "interrupted"
     if isinstance(error, Interrupted):
@@ -147,7 +147,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
 
 
 def _line(text: str) -> str:
-    """A text as one printable line of the error stream."""
+    """Return a text as one printable line of the error stream."""
     return "adjointdpm: " + "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
@@ -170,7 +170,7 @@ def _leave_group() -> None:
 
 
 def _flushed(code: int) -> int:
-    """The exit code, once what was printed has arrived."""
+    """Return the exit code, once what was printed has arrived."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -17,10 +17,12 @@ from ..files.checkpoint import check_config
 from ..metrics.image_classifier import Classifier
 from ..optimization.distributed import Processes
 from ..optimization.run_folder import hold_folder
+from ..optimization.task import RunOptions
 from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
+from ..tasks.methods import MethodsResult
 from ..zoo import load_bundled
-from .flags import ForBundled, Given
+from .flags import ForBundled, Given, PromptTexts
 from .parse_metric import Networks
 from .parse_sampler import SOLVERS, classifier_of, device_of, sampler_of
 
@@ -29,23 +31,24 @@ __all__ = [
     "BundledOptions",
     "FeatureOptions",
     "FolderOptions",
+    "MetricOptions",
     "ModelOptions",
     "NetworkOptions",
     "OutputOptions",
-    "agreed",
+    "TaskOptions",
     "announce",
+    "announce_methods",
     "check_networks",
     "free_folder",
     "in_one_process",
     "judge_of",
-    "saved",
 ]
 
 RESULTS = ("result.json", "state/**/*.safetensors")
 """What a task leaves in its folder: its result, and checkpoints on the way there."""
 
 # What does not change a result, so that a checkpoint need not agree on it; the steps are among the task's settings.
-_QUIET = ("output_dir", "report_to", "checkpointing_steps", "judge", "max_train_steps")
+QUIET = ("output_dir", "report_to", "checkpointing_steps", "max_train_steps")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class ModelOptions:
     device: str = "auto"
 
     def sampler(self) -> Sampler:
-        """The sampler that the flags describe."""
+        """Return the sampler that the flags describe."""
         return sampler_of(
             self.pretrained_model_name_or_path,
             steps=self.num_inference_steps,
@@ -103,7 +106,7 @@ class BundledOptions:
     device: str = "auto"
 
     def sampler(self) -> FlowSampler:
-        """The sampler that the flags describe."""
+        """Return the sampler that the flags describe."""
         return load_bundled(
             "emoji",
             steps=self.num_inference_steps,
@@ -137,13 +140,50 @@ class OutputOptions(FolderOptions):
     resume: bool = False
     report_to: Literal["none", "tensorboard"] = "none"
 
-    def folder(self) -> Path:
-        """The folder, which holds no results that this run would write over."""
-        return free_folder(self.output_dir, *RESULTS, resume=self.resume, overwrite=self.overwrite)
+    def start(self, given: Given, quiet: Collection[str] = ("judge",)) -> tuple[Path, RunOptions]:
+        """Return the folder, into which the flags are written, and the options of the run.
 
-    def reporter(self) -> Callable[[int, dict[str, float]], None] | None:
-        """A function that writes a run's losses for tensorboard; None where they are not wanted."""
-        return None if self.report_to == "none" else _tensorboard(self.output_dir)
+        Args:
+            given: What was given to the command.
+            quiet: Names of further flags that a checkpoint need not agree on, besides `QUIET`.
+
+        Raises:
+            InputError: The folder holds results or cannot be written to, the run that is to be resumed was made with
+                other flags, or tensorboard is not installed.
+        """
+        folder = free_folder(self.output_dir, *RESULTS, resume=self.resume, overwrite=self.overwrite)
+        report = None if self.report_to == "none" else _tensorboard(self.output_dir)
+        names = {*QUIET, *quiet}
+        agreed = {name: value for name, value in given.resolved().items() if name not in names}
+        repeat = _saved(given, folder, agreed, names)
+        return folder, RunOptions(self.resume, report=report, config=agreed, repeat=repeat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Which images a task makes, and who judges them.
+
+    Args:
+        prompt: Prompt of the images. May be repeated, or be a file of prompts.
+        judge: Classifier that says what images show; none for no judge.
+    """
+
+    prompt: Annotated[tuple[str, ...], PromptTexts()]
+    judge: Annotated[str | None, ForBundled("emoji/judge", "none")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions(TaskOptions):
+    """The metric of a task and the labels for the judge, beside the prompts.
+
+    Args:
+        metric: Metric to lower, as [weight*]kind[:argument], such as "style:photo.png" or "0.3*content". May be
+            repeated; the metrics are added up.
+        label: Label that the judge should give the images of a prompt. May be repeated, once per prompt.
+    """
+
+    metric: tuple[str, ...]
+    label: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,8 +199,8 @@ class FeatureOptions:
     layer: Annotated[tuple[int, ...], Range(-1000, 1000)] = ()
 
     def networks(self, sampler: Sampler) -> Networks:
-        """The networks that metrics may need."""
-        return Networks(sampler, self.features, self.layer or Networks.layers, None)
+        """Return the networks that metrics may need."""
+        return Networks(sampler, self.features, self.layer, None)
 
 
 @dataclass(frozen=True)
@@ -172,17 +212,20 @@ class NetworkOptions(FeatureOptions):
         classifier: Classifier for the metrics label and margin.
     """
 
-    clip_model: str = Networks.clip
+    clip_model: str = Networks.clip_model
     classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
 
     def networks(self, sampler: Sampler) -> Networks:
-        """The networks that metrics may need."""
-        layers = self.layer or Networks.layers
-        return Networks(sampler, self.features, layers, self.classifier, self.clip_model)
+        """Return the networks that metrics may need."""
+        return Networks(sampler, self.features, self.layer, self.classifier, self.clip_model)
 
 
 def in_one_process(command: str) -> None:
-    """Refuse a launcher's several processes, which would do the same work and write the same files."""
+    """Refuse a launcher's several processes, which would do the same work and write the same files.
+
+    Raises:
+        InputError: there are several processes.
+    """
     world = os.environ.get("WORLD_SIZE", "")
     if world not in ("", "1"):
         raise InputError(
@@ -191,7 +234,7 @@ def in_one_process(command: str) -> None:
 
 
 def free_folder(path: Path, *results: str, resume: bool = False, overwrite: bool = False) -> Path:
-    """An output folder in which no earlier run left anything that this one would write over.
+    """Return an output folder in which no earlier run left anything that this one would write over.
 
     Args:
         path: of the folder; made if it is not there.
@@ -217,13 +260,8 @@ def announce(*lines: str) -> None:
         print("\n".join(lines))
 
 
-def agreed(given: Given, quiet: Collection[str] = _QUIET) -> dict[str, Any]:
-    """The flags that a checkpoint must agree on: all but the quiet ones."""
-    return {name: value for name, value in given.resolved().items() if name not in quiet}
-
-
-def saved(given: Given, folder: Path, quiet: Collection[str] = _QUIET) -> str:
-    """Save the flags once; returns the command that repeats the run.
+def _saved(given: Given, folder: Path, agreed: dict[str, Any], free: Collection[str]) -> str:
+    """Return the command that repeats the run, after the flags were saved.
 
     Raises:
         InputError: The run that is to be resumed was made with other flags, which stay as they are in the file.
@@ -231,7 +269,7 @@ def saved(given: Given, folder: Path, quiet: Collection[str] = _QUIET) -> str:
     path = folder / "config.yaml"
     if given.values["resume"] and path.exists():
         before, steps = _read_saved(path), given.values["max_train_steps"]
-        check_config(path, before, agreed(given, quiet), free=quiet)
+        check_config(path, before, agreed, free=free)
         if isinstance(before.get("max_train_steps"), int) and steps < before["max_train_steps"]:
             raise InputError(
                 f"{path} was made with max_train_steps = {before['max_train_steps']}, and --resume goes on to as many "
@@ -243,6 +281,20 @@ def saved(given: Given, folder: Path, quiet: Collection[str] = _QUIET) -> str:
     return f"adjointdpm {given.command} --config {path}"
 
 
+def announce_methods(found: MethodsResult, what: str) -> None:
+    """Print what every method reached, and where the files are.
+
+    Args:
+        found: What a task returned.
+        what: The noun for what was learned.
+    """
+    for name, each in found.methods.items():
+        calls = "" if each.calls is None else f" in {each.calls} calls"
+        judged = "" if each.judged is None else f"; recognized: {each.judged}"
+        announce(f"{name}: {', '.join(f'{k} {v:.4f}' for k, v in each.means.items())}{calls}{judged}")
+    announce(f"{what}: {found.artefact.resolve()}", f"page: {(found.folder / 'index.html').resolve()}")
+
+
 def check_networks(given: Given, networks: Networks) -> None:
     """Refuse flags of networks that no metric needs."""
     names = {"features", "layer", "classifier", "clip_model"} & set(given.values)
@@ -250,14 +302,14 @@ def check_networks(given: Given, networks: Networks) -> None:
 
 
 def judge_of(name: str | None, sampler: Sampler) -> Classifier | None:
-    """The judge that a flag names."""
+    """Return the judge that a flag names."""
     if name is None or name == "none":
         return None
     return classifier_of(name, sampler.noise(1).device, sampler.image_shape)
 
 
 def _read_saved(path: Path) -> dict[str, Any]:
-    """The flags that `saved` wrote.
+    """Return the flags that `saved` wrote.
 
     Raises:
         InputError: the file is damaged.
@@ -272,7 +324,7 @@ def _read_saved(path: Path) -> dict[str, Any]:
 
 
 def _tensorboard(folder: Path) -> Callable[[int, dict[str, float]], None] | None:
-    """A function that writes a run's losses for tensorboard; None in all but the first process.
+    """Return a function that writes a run's losses for tensorboard; None in all but the first process.
 
     Raises:
         InputError: Tensorboard is not installed or cannot write.

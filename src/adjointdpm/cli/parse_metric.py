@@ -15,7 +15,7 @@ Everything after the first colon is the argument, plus signs and spaces included
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ _KINDS = (
 
 
 def image_option(path: str, size: tuple[int, ...] | None = None) -> Tensor:
-    """An image file as (3, height, width) in [0, 1], as `images.image_file` reads it.
+    """Return an image file as (3, height, width) in [0, 1], as `images.image_file` reads it.
 
     Raises:
         InputError: it is missing, no image, or not of the size that is needed.
@@ -76,19 +76,17 @@ class Networks:
     Args:
         sampler: for the size and place of images.
         features: a classifier whose hidden states style and content are of; None for none.
-        layers: which of them.
+        layer: indices of the hidden states; the first three if there are none.
         classifier: for labels; None for none.
-        clip: a CLIP model's folder or name.
+        clip_model: a CLIP model's folder or name.
     """
 
     sampler: Sampler
     features: str | None = "emoji/resnet"
-    layers: tuple[int, ...] = (0, 1, 2)
+    layer: tuple[int, ...] = ()
     classifier: str | None = "emoji/resnet"
-    clip: str = "openai/clip-vit-base-patch32"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_loaded", {})
+    clip_model: str = "openai/clip-vit-base-patch32"
+    _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -98,38 +96,38 @@ class Networks:
     @property
     def used(self) -> set[str]:
         """The fields that some metric has needed so far."""
-        return set(self.__dict__["_loaded"])
+        return set(self._loaded)
 
     def hidden(self) -> HiddenStates:
-        """The features, tried on a gray image."""
+        """Return the features, tried on a gray image."""
 
         def load() -> HiddenStates:
-            net = self._classifier_of("features", self.features)
-            found = HiddenStates(net.model, net.normalized, self.layers)
-            with using(f"the features of {self.features!r}, hidden states {self.layers}"), torch.no_grad():
+            net, layers = self._classifier_of("features", self.features), self.layer or (0, 1, 2)
+            found = HiddenStates(net.model, net.normalized, layers)
+            with using(f"the features of {self.features!r}, hidden states {layers}"), torch.no_grad():
                 found(torch.full((1, *self.sampler.image_shape), 0.5, device=self.device))
             return found
 
         found = self._once("features", load)
-        self._once("layer", lambda: self.layers)
+        self._once("layer", lambda: self.layer)
         return found
 
     def labelled(self) -> Classifier:
-        """The classifier for labels."""
+        """Return the classifier for labels."""
         return self._once("classifier", lambda: self._classifier_of("classifier", self.classifier))
 
-    def clip_model(self) -> tuple[Any, Any, Any]:
-        """The CLIP model, its tokenizer and its preprocessing."""
+    def clip(self) -> tuple[Any, Any, Any]:
+        """Return the CLIP model, its tokenizer and its preprocessing."""
 
         def load() -> tuple[Any, Any, Any]:
-            with using(f"the CLIP model {self.clip!r}"):
-                model, tokenizer, preprocess = load_clip(self.clip)
+            with using(f"the CLIP model {self.clip_model!r}"):
+                model, tokenizer, preprocess = load_clip(self.clip_model)
                 return model.to(self.device), tokenizer, preprocess
 
         return self._once("clip_model", load)
 
     def image(self, path: str, same: bool = False) -> Tensor:
-        """An image where the networks are."""
+        """Return an image where the networks are."""
         return image_option(path, self.sampler.image_shape[1:] if same else None).to(self.device)
 
     def _classifier_of(self, what: str, name: str | None) -> Classifier:
@@ -141,10 +139,9 @@ class Networks:
         return classifier_of(name, self.device, self.sampler.image_shape)
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        loaded = self.__dict__["_loaded"]
-        if name not in loaded:
-            loaded[name] = make()
-        return loaded[name]
+        if name not in self._loaded:
+            self._loaded[name] = make()
+        return self._loaded[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,14 +162,14 @@ class Own(Weighable):
 
 
 def guarded_effect(name: str) -> Callable[[Tensor], Tensor]:
-    """An effect by its name; one of kornia's that does not take an image alone becomes an error that names it."""
+    """Return an effect by its name; one of kornia's that does not take an image alone is an error that names it."""
     with using(f"the effect {name}"):
         found = effect(name)
     return Own(name, found) if name.startswith("kornia:") else found
 
 
 def metric_of(texts: Sequence[str], networks: Networks) -> Any:
-    """The sum of the metrics that some texts stand for, one text each; see the head of this module.
+    """Return the sum of the metrics that some texts stand for, one text each; see the head of this module.
 
     Raises:
         InputError: A text cannot be read, or what it names is not there.
@@ -182,7 +179,11 @@ def metric_of(texts: Sequence[str], networks: Networks) -> Any:
 
 
 def _weighted(text: str, networks: Networks) -> tuple[float, Any]:
-    """A weight, and the metric it belongs to."""
+    """Return a weight, and the metric it belongs to.
+
+    Raises:
+        InputError: the text cannot be read.
+    """
     found = _TERM.match(text.strip())
     if found is None:
         raise InputError(
@@ -240,8 +241,8 @@ def _labelled(kind: Any, label: str, networks: Networks) -> Any:
 
 
 def _clip(text: str, image: Tensor | None, networks: Networks) -> ClipDistance:
-    model, tokenizer, preprocess = networks.clip_model()
-    with using(f"the CLIP model {networks.clip!r}"):
+    model, tokenizer, preprocess = networks.clip()
+    with using(f"the CLIP model {networks.clip_model!r}"):
         if image is not None:
             return ClipDistance.of_image(model, image, preprocess)
         return ClipDistance.of_text(model, tokenizer, text, preprocess)

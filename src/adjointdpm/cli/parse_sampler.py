@@ -48,6 +48,9 @@ def using(what: str) -> Iterator[None]:
         what: the subject of the sentence, such as "the model 'folder'".
 
     Raises:
+        AdjointDPMError: as it was raised in the block.
+        OutOfMemoryError: as it was raised in the block.
+        MemoryError: as it was raised in the block.
         InputError: in place of any error that is not of this library already.
     """
     try:
@@ -60,7 +63,7 @@ def using(what: str) -> Iterator[None]:
 
 
 def device_of(text: str) -> torch.device:
-    """A device by name; of several processes that torchrun started, each gets a GPU of its own.
+    """Return a device by name; of several processes that torchrun started, each gets a GPU of its own.
 
     Args:
         text: auto (CUDA where there is a GPU, then MPS, then the CPU), or a device of torch, such as cpu or cuda:1.
@@ -89,7 +92,7 @@ def device_of(text: str) -> torch.device:
 
 
 def classifier_of(name: str, device: torch.device, image_shape: tuple[int, ...]) -> Classifier:
-    """A classifier by name, tried once on a gray image, so that a broken one fails before the work.
+    """Return a classifier by name, tried once on a gray image, so that a broken one fails before the work.
 
     Raises:
         InputError: it cannot be loaded, or cannot classify images of this shape.
@@ -108,7 +111,11 @@ def classifier_of(name: str, device: torch.device, image_shape: tuple[int, ...])
 
 
 def _check_source(what: str, name: str) -> None:
-    """Refuse what is neither a folder nor can be a name on a hub, before anybody opens or asks for it."""
+    """Refuse what is neither a folder nor can be a name on a hub, before anybody opens or asks for it.
+
+    Raises:
+        InputError: it is neither.
+    """
     path = Path(name)
     if name.strip() and (bundled(name) or path.is_dir()):
         return
@@ -151,7 +158,7 @@ def _choice(what: str, given: str, known: Any) -> None:
 
 
 def adjoint_of(text: str) -> Adjoint:
-    """An adjoint from its name and, after a colon, its number.
+    """Return an adjoint from its name and, after a colon, its number.
 
     Raises:
         InputError: another name, no number where one is needed, or one where none is.
@@ -188,7 +195,7 @@ def sampler_of(
     mixed_precision: str = "no",
     device: str = "cpu",
 ) -> Sampler:
-    """A sampler over a bundled model, a folder or a hub's pipeline, its weights frozen.
+    """Return a sampler over a bundled model, a folder or a hub's pipeline, its weights frozen.
 
     It is tried once, on one prompt and in two steps without a graph, so that a model that cannot be used fails here.
 

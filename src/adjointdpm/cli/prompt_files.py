@@ -11,7 +11,7 @@ _FILES = (".txt", ".csv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".md")
 
 
 def prompts_of(flag: str, text: str) -> list[str]:
-    """The prompt itself, or the prompts in the file that it names.
+    """Return the prompt itself, or the prompts in the file that it names.
 
     Raises:
         InputError: The file is missing, is no plain text, or holds no printable prompts.

@@ -9,16 +9,15 @@ from ..samplers.flow_sampler import FlowSampler
 from ..tasks.tune.trainable_weights import Lora, Subset
 from ..tasks.tune.tune import TuneSettings
 from ..tasks.tune.tune import tune as run_tune
-from .flags import ForBundled, Given, PromptTexts
+from .flags import Given, PromptTexts
 from .options import (
+    MetricOptions,
     ModelOptions,
     NetworkOptions,
     OutputOptions,
-    agreed,
-    announce,
+    announce_methods,
     check_networks,
     judge_of,
-    saved,
 )
 from .parse_metric import image_option, metric_of
 from .parse_sampler import check_memory
@@ -26,13 +25,11 @@ from .parse_sampler import check_memory
 __all__ = ["Tune", "TuneOptions"]
 
 
-@dataclass(frozen=True)
-class TuneOptions:
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(MetricOptions):
     """What is trained, towards what.
 
     Args:
-        metric: Metric to lower, as [weight*]kind[:argument], such as "style:photo.png" or "0.3*content". May be
-            repeated; the metrics are added up.
         prompt: Prompt to train on. May be repeated, or be a file of prompts.
         validation_prompt: Prompt to report on. May be repeated, or be a file of prompts.
         measure: Metric to report. May be repeated; the trained metric is reported by default.
@@ -42,12 +39,9 @@ class TuneOptions:
         lora_alpha: Scale of the LoRA, above 0; its rank by default.
         lora_layers: End of the names of layers that get a LoRA. May be repeated.
         weights: Pattern of names of weights to train instead of a LoRA. May be repeated.
-        judge: Classifier that says what images show; none for no judge.
         label: Label that the judge should give the images of a validation prompt. May be repeated, once per prompt.
     """
 
-    metric: tuple[str, ...]
-    prompt: Annotated[tuple[str, ...], PromptTexts()]
     validation_prompt: Annotated[tuple[str, ...], PromptTexts()]
     measure: tuple[str, ...] = ()
     instance_image: str | None = None
@@ -56,8 +50,6 @@ class TuneOptions:
     lora_alpha: Annotated[float | None, Range(0, open_low=True)] = Lora.alpha
     lora_layers: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
-    judge: Annotated[str | None, ForBundled("emoji/judge", "none")] = None
-    label: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,10 +63,14 @@ class Tune:
     output: OutputOptions = OutputOptions(Path("outputs/tune"))
 
     def run(self, given: Given) -> None:
-        """Train weights, and report what changed."""
+        """Train weights, and report what changed.
+
+        Raises:
+            InputError: A flag contradicts another one, or cannot be used.
+        """
         task, loop = self.task, self.optimization
         self._check(given)
-        folder, report = self.output.folder(), self.output.reporter()
+        folder, run = self.output.start(given)
         sampler = self.model.sampler()
         if task.instance_image is not None and not isinstance(sampler, FlowSampler):
             raise InputError(
@@ -100,15 +96,9 @@ class Tune:
             instance_prompt=task.instance_prompt,
             judge=judge_of(task.judge, sampler),
             labels=task.label or None,
-            resume=self.output.resume,
-            config=agreed(given),
-            repeat=saved(given, folder),
-            report=report,
+            run=run,
         )
-        for way, each in found.ways.items():
-            judged = "" if each.judged is None else f"; concept seen: {each.judged}"
-            announce(f"{way}: {', '.join(f'{k} {v:.4f}' for k, v in each.distances.items())}{judged}")
-        announce(f"weights: {found.artefact.resolve()}", f"page: {(folder / 'index.html').resolve()}")
+        announce_methods(found, "weights")
 
     def _check(self, given: Given) -> None:
         """Refuse flags that would be ignored."""

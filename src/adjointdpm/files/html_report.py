@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from .atomic_write import write_file
-from .images import png
+from .images import png, sheet
 
 try:
     import jinja2
@@ -40,14 +41,14 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
  img.pixels { width: 8rem; height: 8rem; image-rendering: pixelated; border-radius: 6px }
  img.plot { max-width: 100% }
  table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0 }
- th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #d8dee4 }
- th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
+ th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #d8dee4 }
  code { background: #f1f3f5; padding: .1rem .3rem; border-radius: 4px }
 </style></head><body><h1>{{ page.title }}</h1>
 {% for part in page.parts %}
  {%- if part.kind == "heading" %}<h2>{{ part.text }}</h2>
  {%- elif part.kind == "text" %}<p>{{ part.text }}</p>
  {%- elif part.kind == "code" %}<p><code>{{ part.text }}</code></p>
+ {%- elif part.kind == "link" %}<p><a href="{{ part.target | urlencode }}">{{ part.text }}</a></p>
  {%- elif part.kind == "images" %}{% for row in part.rows %}
  <div class="row"><span class="name">{{ row.name }}</span>
   {% for source, caption in row.items %}<figure><img class="pixels" alt="{{ caption }}" src="{{ source }}">
@@ -94,9 +95,23 @@ class Page:
         """A command or an expression."""
         self.parts.append({"kind": "code", "text": text})
 
-    def images(self, *rows: ImageTable) -> None:
-        """Rows of images."""
+    def link(self, text: str, target: str) -> None:
+        """A link to a file; `target` is its path from the page's folder."""
+        self.parts.append({"kind": "link", "text": text, "target": target})
+
+    def images(self, *rows: ImageTable, file: Path | None = None) -> None:
+        """Rows of images.
+
+        Args:
+            rows: of equally many images, if they are to be saved.
+            file: where all of them are saved as one PNG file, too; None for nowhere.
+
+        Raises:
+            SavingError: the disk is full, or the file cannot be written.
+        """
         self.parts.append({"kind": "images", "rows": rows})
+        if file is not None:
+            write_file(file, png(sheet(torch.cat([row.images for row in rows]), len(rows[0].images))))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of text."""
@@ -126,7 +141,7 @@ class Page:
         self.parts.append({"kind": "plot", "source": source, "text": f"{y} against {x}"})
 
     def write(self, path: Path) -> Path:
-        """Write the page; returns where.
+        """Return the path of the page, after it was written.
 
         Raises:
             SavingError: the disk is full, or the folder cannot be written; an earlier page is intact.

@@ -30,7 +30,7 @@ class Processes:
 
     @classmethod
     def here(cls) -> "Processes":
-        """Those of the launcher that started this process, joined if they are not yet, each with a GPU of its own.
+        """Return the launcher's processes, joined if they are not yet, each with a GPU of its own.
 
         Raises:
             InputError: the launcher's variables in the environment do not describe processes that can be joined.
@@ -59,7 +59,7 @@ class Processes:
         return self.rank == 0
 
     def part(self, items: Sequence[int]) -> list[int]:
-        """This process's share of some items."""
+        """Return this process's share of some items."""
         return list(items[self.rank :: self.world])
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:

@@ -3,34 +3,31 @@
 .grad = sum over parts and processes of grad l_i      (the mean over the batch, where variables are shared)
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .._types import AdjointDPMError, InputError, NonFiniteError
 from .distributed import Processes
-from .seeds import epoch_batch, key
-from .task import Loop, Losses, Task
+from .seeds import epoch_batch, forked
+from .task import LoopSettings, Losses, Task
 
-__all__ = ["GradientStep", "forked"]
-
-
-def forked() -> Any:
-    """A block whose draws from the global generators leave no trace outside."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return torch.random.fork_rng([torch.cuda.current_device()] if cuda else [])
+__all__ = ["GradientStep"]
 
 
 class GradientStep:
     """Makes each step's losses and gradient."""
 
-    def __init__(self, task: Task, loop: Loop, processes: Processes) -> None:
+    def __init__(self, task: Task, loop: LoopSettings, processes: Processes) -> None:
         self.task, self.loop, self.processes = task, loop, processes
         self.leaves = list(task.variables.values())
 
     def losses(self, step: int, differentiate: bool) -> tuple[Losses, list[int]]:
-        """The batch's losses, with the variables' `.grad` if they are to be differentiated."""
+        """Return the batch's losses, with the variables' `.grad` if they are to be differentiated.
+
+        Raises:
+            AdjointDPMError: another process failed.
+            InputError: a loss ended the program, or does not depend on a variable.
+        """
         loop, task = self.loop, self.task
         batch = epoch_batch(task.items, loop.batch_size or task.items, step, loop.seed)
         where = {item: place for place, item in enumerate(batch)}
@@ -66,10 +63,15 @@ class GradientStep:
         return Losses(sums[0], sums[1]), batch
 
     def _part(self, step: int, part: list[int], batch: int, differentiate: bool, used: Tensor) -> Losses:
-        """Losses of some items; their gradients are added to `.grad`."""
+        """Return losses of some items; their gradients are added to `.grad`.
+
+        Raises:
+            InputError: the losses are not one an item.
+            NonFiniteError: a loss is not finite.
+        """
         task = self.task
-        with forked(), torch.set_grad_enabled(differentiate):
-            torch.manual_seed(key(self.loop.seed, step, part[0]))  # dropout, and metrics that draw
+        # Dropout and some metrics draw from the global generators.
+        with forked(self.loop.seed, step, part[0]), torch.set_grad_enabled(differentiate):
             values, rank = task.losses(step, part)
             if values.shape != (len(part),):
                 raise InputError(

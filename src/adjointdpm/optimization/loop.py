@@ -8,7 +8,7 @@
 How a task uses it: subclass `Task` with `variables` (named leaves), `items` (how many things there are to
 optimize on) and `losses(step, items)`, then
 
-    outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, lr=0.1), Loop(steps=100, folder=path))
+    outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, lr=0.1), LoopSettings(steps=100, folder=path))
 
 `losses` must be a function of the variables, the step and the items: draw with `seeds.key(seed, step, item)`,
 and keep no state. Then a run that is killed and resumed, on a CPU, ends in the same bits, and one on several
@@ -36,14 +36,23 @@ from .._types import AdjointDPMError, InputError, NonFiniteError
 from ..files.atomic_write import SavingError
 from ..files.checkpoint import check_config, has_checkpoint, load_checkpoint, plain, save_checkpoint
 from .distributed import Processes
-from .gradient_step import GradientStep, forked
+from .gradient_step import GradientStep
 from .run_folder import run_folder
-from .seeds import key
+from .seeds import forked
 from .signals import Interrupted, ending, held, stop_once
 from .state import LoopState, check
-from .task import Loop, Losses, Task
+from .task import LoopSettings, Losses, RunOptions, Task
 
-__all__ = ["InterruptedRunError", "Loop", "Losses", "Outcome", "StoppedRunError", "Task", "optimize"]
+__all__ = [
+    "InterruptedRunError",
+    "LoopSettings",
+    "Losses",
+    "Outcome",
+    "RunOptions",
+    "StoppedRunError",
+    "Task",
+    "optimize",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +94,7 @@ class StoppedRunError(AdjointDPMError):
         self.outcome = outcome
 
 
-def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: Loop) -> Outcome:
+def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: LoopSettings) -> Outcome:
     """Minimise a task's losses; see the head of this module.
 
     Args:
@@ -94,6 +103,9 @@ def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: L
             back its state.
         loop: how.
 
+    Returns:
+        Outcome: the best iterate and the losses.
+
     Raises:
         InputError: a variable that is no leaf or that no loss depends on, a setting of the optimizer that is not
             finite, a folder that holds a checkpoint when `resume` is not set, or that another run writes to, a
@@ -101,17 +113,19 @@ def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: L
         StoppedRunError: a loss raised or was not finite after the first step.
         InterruptedRunError: Ctrl-C or SIGTERM, with a folder to save to; without one, KeyboardInterrupt.
     """
-    plain(loop.config)  # it is saved after the first steps, and that is late to fail
+    plain(loop.run.config)  # it is saved after the first steps, and that is late to fail
     with ExitStack() as stack:
         if loop.folder is not None:
-            stack.enter_context(run_folder(loop.folder, loop.resume, loop.quiet))
+            stack.enter_context(run_folder(loop.folder, loop.run.resume, loop.run.quiet))
         run = _Run(task, optimizer, loop)
         stack.enter_context(stop_once(terminate=loop.folder is not None))
         return run.outcome()
 
 
 class _Run:
-    def __init__(self, task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: Loop) -> None:
+    def __init__(
+        self, task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: LoopSettings
+    ) -> None:
         self.task, self.loop, self.processes = task, loop, Processes.here()
         for name, leaf in task.variables.items():
             if not leaf.is_leaf or not leaf.is_floating_point():
@@ -124,7 +138,7 @@ class _Run:
         self.batch = GradientStep(task, loop, self.processes)
         self.start = time.perf_counter()
         self.between = False  # in the middle of a step: nothing that is worth saving
-        if loop.resume and loop.checkpoint is not None and has_checkpoint(loop.checkpoint):
+        if loop.run.resume and loop.checkpoint is not None and has_checkpoint(loop.checkpoint):
             self._resume(loop.checkpoint)
         step = torch.tensor([float(self.state.step)], device=self.leaves[0].device)
         self.processes.sum_([step])
@@ -135,7 +149,7 @@ class _Run:
             )
 
     def _about(self) -> dict[str, Any]:
-        """What decides a run besides its config, so that a checkpoint must agree on it."""
+        """Return what decides a run besides its config, so that a checkpoint must agree on it."""
         loop = self.loop
         names = ("seed", "batch_size", "max_grad_norm", "decay", "warmup")
         kind = type(self.optimizer).__name__
@@ -144,7 +158,7 @@ class _Run:
     def _resume(self, path: Path) -> None:
         loop = self.loop
         tensors, about = load_checkpoint(path, check)
-        check_config(path, about["config"], loop.config, free=("steps", "max_train_steps"))
+        check_config(path, about["config"], loop.run.config, free=("steps", "max_train_steps"))
         check_config(path, about["loop"], self._about(), free=("steps",))
         done, total = about["step"], about["loop"]["steps"]
         if done > loop.steps:
@@ -176,7 +190,7 @@ class _Run:
             initial=state.step,
             desc=type(self.task).__name__.lower(),
             ncols=90,
-            disable=loop.quiet or not self.processes.first,
+            disable=loop.run.quiet or not self.processes.first,
         )
         with bar:
             while state.step < loop.steps and not self._enough():
@@ -190,7 +204,14 @@ class _Run:
         return Outcome(best, state.best_step, state.best_loss, list(state.losses), state.step, seconds)
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Run the steps; whatever ends them, the state before the one that did not come to its end is saved."""
+        """Run the steps; whatever ends them, the state before the one that did not come to its end is saved.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, without a folder.
+            Interrupted: SIGTERM, without a folder.
+            InterruptedRunError: either of them, and the state is saved.
+            StoppedRunError: a loss failed after the first step.
+        """
         path = self.loop.checkpoint
         try:
             work()
@@ -242,8 +263,8 @@ class _Run:
                 self._save()
         bar.set_postfix(loss=f"{state.losses[-1]:.4g}")
         bar.update()
-        if loop.report is not None and self.processes.first:
-            loop.report(state.step, {"loss": state.losses[-1]})
+        if loop.run.report is not None and self.processes.first:
+            loop.run.report(state.step, {"loss": state.losses[-1]})
 
     def _last(self) -> None:
         """Score the iterate after the last step, and finish."""
@@ -259,13 +280,17 @@ class _Run:
             self._save()
 
     def _enough(self) -> bool:
-        """Whether patience or the aim says so."""
+        """Return whether patience or the aim says so."""
         loop, state = self.loop, self.state
         aim = loop.stop_at is not None and bool((state.best_rank <= loop.stop_at).all())
         return aim or (loop.patience is not None and state.stale >= loop.patience)
 
     def _check_gradients(self) -> None:
-        """Refuse gradients that would spoil the variables for good."""
+        """Refuse gradients that would spoil the variables for good.
+
+        Raises:
+            NonFiniteError: a gradient is not finite.
+        """
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         if bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             return
@@ -277,8 +302,7 @@ class _Run:
         every = self.loop.validation_steps
         if not every or (self.state.step % every and not last):
             return None
-        with forked(), torch.no_grad():
-            torch.manual_seed(key(self.loop.seed, "validation"))
+        with forked(self.loop.seed, "validation"), torch.no_grad():
             return float(self.task.validate(self.state.step))
 
     def _note(self, values: Losses, batch: list[int], valid: float | None) -> None:
@@ -301,11 +325,15 @@ class _Run:
             return
         tensors, about = self.state.packed(self.task.variables, self.optimizer)
         settings = self._about() | {"steps": self.loop.steps}
-        save_checkpoint(path, tensors, {**about, "config": dict(self.loop.config), "loop": settings})
+        save_checkpoint(path, tensors, {**about, "config": dict(self.loop.run.config), "loop": settings})
 
 
 def _made(optimizer: Callable[[list[Tensor]], Optimizer], leaves: list[Tensor]) -> Optimizer:
-    """The optimizer, if its settings are numbers that can be used."""
+    """Return the optimizer, if its settings are numbers that can be used.
+
+    Raises:
+        InputError: a setting cannot be used.
+    """
     try:
         made = optimizer(leaves)
     except ValueError as error:

@@ -64,6 +64,9 @@ def run_folder(path: str | Path, resume: bool | None = None, quiet: bool = False
             and files of the same names are replaced.
         quiet: without a line that says that there is nothing to resume from.
 
+    Yields:
+        Path: the folder.
+
     Raises:
         InputError: it cannot be made or written to, another run is writing to it, or it holds an earlier one's results.
     """
@@ -96,20 +99,24 @@ atexit.register(_command.close)
 def hold_folder(path: str | Path, resume: bool | None = None) -> Path:
     """Make a folder for results, and keep other runs out of it until the program ends: for the command line.
 
+    Returns:
+        Path: the folder.
+
     Args, Raises: as of `run_folder`.
     """
     return _command.enter_context(run_folder(path, resume))
 
 
 def alone(task: Callable[P, R]) -> Callable[P, R]:
-    """A task that keeps other runs out of its `output`, as `run_folder` does, while it runs."""
+    """Return a task that keeps other runs out of its `output`, as `run_folder` does, while it runs."""
     signature = inspect.signature(task)
 
     @functools.wraps(task)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        with run_folder(*(given.arguments[name] for name in ("output", "resume", "quiet"))):
+        options = given.arguments["run"]
+        with run_folder(given.arguments["output"], options.resume, options.quiet):
             return task(*args, **kwargs)
 
     return run
@@ -129,7 +136,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int | None:
-    """An open file that this process alone has locked; None where the file system has no locks."""
+    """Return an open file that this process alone has locked; None where the file system has no locks.
+
+    Raises:
+        InputError: another process has locked it, or the folder cannot be written.
+        OSError: the system has no locks; it becomes a warning here.
+    """
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

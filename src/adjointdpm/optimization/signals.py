@@ -56,7 +56,7 @@ def _main_thread() -> bool:
 
 
 def _install(handler: _First, terminate: bool = True) -> dict[int, Any]:
-    """Handle the signals whose handlers are Python's own; returns those, by signal."""
+    """Return the former handlers by signal, of the signals whose handlers were Python's own and are now replaced."""
     own: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
     if terminate:
         own[signal.SIGTERM] = signal.SIG_DFL

@@ -36,13 +36,13 @@ class LoopState:
 
     @classmethod
     def fresh(cls, variables: Mapping[str, Tensor], rows: int) -> "LoopState":
-        """Before the first step."""
+        """Return the state before the first step."""
         never = torch.full((rows,), torch.inf, dtype=torch.float64)
         best = {name: leaf.detach().clone() for name, leaf in variables.items()}
         return cls(best, never, never.clone(), torch.zeros(rows, dtype=torch.int64))
 
     def copy(self) -> "LoopState":
-        """As it is now."""
+        """Return a copy of the state as it is now."""
         best = {name: tensor.clone() for name, tensor in self.best.items()}
         ranks = (self.best_rank.clone(), self.best_loss.clone(), self.best_step.clone())
         return LoopState(best, *ranks, self.step, self.stale, losses=list(self.losses))
@@ -74,7 +74,7 @@ class LoopState:
     def packed(
         self, variables: Mapping[str, Tensor], optimizer: Optimizer
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All of it as named tensors, and the rest as JSON."""
+        """Return the tensors by name, and the rest as JSON."""
         tensors = {f"variables/{name}": leaf for name, leaf in variables.items()} | self._bests("")
         if self.unscored is not None:
             tensors |= self.unscored._bests("unscored/")
@@ -192,7 +192,7 @@ _BESTS = ("best_rank", "best_loss", "best_step")
 
 
 def _kind(tensor: Tensor) -> list[Any]:
-    """What a tensor's dtype and shape must be, for JSON."""
+    """Return what a tensor's dtype and shape must be, for JSON."""
     return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
 
 

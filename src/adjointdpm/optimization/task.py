@@ -1,4 +1,4 @@
-"""What the loop is given: a task and how to run it.
+"""What the loop is given: a task, its settings, and how the run goes on.
 
 `losses` is a function of the variables, the step and the items, and nothing else: draw with
 `seeds.key(seed, step, item)`. The global generators are seeded before each call.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._types import InputError
 
-__all__ = ["Loop", "Losses", "Task"]
+__all__ = ["LoopSettings", "Losses", "RunOptions", "Task"]
 
 
 class Losses(NamedTuple):
@@ -49,12 +49,35 @@ class Task(ABC):
         """Put the variables back where they must be, in place, after the step; nothing by default."""
 
     def validate(self, step: int) -> float:
-        """What decides the best iterate where `Loop.validation_steps` is set: lower is better."""
+        """What decides the best iterate where `LoopSettings.validation_steps` is set: lower is better.
+
+        Raises:
+            InputError: the task has no validation.
+        """
         raise InputError(f"{type(self).__name__} has no validation; leave validation_steps at 0")
 
 
 @dataclass(frozen=True)
-class Loop:
+class RunOptions:
+    """How a run goes on and what it reports; no result depends on it.
+
+    Args:
+        resume: go on from the checkpoint in the run's folder; without one, a line says that the run starts anew.
+        quiet: run without progress bars.
+        report: called with (step, {"loss": ...}) after each step.
+        config: further settings that a checkpoint must agree on, for JSON; the number of steps in it may differ.
+        repeat: a command that repeats the run, for a task's page.
+    """
+
+    resume: bool = False
+    quiet: bool = False
+    report: Callable[[int, dict[str, float]], None] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    repeat: str = ""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
     """How the loop runs.
 
     Args:
@@ -68,12 +91,9 @@ class Loop:
         stop_at: stop when the rank of every item's best is at most this.
         validation_steps: ask `Task.validate` which iterate is the best, every so many steps; 0 for never.
         seed: of the batches' order and of whatever a task draws.
-        folder: for checkpoints, made if need be; None for none. It must not hold one already, unless `resume`.
+        folder: for checkpoints, made if need be; None for none. It must not hold one already, unless `run.resume`.
         checkpointing_steps: save every so many steps; 0 only at the end and when interrupted.
-        resume: go on from the folder's checkpoint; without one, a line says that the run starts anew.
-        config: what a checkpoint must agree on besides, for JSON; its "steps" or "max_train_steps" may differ.
-        quiet: without a progress bar.
-        report: called with (step, {"loss": ...}) after each step.
+        run: how the run goes on and what it reports.
 
     Raises:
         InputError: a number out of its range, not whole where it must be, or not finite.
@@ -91,10 +111,7 @@ class Loop:
     seed: int = 0
     folder: str | Path | None = None
     checkpointing_steps: int = 10
-    resume: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
-    quiet: bool = False
-    report: Callable[[int, dict[str, float]], None] | None = None
+    run: RunOptions = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch_size": 1, "accumulation": 1, "patience": 1}
@@ -117,7 +134,7 @@ class Loop:
             raise InputError(f"decay must be constant, linear or cosine, but is {self.decay!r}")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, as a fraction of the optimizer's own."""
+        """Return the learning rate of a step, as a fraction of the optimizer's own."""
         rise = min(1.0, (step + 1) / (self.warmup + 1))
         done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
         fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}

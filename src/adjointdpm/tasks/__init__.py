@@ -1,11 +1,13 @@
 """The tasks of the paper, each one call that ends in files and a page."""
 
 from ..optimization.loop import InterruptedRunError, Outcome, StoppedRunError, optimize
-from ..optimization.task import Loop, Losses, Task
+from ..optimization.task import LoopSettings, Losses, RunOptions, Task
 from .audit import AuditResult, AuditSettings, Ball, NoiseClassifier, audit, pixels
 from .guide import GuideResult, GuideSettings, LookAhead, guide, guided
 from .harden import HardenResult, HardenSettings, harden
 from .invert import EffectGoal, InvertResult, InvertSettings, PromptGoal, PromptRows, TokenVectors, invert
+from .methods import MethodResult
+from .report import load_result
 from .tune import Lora, Subset, TuneResult, TuneSettings, tune
 
 __all__ = [
@@ -21,13 +23,15 @@ __all__ = [
     "InvertResult",
     "InvertSettings",
     "LookAhead",
-    "Loop",
+    "LoopSettings",
     "Lora",
     "Losses",
+    "MethodResult",
     "NoiseClassifier",
     "Outcome",
     "PromptGoal",
     "PromptRows",
+    "RunOptions",
     "StoppedRunError",
     "Subset",
     "Task",
@@ -39,6 +43,7 @@ __all__ = [
     "guided",
     "harden",
     "invert",
+    "load_result",
     "optimize",
     "pixels",
     "tune",

@@ -1,18 +1,22 @@
-"""What is said about images: rates with Wilson intervals, and images as their files hold them."""
+"""What is measured of images: rates with Wilson intervals, means, and labels that classifiers give saved images."""
 
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._types import InputError
+from ..metrics import beside
+from ..metrics.check import check_metric
 from ..metrics.image_classifier import Labelled
 from ..samplers.base import Sampler
+from .sampling import saved
 
-__all__ = ["Mean", "Rate", "example", "predict"]
+__all__ = ["Mean", "Rate", "check_on_gray", "example", "labels_of", "predict", "recognized"]
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,17 @@ class Rate:
 
     @classmethod
     def of_mask(cls, mask: Tensor) -> "Rate":
-        """The share of true entries."""
+        """Return the share of true entries."""
         return cls(int(mask.sum()), mask.numel())
 
     @property
     def share(self) -> float:
-        """Between 0 and 1; 0 of nothing."""
+        """Between 0 and 1; 0 without trials."""
         return self.hits / self.of if self.of else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its 95 % interval; everything, of nothing."""
+        """Its 95 % interval; (0, 1) without trials."""
         if not self.of:
             return 0.0, 1.0
         z, n, p = 1.959963984540054, self.of, self.share
@@ -50,7 +54,7 @@ class Rate:
         return f"{100 * self.share:.1f} % ({self.hits} of {self.of}; 95 %: {100 * low:.0f} to {100 * high:.0f})"
 
     def as_dict(self) -> dict[str, int | float]:
-        """For JSON."""
+        """Return what result.json says of it."""
         low, high = self.interval
         return {"hits": self.hits, "of": self.of, "share": self.share, "low": low, "high": high}
 
@@ -65,7 +69,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Tensor) -> "Mean":
-        """Of one value an image; the interval of a single one is everything."""
+        """Return the mean of one value an image; the interval of a single value is unbounded."""
         mean, n = float(values.mean()), len(values)
         half = 1.96 * float(values.std()) / n**0.5 if n > 1 else float("inf")
         return cls(mean, mean - half, mean + half)
@@ -74,12 +78,12 @@ class Mean:
         return f"{self.mean:.4f} ({self.low:.4f} to {self.high:.4f})"
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Return what result.json says of it."""
         return asdict(self)
 
 
 def example(sampler: Sampler) -> Tensor:
-    """An image (channels, height, width) of zeros as a sampler makes them, without making one.
+    """Return an image (channels, height, width) of zeros as a sampler makes them, without making one.
 
     Raises:
         InputError: it says nothing of its images' shape, or they cannot be saved as grey or RGB.
@@ -93,15 +97,35 @@ def example(sampler: Sampler) -> Tensor:
 
 
 def predict(classifier: Callable[[Tensor], Tensor], images: Tensor, batch: int = 64) -> Tensor:
-    """Logits of images, in parts."""
+    """Return logits of images, in parts."""
     with torch.no_grad():
         return torch.cat([classifier(part) for part in images.split(batch)])
+
+
+def recognized(judge: nn.Module | None, images: Tensor, labels: Tensor | int | None) -> Rate | None:
+    """Return how often a judge gives saved images the wanted labels; None without a judge or labels."""
+    if judge is None or labels is None:
+        return None
+    found = predict(judge, saved(images)).argmax(1).cpu()
+    return Rate.of_mask(found == (labels if isinstance(labels, int) else labels.cpu()))
+
+
+def check_on_gray(sampler: Sampler, *metrics: Any) -> None:
+    """Try metrics on a gray image of the sampler's size, beside another one, before there is any work to lose.
+
+    Raises:
+        InputError: a metric fails on it, has no value an image, or has no gradient.
+    """
+    like = sampler.noise(1)
+    gray = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
+    for metric in metrics:
+        check_metric(beside(metric, gray), sampler.image_shape, 1, like)
 
 
 def labels_of(
     classifier: nn.Module, prompts: Sequence[str], labels: Sequence[str | int] | None
 ) -> list[int]:
-    """The class of each prompt: as given, or the longest of the classifier's labels that stands in the prompt.
+    """Return the class of each prompt: as given, or the longest of the classifier's labels that stands in the prompt.
 
     Args:
         classifier: what has the labels.
@@ -128,7 +152,11 @@ def labels_of(
 
 
 def _named(classifier: Labelled, prompt: str) -> str:
-    """The one label that stands in a prompt, whatever stands within it left out."""
+    """Return the one label that stands in a prompt, whatever stands within it left out.
+
+    Raises:
+        InputError: there is none, or several.
+    """
     found: list[tuple[int, int, str]] = []
     for label in filter(None, classifier.names):
         word = rf"(?<![\w-]){re.escape(label)}(?![\w-])"

@@ -1,5 +1,6 @@
 """Sampling for tasks: noise by seeds, rows of a batch, images as their files hold them, and a sampler's parts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,43 +8,69 @@ from torch import Tensor, nn
 
 from .._types import Cond, InputError
 from ..files.diffusers_files import network_in
-from ..files.images import as_8_bit, png, read_image
+from ..files.images import as_8_bit
 from ..optimization.distributed import Processes
 from ..samplers.base import Sampler
 
 
+def parts(count: int, size: int | None) -> list[list[int]]:
+    """Return the numbers from 0 to count - 1 in lists of at most `size`; in one list if it is None."""
+    return [part.tolist() for part in torch.arange(count).split(size or count)]
+
+
+def each_of(prompts: Sequence[str], number: int) -> list[str]:
+    """Return every prompt so many times, one after the other."""
+    return [prompt for prompt in prompts for _ in range(number)]
+
+
 def rows(cond: Cond, items: list[int]) -> Cond:
-    """The conditioning of some items of a batch."""
+    """Return the conditioning of some items of a batch."""
     return cond.map(lambda tensor: tensor[items] if tensor.ndim and len(tensor) > 1 else tensor)
 
 
 def saved(images: Tensor) -> Tensor:
-    """Images as they come back from their files: clamped, rounded to 8 bits, in [0, 1]."""
+    """Return images as they come back from their files: clamped, rounded to 8 bits, in [0, 1]."""
     return as_8_bit(images).to(images.device, images.dtype) / 255
 
 
 def sampled(
-    sampler: Sampler, noise: Tensor, cond: Cond, batch: int, processes: Processes | None = None
+    sampler: Sampler, noise: Tensor, cond: Cond, batch: int | None, processes: Processes | None = None
 ) -> Tensor:
-    """Images of many noises without a gradient, in parts and over processes, the same in all of them."""
+    """Return images of many noises without a gradient, in parts and over processes, the same in all of them."""
     processes = processes or Processes.here()
     images = torch.zeros(len(noise), *sampler.image_shape, dtype=noise.dtype, device=noise.device)
     mine = processes.part(range(len(noise)))
     with torch.no_grad():
-        for first in range(0, len(mine), batch):
-            part = mine[first : first + batch]
+        for places in parts(len(mine), batch):
+            part = [mine[place] for place in places]
             images[part] = sampler(noise[part], rows(cond, part))
     processes.sum_([images])
     return images
 
 
 def noise_of(sampler: Sampler, seeds: list[int]) -> Tensor:
-    """One noise a seed: (len(seeds), *shape); a row does not depend on the others."""
+    """Return one noise a seed: (len(seeds), *shape); a row does not depend on the others."""
     return torch.cat([sampler.noise(1, seed) for seed in seeds])
 
 
+def needs_rgb(sampler: Sampler, task: str) -> None:
+    """Refuse a sampler whose images are not RGB.
+
+    Args:
+        sampler: makes the images.
+        task: the name of the task, for the message.
+
+    Raises:
+        InputError: its images have another number of channels than three.
+    """
+    if sampler.image_shape[0] != 3:
+        raise InputError(
+            f"{task} saves images of three channels, but this sampler makes {tuple(sampler.image_shape)}"
+        )
+
+
 def pipeline_of(sampler: Sampler) -> Any:
-    """The stock pipeline behind a sampler.
+    """Return the stock pipeline behind a sampler.
 
     Raises:
         InputError: it has none.
@@ -56,10 +83,5 @@ def pipeline_of(sampler: Sampler) -> Any:
 
 
 def network_of(sampler: Sampler) -> nn.Module:
-    """The denoising network behind a sampler."""
+    """Return the denoising network behind a sampler."""
     return network_in(pipeline_of(sampler))[1] if sampler.network is None else sampler.network
-
-
-def on_file(images: Tensor) -> Tensor:
-    """Images as they are read back from PNG files."""
-    return torch.stack([read_image(png(each)) for each in as_8_bit(images)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adjointdpm.tasks import Ball, Loop, NoiseClassifier, optimize
+from adjointdpm.tasks import Ball, LoopSettings, NoiseClassifier, RunOptions, optimize
 from adjointdpm.tasks.audit.attack import Attack, Objective
 from tests.system.test_bad_input import picture_sampler
 from tests.tiny.audits import LABELS, Constant, Nearest, audited, classifier, settings
@@ -30,7 +30,7 @@ def test_the_ball_does_not_move_with_the_noise(tmp_path):
         seen.append(task.ball.distance(task.variables["noise"].detach(), kept).max())
 
     sgd = lambda leaves: torch.optim.SGD(leaves, 3.0)  # noqa: E731
-    optimize(task, sgd, Loop(steps=5, quiet=True, report=report))
+    optimize(task, sgd, LoopSettings(steps=5, run=RunOptions(quiet=True, report=report)))
     assert max(seen) == pytest.approx(0.1)
     assert torch.equal(start, kept)
     assert torch.equal(task.centre, kept)
@@ -79,7 +79,7 @@ def test_nothing_pulls_the_noise_but_the_loss(tmp_path):
     assert set(found.labels) == {LABELS[0]}
 
 
-def test_the_likeness_term_keeps_pictures_near(tmp_path):
+def test_the_likeness_term_keeps_images_near(tmp_path):
     far = audited(tmp_path / "0", settings=settings(keep_weight=0.0, confidence=9.0, controls=False))
     near = audited(tmp_path / "1", settings=settings(keep_weight=30.0, confidence=9.0, controls=False))
 

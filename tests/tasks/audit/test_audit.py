@@ -1,14 +1,12 @@
 """The audit: balls, what counts as a success, its controls, its files; and the faults it must not have."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
 
 import adjointdpm as adp
 from adjointdpm.files.images import read_image
-from adjointdpm.tasks import Ball
+from adjointdpm.tasks import Ball, RunOptions, load_result
 from adjointdpm.tasks.audit.attack import pixels
 from adjointdpm.tasks.evaluation import labels_of
 from adjointdpm.tasks.harden.augmentation import variants
@@ -16,7 +14,7 @@ from tests.tiny.audits import LABELS, Constant, Nearest, Plain, audited, classif
 from tests.tiny.tasks import mixture_sampler
 
 
-def test_a_success_is_that_of_the_saved_picture_of_the_saved_noise(result):
+def test_a_success_is_that_of_the_saved_image_of_the_saved_noise(result):
     """With steps so long that the last iterate is not the best."""
     noise, _ = adp.load_noise(result.folder / "noise.safetensors")
     assert torch.equal(noise, result.after.noise)
@@ -29,8 +27,8 @@ def test_a_success_is_that_of_the_saved_picture_of_the_saved_noise(result):
     says = [LABELS[i] for i in model(images).argmax(1)]
     fooled = [a != b for a, b in zip(says, result.labels, strict=True)]
     assert fooled == result.after.fooled.tolist()
-    listed = json.loads((result.folder / "result.json").read_text())
-    assert [each["fooled"] for each in listed["pictures"]] == fooled
+    listed = load_result(result.folder)["result"]
+    assert [each["fooled"] for each in listed["images"]] == fooled
     assert sum(fooled) > 0
 
 
@@ -42,7 +40,7 @@ def test_larger_balls_fool_more_and_nothing_leaves_its_ball(result):
         assert float(found.distances.max()) <= radius * (1 + 1e-9)
 
 
-def test_the_judge_and_transfer_are_counted_on_the_right_pictures(result):
+def test_the_judge_and_transfer_are_counted_on_the_right_images(result):
     # The judge is the classifier's equal here: nothing can be misclassified, label preserved.
     assert result.kept.hits == 0
     hits, of = result.transfer["<b>other</b>"]
@@ -72,14 +70,14 @@ def test_an_interrupted_audit_goes_on_to_the_same_bits(tmp_path, result):
     for stop in (20, 45, 150):
         Interrupting.calls, Interrupting.stop = 0, stop
         with pytest.raises((KeyboardInterrupt, adp.tasks.InterruptedRunError)):
-            audited(tmp_path, classifier(Interrupting()), settings=given, resume=True)
-    again = audited(tmp_path, settings=given, resume=True)
+            audited(tmp_path, classifier(Interrupting()), settings=given, run=RunOptions(resume=True))
+    again = audited(tmp_path, settings=given, run=RunOptions(resume=True))
     for name, found in result.controls.items():
         assert torch.equal(again.controls[name].noise, found.noise)
     for radius, found in result.curve.items():
         assert torch.equal(again.curve[radius].noise, found.noise)
     with pytest.raises(adp.InputError, match=r"confidence = 0\.2, but this run has 0\.3"):
-        audited(tmp_path, settings=settings(confidence=0.3), resume=True)
+        audited(tmp_path, settings=settings(confidence=0.3), run=RunOptions(resume=True))
 
 
 # --- bad input
@@ -112,7 +110,7 @@ def test_a_prompt_that_names_two_things_is_not_guessed():
 def test_any_module_is_a_classifier(tmp_path, result):
     found = adp.tasks.audit(
         mixture_sampler(4), Plain(), LABELS, [0, 1, 2, 3], output=tmp_path, judge=Plain(), features=pixels,
-        settings=settings(controls=False), transfer={"other": Plain()}, quiet=True,
+        settings=settings(controls=False), transfer={"other": Plain()}, run=RunOptions(quiet=True),
     )  # fmt: skip
     assert found.labels == [str(LABELS.index(label)) for label in result.labels]
     assert torch.equal(found.after.noise, result.after.noise)
@@ -136,7 +134,12 @@ def test_images_of_one_channel(tmp_path):
     network.labels = ["a", "b"]
     sampler = grey_sampler()
     found = adp.tasks.audit(
-        sampler, network, ["a", "b"], output=tmp_path, settings=settings(tries=30), quiet=True
+        sampler,
+        network,
+        ["a", "b"],
+        output=tmp_path,
+        settings=settings(tries=30),
+        run=RunOptions(quiet=True),
     )
     file = read_image((tmp_path / "after" / "0000.png").read_bytes())
     assert file.shape == (1, 2, 1)
@@ -171,7 +174,7 @@ class Own(adp.Sampler):
 
 
 def test_a_sampler_of_ones_own(tmp_path):
-    given = {"output": tmp_path, "settings": settings(tries=30), "quiet": True}
+    given = {"output": tmp_path, "settings": settings(tries=30), "run": RunOptions(quiet=True)}
     found = adp.tasks.audit(Own(), classifier(), LABELS, LABELS, **given)
     assert found.success.hits > 0
     given["output"] = tmp_path / "refused"
@@ -206,7 +209,7 @@ def test_dropped_prompts_are_named_everywhere(tmp_path):
     assert [(each.label, each.starts, each.why) for each in found.dropped] == [
         (label, 2, "read as north east") for label in LABELS[1:]
     ]
-    listed = json.loads((tmp_path / "result.json").read_text())["dropped"]
+    listed = load_result(tmp_path)["result"]["dropped"]
     assert [each["prompt"] for each in listed] == LABELS[1:]
     page = (tmp_path / "index.html").read_text()
     for label in LABELS[1:]:
@@ -214,16 +217,16 @@ def test_dropped_prompts_are_named_everywhere(tmp_path):
         assert f"<td>{label}</td><td>{label}</td><td>2</td><td>read as north east</td>" in page
 
 
-def test_no_picture_that_is_read_right(tmp_path):
+def test_no_image_that_is_read_right(tmp_path):
     with pytest.raises(adp.InputError, match="nothing to audit"):
         adp.tasks.audit(mixture_sampler(2), classifier(Constant()), ["x"], ["south"], output=tmp_path,
-                        settings=settings(tries=1), quiet=True)  # fmt: skip
+                        settings=settings(tries=1), run=RunOptions(quiet=True))  # fmt: skip
 
 
 def test_more_steps_go_on_to_the_bits_of_one_audit(tmp_path):
     """The controls, too, which have as many calls as the attack and are made anew."""
     audited(tmp_path / "a", settings=settings(max_train_steps=3))
-    longer = audited(tmp_path / "a", settings=settings(max_train_steps=6), resume=True)
+    longer = audited(tmp_path / "a", settings=settings(max_train_steps=6), run=RunOptions(resume=True))
     truth = audited(tmp_path / "b", settings=settings(max_train_steps=6))
     assert longer.losses == truth.losses
     for name, found in {"after": truth.after, **truth.controls}.items():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.tasks import Ball
+from adjointdpm.tasks import Ball, RunOptions
 from adjointdpm.tasks.audit import baselines
 from adjointdpm.tasks.audit.attack import Objective
 from tests.tiny.audits import LABELS, classifier, settings
@@ -16,7 +16,7 @@ def test_controls_have_the_same_number_of_denoiser_calls(tmp_path):
     sampler, draws = mixture_sampler(4), []
     given = settings(num_starts=1, train_batch_size=10)
     found = adp.tasks.audit(
-        sampler, classifier(), LABELS[:1], LABELS[:1], output=tmp_path, settings=given, quiet=True,
+        sampler, classifier(), LABELS[:1], LABELS[:1], output=tmp_path, settings=given, run=RunOptions(quiet=True),
         judge=None,
     )  # fmt: skip
     costs = found.costs

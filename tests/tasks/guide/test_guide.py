@@ -1,11 +1,10 @@
 """Guidance: the look-ahead's gradient against finite differences, norms, and calls that are counted."""
 
-import json
-
 import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.tasks import RunOptions, load_result
 from adjointdpm.tasks.guide import look_ahead as trajectory
 from adjointdpm.tasks.guide.guide import GuideSettings, guide
 from adjointdpm.tasks.guide.look_ahead import LookAhead, guided
@@ -23,29 +22,29 @@ def test_guidance_lowers_the_metric_at_the_norm_of_the_noise():
     noise, cond = start(sampler, 4)
     plain = float(GOAL(sampler(noise, cond)).mean().detach())
     for steps in (1, 3):
-        found = guided(sampler, GOAL, noise, cond, LookAhead(steps=steps, strength=0.3))
+        found = guided(sampler, GOAL, noise, cond, LookAhead(look_ahead=steps, strength=0.3))
         assert float(GOAL(found.images).mean()) < 0.8 * plain
 
 
-def test_three_ways_at_equal_calls(tmp_path):
+def test_three_methods_at_equal_calls(tmp_path):
     sampler = mixture_sampler(5)
-    settings = GuideSettings(max_train_steps=8, ahead=LookAhead(steps=2), num_validation_images=3)
-    found = guide(sampler, GOAL, ["x"], output=tmp_path, settings=settings, quiet=True)
+    settings = GuideSettings(max_train_steps=8, ahead=LookAhead(look_ahead=2), num_validation_images=3)
+    found = guide(sampler, GOAL, ["x"], output=tmp_path, settings=settings, run=RunOptions(quiet=True))
     noise, _ = adp.load_noise(found.artefact)
     first = noise_of(sampler, [adp.optimization.seeds.key(0, "guide", i) for i in range(3)])
     assert torch.allclose(noise.norm(dim=1), first.norm(dim=1))
     assert not torch.allclose(noise, first, rtol=1e-2)
-    plain = float(found.ways["no guidance"].values.mean())
-    assert float(found.ways["noise"].values.mean()) < 0.9 * plain
-    calls = {name: way.calls for name, way in found.ways.items() if name != "no guidance"}
+    plain = float(found.methods["no guidance"].means["metric"])
+    assert float(found.methods["noise"].means["metric"]) < 0.9 * plain
+    calls = {name: each.calls for name, each in found.methods.items() if name != "no guidance"}
     assert calls["noise"] == 8 * 10 + 5
     assert max(calls.values()) <= 1.25 * min(calls.values())
-    assert (
-        json.loads((tmp_path / "result.json").read_text())["ways"]["one step"]["calls"] == calls["one step"]
+    assert load_result(tmp_path)["result"]["methods"]["one step"]["calls"] == calls["one step"]
+    again = guide(
+        sampler, GOAL, ["x"], output=tmp_path, settings=settings, run=RunOptions(quiet=True, resume=True)
     )
-    again = guide(sampler, GOAL, ["x"], output=tmp_path, settings=settings, quiet=True, resume=True)
-    for name, way in found.ways.items():
-        assert torch.equal(again.ways[name].images, way.images)
+    for name, each in found.methods.items():
+        assert torch.equal(again.methods[name].images, each.images)
 
 
 def test_settings_out_of_range():
@@ -55,6 +54,6 @@ def test_settings_out_of_range():
         with pytest.raises(adp.InputError, match="strength must be above 0"):
             LookAhead(strength=value)
     with pytest.raises(adp.InputError, match="at least 1"):
-        LookAhead(steps=0)
+        LookAhead(look_ahead=0)
     with pytest.raises(adp.InputError, match="first < last"):
         LookAhead(first=0.5, last=0.5)

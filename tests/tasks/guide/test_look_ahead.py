@@ -21,7 +21,7 @@ def test_a_whole_look_ahead_has_the_exact_gradient_of_the_sampling(monkeypatch):
         return z
 
     monkeypatch.setattr(trajectory, "_moved", keep)
-    found = guided(sampler, GOAL, noise, cond, LookAhead(steps=4))
+    found = guided(sampler, GOAL, noise, cond, LookAhead(look_ahead=4))
     exact = adp.gradients(sampler, GOAL, noise, cond)
     # The state is the noise over alpha, so the two are proportional.
     ratio = seen[0] / exact.variables["noise"]
@@ -37,7 +37,7 @@ def test_nothing_is_detached_in_one_step_guidance(monkeypatch):
     noise, cond = start(sampler)
     seen = []
     monkeypatch.setattr(trajectory, "_moved", lambda z, gradient, length: seen.append((z, gradient)) or z)
-    guided(sampler, GOAL, noise, cond, LookAhead(steps=1))
+    guided(sampler, GOAL, noise, cond, LookAhead(look_ahead=1))
     (z, gradient), *_ = seen
     flow = ProbabilityFlow(sampler.model.schedule, sampler.model.denoiser)
     grid = adp.grids.TimeGrid.checked(sampler.model.schedule, sampler.times())

@@ -23,11 +23,11 @@ class Linear(nn.Module):
         self.map = nn.Linear(12, 2, dtype=torch.float64)
         self.config = SimpleNamespace(id2label={0: "a", 1: "b"}, num_labels=2)
 
-    def forward(self, pictures):
-        return SimpleNamespace(logits=self.map(pictures.flatten(1)))
+    def forward(self, images):
+        return SimpleNamespace(logits=self.map(images.flatten(1)))
 
 
-def test_hardening_finds_the_worst_variant_of_plain_pictures_for_a_linear_classifier():
+def test_hardening_finds_the_worst_variant_of_plain_images_for_a_linear_classifier():
     torch.manual_seed(0)
     model, labels = classifier(Linear()), torch.tensor([0, 1, 1])
     colours = torch.rand(3, 3, 1, 1, dtype=torch.float64) * 0.4 + 0.3
@@ -47,7 +47,7 @@ def test_hardening_finds_the_worst_variant_of_plain_pictures_for_a_linear_classi
     torch.testing.assert_close(plain.losses(0, [2]).values, entropy(model(images[2:]), labels[2:]))
 
 
-@pytest.mark.parametrize(("name", "value"), [("variant_steps", -1), ("clean", 0), ("rounds", 0)])
+@pytest.mark.parametrize(("name", "value"), [("variants", -1), ("clean", 0), ("rounds", 0)])
 def test_a_hardening_says_which_setting_is_out_of_range(name, value):
     with pytest.raises(adp.InputError, match=name):
         HardenSettings(**{name: value})

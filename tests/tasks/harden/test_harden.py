@@ -9,7 +9,7 @@ from torch import nn
 
 import adjointdpm as adp
 from adjointdpm.metrics import HiddenStates
-from adjointdpm.tasks import Ball, HardenSettings, Loop, optimize
+from adjointdpm.tasks import Ball, HardenSettings, LoopSettings, RunOptions, load_result, optimize
 from adjointdpm.tasks.harden.finetune import FineTune
 from adjointdpm.zoo import load_classifier
 from tests.tiny.audits import LABELS, Plain, audited, classifier, settings
@@ -23,10 +23,21 @@ def test_a_module_of_ones_own_is_hardened_and_saved(tmp_path):
         settings(controls=False, max_train_steps=4, ball=Ball(1.0)),
     )
     found = adp.tasks.audit(
-        sampler, model, LABELS, ["0", "1", "2", "3"], output=tmp_path, settings=given, quiet=True
+        sampler,
+        model,
+        LABELS,
+        ["0", "1", "2", "3"],
+        output=tmp_path,
+        settings=given,
+        run=RunOptions(quiet=True),
     )
     hard = adp.tasks.harden(
-        found, sampler, model, given, HardenSettings(steps=3, batch_size=8, clean=2, held_out=2), quiet=True
+        found,
+        sampler,
+        model,
+        given,
+        HardenSettings(steps=3, batch_size=8, clean=2, held_out=2),
+        run=RunOptions(quiet=True),
     )
     from safetensors.torch import load_file
 
@@ -59,7 +70,11 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     with torch.no_grad():
         images = sampler(sampler.noise(64, 3), sampler.encode(["x"] * 64)).float()
     task = FineTune(model, images, classifier()(images).argmax(1), 0)
-    optimize(task, lambda leaves: torch.optim.Adam(leaves, 0.03), Loop(steps=60, quiet=True))
+    optimize(
+        task,
+        lambda leaves: torch.optim.Adam(leaves, 0.03),
+        LoopSettings(steps=60, run=RunOptions(quiet=True)),
+    )
     model.requires_grad_(False)
     model = model.double()
     given = settings(controls=False, keep_weight=0.0)
@@ -81,25 +96,25 @@ def test_hardening_exports_trains_and_measures(tmp_path):
             steps=5,
             batch_size=8,
             clean=2,
-            others=3,
+            clean_others=3,
             held_out=2,
             attack=replace(given, ball=Ball(0.9)),
         ),
         others={"z": "south"},
-        quiet=True,
+        run=RunOptions(quiet=True),
     )
     assert (hard.clean_before.of, hard.others_before.of) == (2 * len(set(found.prompts)), 2)
-    again = json.loads((hard.folder / "round-2" / "result.json").read_text())
+    again = load_result(hard.folder / "round-2")
     assert again["settings"]["ball"]["radius"] == 0.9
-    assert 0.6 < again["after"]["largest_distance"] <= 0.9 + 1e-6  # the round's own ball
-    measured = json.loads((hard.folder / "after" / "result.json").read_text())
+    assert 0.6 < again["result"]["after"]["largest_distance"] <= 0.9 + 1e-6  # the round's own ball
+    measured = load_result(hard.folder / "after")
     assert measured["settings"]["ball"]["radius"] == 0.6  # the audit's
-    more = again["after"]["success"]["hits"]
+    more = again["result"]["after"]["success"]["hits"]
     assert more > 0
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     files = sorted((hard.folder / "train").glob("*/*.png"))
     assert sum(path.name.startswith("found") for path in files) == found.success.hits + more > more
-    near = found.success.of + again["after"]["success"]["of"] - found.success.hits - more
+    near = found.success.of + again["result"]["after"]["success"]["of"] - found.success.hits - more
     assert sum(path.name.startswith("near") for path in files) == near
     assert sum(path.name.startswith("clean") for path in files) == 2 * len(set(found.prompts)) + 3
     for path in files:
@@ -112,6 +127,6 @@ def test_hardening_exports_trains_and_measures(tmp_path):
     assert hard.before.of >= 4
     assert hard.clean_before.of == hard.clean_after.of == 8
     assert hard.kept_before is None  # no judge
-    record = json.loads((hard.folder / "result.json").read_text())
+    record = load_result(hard.folder)["result"]
     assert record["after"] == hard.after.as_dict()
     assert record["kept_after"] is None

@@ -1,13 +1,12 @@
 """Inversion: a word's gradient, its file elsewhere, and words whose answer is known."""
 
-import json
-
 import pytest
 import torch
 
 import adjointdpm as adp
 from adjointdpm.files.checkpoint import load_checkpoint
 from adjointdpm.metrics import effect
+from adjointdpm.tasks import RunOptions, load_result
 from adjointdpm.tasks.invert.invert import InvertSettings, invert
 from adjointdpm.tasks.invert.learned_token import EffectGoal, PromptGoal, PromptRows, TokenVectors
 from tests.tiny.families import FAMILIES
@@ -27,7 +26,7 @@ def test_a_word_that_starts_at_the_answer_stays_there(tmp_path):
     learned = TokenVectors(ours, "<new>", "red")
     found = invert(
         ours, learned, PromptGoal("red"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path, settings=SETTINGS,
-        quiet=True,
+        run=RunOptions(quiet=True),
     )  # fmt: skip
     assert found.losses[0] == 0.0
     for each in found.reports.values():
@@ -36,14 +35,14 @@ def test_a_word_that_starts_at_the_answer_stays_there(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [TokenVectors, PromptRows])
-def test_learning_brings_pictures_nearer(tmp_path, kind):
+def test_learning_brings_images_nearer(tmp_path, kind):
     ours = sampler()
     found = invert(
         ours, kind(ours, "<new>", "and"), PromptGoal("blue"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path,
-        settings=SETTINGS, quiet=True,
+        settings=SETTINGS, run=RunOptions(quiet=True),
     )  # fmt: skip
     assert min(found.losses) < 0.9 * found.losses[0]
-    read = json.loads((tmp_path / "result.json").read_text())
+    read = load_result(tmp_path)["result"]
     assert list(read["reports"]) == ["seen noise", "unseen noise", "unseen concepts"]
     assert found.artefact.is_file()
 
@@ -61,7 +60,7 @@ def test_the_best_iterate_is_the_best_over_all_pairs(tmp_path):
     learned = TokenVectors(ours, "<new>", "and")
     found = invert(
         ours, learned, PromptGoal("blue"), PROMPTS, HELD_OUT, token="<new>", output=tmp_path, settings=settings,
-        quiet=True,
+        run=RunOptions(quiet=True),
     )  # fmt: skip
     tensors, _ = load_checkpoint(tmp_path / "state" / "checkpoint.safetensors")
     reached = found.reports["seen noise"].distance_after
@@ -82,7 +81,7 @@ def test_the_learned_token_is_the_same_elsewhere(tmp_path):
         token="<new>",
         output=tmp_path,
         settings=SETTINGS,
-        quiet=True,
+        run=RunOptions(quiet=True),
     )
     fresh = make()
     fresh.load_textual_inversion(str(tmp_path / "learned_embeds.safetensors"))
@@ -93,7 +92,7 @@ def test_the_learned_token_is_the_same_elsewhere(tmp_path):
         assert torch.equal(again(noise, again.encode(["a <new> pear"])), expected)
 
 
-def test_effects_are_of_the_picture_without_the_word():
+def test_effects_are_of_the_image_without_the_word():
     ours = sampler()
     noise = ours.noise(1, 2)
     target = EffectGoal(effect("inverted")).targets(ours, ["a <new> cat"], "<new>", noise)

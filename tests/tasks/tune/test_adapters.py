@@ -8,6 +8,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.metrics import Chroma
+from adjointdpm.tasks import RunOptions
 from adjointdpm.tasks.sampling import network_of
 from adjointdpm.tasks.tune.adapters import NetworkState
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
@@ -60,7 +61,7 @@ def run(ours, folder, metric=None, **more):
         ["a pear"],
         output=folder,
         settings=SETTINGS,
-        quiet=True,
+        run=RunOptions(quiet=True),
         **more,
     )
 
@@ -116,7 +117,7 @@ def test_a_tune_adds_its_adapter_beside_the_others_or_nothing_if_it_fails(tmp_pa
         n: each for n, each in before[0].items() if n in after[0]
     }
     assert torch.equal(
-        found.ways["untuned"].images, sampled_with(with_adapters("first", "adjointdpm"), ours)
+        found.methods["untuned"].images, sampled_with(with_adapters("first", "adjointdpm"), ours)
     )
     # The file holds the new adapter alone: with the earlier two it gives the same image.
     fresh = with_adapters("first", "adjointdpm")
@@ -144,7 +145,7 @@ def test_fused_adapters_stay_fused_and_the_new_one_joins_them(tmp_path):
     weight = network.conv_in.weight.detach().clone()
     pipe.fuse_lora()
     found = run(ours, tmp_path)
-    assert (found.ways["metric"].images - sampled_with(pipe, ours)).abs().max() < 1e-5
+    assert (found.methods["metric"].images - sampled_with(pipe, ours)).abs().max() < 1e-5
     layers = [m for m in network.modules() if hasattr(m, "merged_adapters") and "other" in m.lora_A]
     assert layers
     assert all(layer.merged_adapters == ["other", "adjointdpm"] for layer in layers)

@@ -12,8 +12,8 @@ def test_the_denoising_loss_is_the_textbooks():
     """Zero for a network that knows the answer, and the mean square of the error otherwise."""
     ours = sampler()
     model = ours.model
-    picture = torch.rand(ours.image_shape)
-    task = Denoise(ours, picture, "a cat", {}, items=3, seed=1)
+    image = torch.rand(ours.image_shape)
+    task = Denoise(ours, image, "a cat", {}, items=3, seed=1)
     seen = []
 
     class Known(Denoiser):

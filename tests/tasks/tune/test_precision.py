@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 import adjointdpm as adp
 from adjointdpm.metrics import Chroma
+from adjointdpm.tasks import RunOptions
 from adjointdpm.tasks.sampling import network_of
 from adjointdpm.tasks.tune.precision import scaled
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
@@ -51,7 +52,7 @@ def test_small_steps_are_not_rounded_away_and_the_network_keeps_its_dtype(tmp_pa
     )
     found = tune(
         ours, lambda images: images.square().mean((1, 2, 3)), ["a cat"], ["a pear"], output=tmp_path,
-        weights=Subset(("*.to_k.weight",)), settings=settings, quiet=True,
+        weights=Subset(("*.to_k.weight",)), settings=settings, run=RunOptions(quiet=True),
     )  # fmt: skip
     assert {n: p.dtype for n, p in network.state_dict().items()} == {n: p.dtype for n, p in before.items()}
     for name, master in load_file(found.artefact).items():

@@ -4,6 +4,7 @@ import pytest
 
 import adjointdpm as adp
 from adjointdpm.metrics import Chroma
+from adjointdpm.tasks import RunOptions
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune import tune
 from tests.tiny.tunes import HELD_OUT, PROMPTS, sampler
@@ -14,4 +15,12 @@ from tests.tiny.tunes import HELD_OUT, PROMPTS, sampler
 )
 def test_weights_that_are_not_there(tmp_path, weights, message):
     with pytest.raises(adp.InputError, match=message):
-        tune(sampler(), Chroma(), PROMPTS, HELD_OUT, output=tmp_path, weights=weights, quiet=True)
+        tune(
+            sampler(),
+            Chroma(),
+            PROMPTS,
+            HELD_OUT,
+            output=tmp_path,
+            weights=weights,
+            run=RunOptions(quiet=True),
+        )

@@ -1,6 +1,5 @@
 """Tuning weights: the untuned model is untouched by it, files load elsewhere, the loss is the textbook's."""
 
-import json
 import math
 
 import pytest
@@ -8,19 +7,22 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.metrics import Chroma, Content, Style
+from adjointdpm.tasks import RunOptions, load_result
 from adjointdpm.tasks.sampling import network_of
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune import TuneSettings, tune
 from tests.tiny.tunes import HELD_OUT, PROMPTS, colours, family, sampler
 
 
-def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_picture_elsewhere(tmp_path):
+def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_image_elsewhere(tmp_path):
     pipe = family().make()
     ours = sampler(pipe)
     settings = TuneSettings(
         max_train_steps=10, learning_rate=0.005, num_validation_images=1, validation_steps=2
     )
-    found = tune(ours, Chroma(), PROMPTS, HELD_OUT, output=tmp_path, settings=settings, quiet=True)
+    found = tune(
+        ours, Chroma(), PROMPTS, HELD_OUT, output=tmp_path, settings=settings, run=RunOptions(quiet=True)
+    )
     assert found.reduction("metric") > 0  # on a prompt and noise that were not trained on
     fresh = family().make()
     fresh.load_lora_weights(tmp_path)
@@ -31,8 +33,8 @@ def test_a_tuned_lora_lowers_the_metric_and_gives_the_same_picture_elsewhere(tmp
         assert torch.equal(again(noise, again.encode("a pear")), expected)
         plain = sampler()
         assert not torch.equal(plain(noise, plain.encode("a pear")), expected)
-    read = json.loads((tmp_path / "result.json").read_text())
-    assert read["ways"]["metric"]["distances"]["metric"] == found.ways["metric"].distances["metric"]
+    read = load_result(tmp_path)["result"]["methods"]["metric"]
+    assert read["means"]["metric"]["mean"] == pytest.approx(found.methods["metric"].means["metric"])
     assert "http" not in (tmp_path / "index.html").read_text()
 
 
@@ -40,36 +42,44 @@ def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
     settings = TuneSettings(
         max_train_steps=3, learning_rate=0.01, num_validation_images=1, checkpointing_steps=1
     )
-    picture = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    metric = Style(colours, picture) + 0.1 * Content(colours)
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    metric = Style(colours, image) + 0.1 * Content(colours)
 
     def run(**more):
         ours = sampler()
         return tune(
-            ours, metric, PROMPTS, HELD_OUT, output=tmp_path, settings=settings, instance_image=picture,
-            measures={"style": Style(colours, picture), "content": Content(colours)},
-            instance_prompt="a dog", quiet=True, **more,
+            ours, metric, PROMPTS, HELD_OUT, output=tmp_path, settings=settings, instance_image=image,
+            measures={"style": Style(colours, image), "content": Content(colours)},
+            instance_prompt="a dog", run=RunOptions(quiet=True, **more),
         )  # fmt: skip
 
     first = run()
-    assert list(first.ways) == ["untuned", "denoising", "metric"]
+    assert list(first.methods) == ["untuned", "denoising", "metric"]
     assert (
-        first.ways["untuned"].distances["content"] == 0
+        first.methods["untuned"].means["content"] == 0
     )  # nothing to be less than: no percentage, no error
     assert math.isnan(first.reduction("content"))
     assert "nan" not in (tmp_path / "index.html").read_text()
     again = run(resume=True)
-    for way in first.ways:
-        assert torch.equal(first.ways[way].images, again.ways[way].images)
+    for name, each in first.methods.items():
+        assert torch.equal(each.images, again.methods[name].images)
     other = TuneSettings(max_train_steps=4, num_validation_images=1)
     with pytest.raises(adp.InputError, match="was made with"):
-        tune(sampler(), metric, PROMPTS, HELD_OUT, output=tmp_path, settings=other, quiet=True, resume=True)
+        tune(
+            sampler(),
+            metric,
+            PROMPTS,
+            HELD_OUT,
+            output=tmp_path,
+            settings=other,
+            run=RunOptions(quiet=True, resume=True),
+        )
 
 
 def test_a_metric_without_a_gradient_is_refused_before_the_work(tmp_path):
     for metric in (lambda images: images.detach().mean((1, 2, 3)), lambda images: images.mean()):
         with pytest.raises(adp.InputError, match="metric"):
-            tune(sampler(), metric, PROMPTS, HELD_OUT, output=tmp_path, quiet=True)
+            tune(sampler(), metric, PROMPTS, HELD_OUT, output=tmp_path, run=RunOptions(quiet=True))
 
 
 def test_weights_that_cannot_be_attached_are_refused_before_the_first_sampling(tmp_path):

@@ -10,7 +10,7 @@ from adjointdpm.tasks.tune.tune_to_metric import TuneToMetric, untuned
 from tests.tiny.tunes import PROMPTS, colours, sampler
 
 
-def test_what_is_kept_is_the_untuned_models_picture_of_the_same_noise(tmp_path):
+def test_what_is_kept_is_the_untuned_models_image_of_the_same_noise(tmp_path):
     ours = sampler()
     leaves = Subset(("*.to_k.weight",)).attach(network_of(ours), 0)
     task = TuneToMetric(ours, Content(colours), PROMPTS, leaves, seed=4)

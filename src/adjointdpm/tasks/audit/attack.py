@@ -28,7 +28,7 @@ _MISSED = 1e6  # added to the rank of images whose saved file is still read righ
 
 
 def pixels(images: Tensor) -> list[Tensor]:
-    """The image itself as its only feature."""
+    """Return the image itself as its only feature."""
     return [images]
 
 
@@ -55,12 +55,12 @@ class Objective:
     originals: Tensor
 
     def margins(self, images: Tensor, items: list[int]) -> Tensor:
-        """m, negative where the classifier is fooled."""
+        """Return m, negative where the classifier is fooled."""
         values = Margin(self.classifier, self.labels[items])(images)
         return -values if self.targeted else values
 
     def __call__(self, images: Tensor, items: list[int]) -> Losses:
-        """The loss, and a rank by which every file that fools comes before every one that does not."""
+        """Return the loss, and a rank by which every file that fools comes before every one that does not."""
         values = self.margins(images, items).clamp(min=-self.confidence)
         if self.features is not None and self.weight:
             values = values + self.weight * ContentDistance(self.features, self.originals[items])(images)
@@ -122,5 +122,5 @@ class NoiseClassifier(nn.Module):
         self.sampler, self.cond, self.classifier = sampler, cond, classifier
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Logits (batch, classes) of the images of noise (batch, *shape)."""
+        """Return logits (batch, classes) of the images of noise (batch, *shape)."""
         return self.classifier(self.sampler(noise, self.cond))

@@ -7,11 +7,10 @@ the very noise that was saved; it is kept if an independent judge still sees the
 noise and SPSA in the same ball with the same number of denoiser calls.
 """
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ..._types import Cond, InputError, Stats
-from ...files.atomic_write import write_file
 from ...files.checkpoint import check_config, load_checkpoint, save_checkpoint
 from ...files.diffusers_files import save_noise
 from ...files.images import output_folder
@@ -29,19 +27,21 @@ from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import Loop
+from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
 from ..evaluation import example, labels_of, predict
-from ..sampling import noise_of, on_file, rows, sampled
+from ..report import write_report
+from ..sampling import noise_of, rows, sampled, saved
+from ..settings import checkpointed
 from .attack import Attack, Objective
 from .baselines import random_search, spsa
 from .norm_ball import Ball
-from .report import write_page
+from .report import page_of
 from .result import AuditResult, Dropped
 from .scoring import Evaluator
 from .settings import AuditSettings
 
-__all__ = ["AuditSettings", "audit", "labels_of"]
+__all__ = ["AuditSettings", "audit"]
 
 
 @alone
@@ -57,11 +57,7 @@ def audit(
     judge: nn.Module | None = None,
     transfer: Mapping[str, nn.Module] | None = None,
     features: Features | None = None,
-    resume: bool = False,
-    quiet: bool = False,
-    config: Mapping[str, Any] | None = None,
-    repeat: str = "",
-    report: Callable[[int, dict[str, float]], None] | None = None,
+    run: RunOptions = RunOptions(),
 ) -> AuditResult:
     """Look for noise near given noise whose image the classifier misclassifies.
 
@@ -75,17 +71,16 @@ def audit(
         labels: the classifier's label of each prompt, or its number; found in the prompts by default.
         output: a folder for the noise, the images, result.json and the page.
         settings: how.
-        target: the label that everything is to be taken for; any other than its own by default.
+        target: the label that the classifier should give all images; any label but the right one counts by default.
         judge: an independent classifier, never part of a loss, that says what an image still shows; it has every label
             that is audited.
         transfer: other classifiers by name, tried on what fooled this one.
         features: another network's features, which keep the image near the original; neither the judge's
             nor the classifier's own, which would be the same as moving less far.
-        resume: go on from the folder's checkpoints.
-        quiet: without progress bars.
-        config: further settings that a checkpoint must agree on.
-        repeat: a command that repeats the run, for the page.
-        report: see `Loop`.
+        run: whether the run is resumed, and what it reports.
+
+    Returns:
+        AuditResult: the noise that was found, its saved images and what the classifiers say of them, and the controls.
 
     Raises:
         InputError: an unknown label, a module that is no classifier of the sampler's images, a judge without an audited
@@ -100,81 +95,84 @@ def audit(
     folder, settings, began = output_folder(output), settings or AuditSettings(), time.perf_counter()
     like = example(sampler)
     audited = as_classifier(classifier, like, "classifier")
-    audit_ = _Audit(sampler, audited, list(prompts), labels_of(audited, prompts, labels), settings)
-    audit_.folder, audit_.features = folder, features
+    numbers = labels_of(audited, prompts, labels)
+    names = sorted({audited.labels[i] for i in numbers})
     if target is not None:
         target = audited.labels[audited.index(target)]
-    audit_.target = target
-    shown = sorted({audited.labels[i] for i in audit_.labels})
-    if judge is not None:
-        audit_.judge = as_classifier(judge, like, "judge")
-        lacks = [label for label in shown if label not in audit_.judge.labels]
-        if lacks:
-            raise InputError(
-                f"the judge has no label {', '.join(map(repr, lacks))}, so it could never say that an image still "
-                "shows it; give a judge of the same labels, or none"
-            )
+    todo = "so it could never say that an image still shows it; give a judge of the same labels, or none"
+    judge = None if judge is None else _with_labels(judge, like, "judge", names, todo)
+    todo = "so it cannot be tried; leave it out"
     others = {
-        name: as_classifier(each, like, f"classifier {name}") for name, each in (transfer or {}).items()
+        name: _with_labels(each, like, f"classifier {name} of transfer", names, todo)
+        for name, each in (transfer or {}).items()
     }
-    for name, each in others.items():
-        lacks = [label for label in shown if label not in each.labels]
-        if lacks:
-            raise InputError(
-                f"the classifier {name} of transfer has no label {', '.join(map(repr, lacks))}, so it cannot be tried; "
-                "leave it out"
-            )
-    audit_.config = {**_about(sampler, settings, prompts, audit_.labels, target), **(config or {})}
-    audit_.loop = {"resume": resume, "quiet": quiet, "report": report}
-    result = audit_.result(others, began)
+    about = checkpointed(
+        {
+            **{f"sampler_{n}": repr(getattr(sampler, n)) for n in ("steps", "solver", "adjoint")},
+            "sampler_guidance_scale": sampler.guidance_scale,
+            **{"prompts": list(prompts), "labels": numbers, "target": target},
+            **asdict(settings),
+            **run.config,
+        }
+    )
+    work = _Audit(
+        sampler,
+        audited,
+        judge,
+        list(prompts),
+        numbers,
+        target,
+        features,
+        settings,
+        folder,
+        replace(run, config=about),
+    )
+    result = work.result(others, began)
     if Processes.here().first:
-        _write(folder, sampler, settings, result)
-        write_page(folder / "index.html", result, asdict(settings), repeat)
+        solver = type(sampler if sampler.solver is None else sampler.solver).__name__
+        given: dict[str, Any] = {"scheduler": solver, "steps": sampler.steps}
+        save_noise(folder / "noise.safetensors", result.after.noise, **given)
+        save_noise(folder / "start.safetensors", result.start, **given, seed=settings.seed)
+        said = (
+            "The loss on the classifier's logits, through its preprocessing, the decoder and every step of the "
+            "sampler, guidance included, with respect to the initial noise."
+        )
+        write_report("audit", result, about, page_of(result, settings.ball), said, run)
     return result
 
 
-def _about(
-    sampler: Sampler, settings: AuditSettings, prompts: Sequence[str], labels: list[int], target: str | None
-) -> dict[str, Any]:
-    own: dict[str, Any] = {
-        f"sampler_{n}": repr(getattr(sampler, n)) for n in ("steps", "solver", "adjoint")
-    }
-    own["sampler_guidance_scale"] = sampler.guidance_scale
-    given = {"prompts": list(prompts), "labels": labels, "target": target}
-    return {**own, **given, **{k: v for k, v in asdict(settings).items() if k != "checkpointing_steps"}}
+def _with_labels(network: nn.Module, like: Tensor, role: str, labels: Sequence[str], todo: str) -> Labelled:
+    """Return a classifier that has every label that is audited.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    found = as_classifier(network, like, role)
+    lacks = [label for label in labels if label not in found.labels]
+    if lacks:
+        raise InputError(f"the {role} has no label {', '.join(map(repr, lacks))}, {todo}")
+    return found
 
 
+@dataclass(frozen=True, eq=False)
 class _Audit:
     """One audit under way."""
 
-    folder: Path
+    sampler: Sampler
+    classifier: Labelled
+    judge: Labelled | None
+    prompts: list[str]
+    labels: list[int]
     target: str | None
-    judge: Labelled | None = None
     features: Features | None
-    config: dict[str, Any]
-    loop: dict[str, Any]
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        classifier: Labelled,
-        prompts: list[str],
-        labels: list[int],
-        s: AuditSettings,
-    ) -> None:
-        self.sampler, self.classifier, self.prompts, self.labels, self.s = (
-            sampler,
-            classifier,
-            prompts,
-            labels,
-            s,
-        )
+    settings: AuditSettings
+    folder: Path
+    run: RunOptions
 
     def result(self, transfer: dict[str, Labelled], began: float) -> AuditResult:
-        s = self.s
+        s = self.settings
         which, start, cond, tried, dropped = self.starts()
         labels = torch.tensor([self.labels[i] for i in which], device=start.device)
-        originals = sampled(self.sampler, start, cond, s.train_batch_size)
         goal = labels
         if self.target is not None:
             goal = torch.full_like(labels, self.classifier.index(self.target))
@@ -185,7 +183,7 @@ class _Audit:
             s.confidence,
             self.features,
             s.keep_weight,
-            originals,
+            sampled(self.sampler, start, cond, s.train_batch_size),
         )
         evaluator = Evaluator(
             self.sampler, self.classifier, self.judge, self.target, self.folder, s.train_batch_size
@@ -196,29 +194,20 @@ class _Audit:
         after = evaluator.found("after", noise, start, cond, labels, s.ball)
         curve = {s.ball.radius: after}
         for radius in s.radii:
-            ball = Ball(radius, s.ball.norm, s.ball.shell)
+            ball = replace(s.ball, radius=radius)
             at, _ = self.attacked(ball, start, cond, objective)
             curve[radius] = evaluator.found(None, at, start, cond, labels, ball)
         controls = {}
         if s.controls:
             draws = max(2, round(s.max_train_steps * costs["calls_a_step"] / costs["calls_a_sampling"]))
-            for name, control in (("random noise", random_search), ("SPSA", spsa)):
-                more = (s.learning_rate,) if control is spsa else ()
-                at = self.once(
-                    name,
-                    lambda control=control, more=more: control(
-                        self.sampler,
-                        cond,
-                        start,
-                        s.ball,
-                        objective,
-                        draws,
-                        s.seed,
-                        s.train_batch_size,
-                        *more,
-                    ),
-                )
-                controls[name] = evaluator.found(None, at.to(start), start, cond, labels, s.ball)
+            given = (self.sampler, cond, start, s.ball, objective, draws, s.seed, s.train_batch_size)
+            searches: dict[str, Callable[[], Tensor]] = {
+                "random noise": lambda: random_search(*given),
+                "SPSA": lambda: spsa(*given, s.learning_rate),
+            }
+            for name, search in searches.items():
+                at = self.once(name, search).to(start)
+                controls[name] = evaluator.found(None, at, start, cond, labels, s.ball)
             costs["samplings_a_control"] = draws
         return AuditResult(
             folder=self.folder,
@@ -237,8 +226,12 @@ class _Audit:
         )
 
     def starts(self) -> tuple[list[int], Tensor, Cond, int, list[Dropped]]:
-        """Noise whose images are read right: each one's prompt, the noise, how many were tried, what is missing."""
-        s, kept, tried = self.s, [], 0
+        """Return noise whose images are classified correctly: the prompts, noise, conditioning, tries, what is missing.
+
+        Raises:
+            InputError: there is no such noise.
+        """
+        s, kept, tried = self.settings, [], 0
         names = [self.classifier.labels[label] for label in self.labels]
         why = dict.fromkeys(range(len(names)), "is the target itself")
         missing = [s.num_starts] * len(self.prompts)
@@ -249,8 +242,8 @@ class _Audit:
                 break
             noise = noise_of(self.sampler, [key(s.seed, "start", i, turn) for i in open_])
             cond = self.sampler.encode([self.prompts[i] for i in open_])
-            images = on_file(sampled(self.sampler, noise, cond, s.train_batch_size))
-            says = predict(self.classifier, images.to(noise)).argmax(1).tolist()
+            images = saved(sampled(self.sampler, noise, cond, s.train_batch_size))
+            says = predict(self.classifier, images).argmax(1).tolist()
             tried += len(open_)
             for row, i in enumerate(open_):
                 if says[row] == self.labels[i]:
@@ -278,17 +271,14 @@ class _Audit:
     def attacked(
         self, ball: Ball, start: Tensor, cond: Cond, objective: Objective
     ) -> tuple[Tensor, list[float]]:
-        """The best noise in a ball, and the mean losses."""
-        s, shares = self.s, -(-len(start) // Processes.here().world)
+        """Return the best noise in a ball, and the mean losses."""
+        s, shares = self.settings, -(-len(start) // Processes.here().world)
         task = Attack(self.sampler, cond, start, ball, objective)
-        loop = Loop(
-            steps=s.max_train_steps,
+        folder, config = self.folder / "state" / f"radius-{ball.radius:g}", self.run.config
+        loop = replace(
+            s.loop(folder, self.run, {**config, "radius": ball.radius}),
             accumulation=-(-shares // s.train_batch_size),
-            seed=s.seed,
-            folder=output_folder(self.folder / "state" / f"radius-{ball.radius:g}"),
-            checkpointing_steps=s.checkpointing_steps,
-            config={**self.config, "radius": ball.radius},
-            **self.loop,
+            decay="constant",
         )
         # Plain descent without weight decay: decay would pull the noise towards zero, off its shell.
         outcome = optimize(
@@ -297,7 +287,11 @@ class _Audit:
         return outcome.best["noise"], outcome.losses
 
     def costs(self, start: Tensor, cond: Cond, objective: Objective) -> dict[str, Any]:
-        """What one step and one sampling take, counted on one image; and that a step has a gradient."""
+        """Return what a step and a sampling take, counted on one image, whose gradient is tried.
+
+        Raises:
+            InputError: the sampler counts no calls, or there is no gradient.
+        """
         leaf = start[:1].clone().requires_grad_()
         images = self.sampler(leaf, rows(cond, [0]))
         stats = getattr(self.sampler, "stats", None)
@@ -313,7 +307,6 @@ class _Audit:
                 "the classifier's logits have no gradient with respect to the noise: look for a detached tensor, an "
                 "argmax or a no_grad in the classifier or the sampler"
             )
-        stats = self.sampler.stats
         return {
             "calls_a_sampling": calls,
             "calls_a_step": stats.nfe_forward + stats.nfe_backward,
@@ -321,28 +314,16 @@ class _Audit:
         }
 
     def once(self, name: str, work: Callable[[], Tensor]) -> Tensor:
-        """A control's noise; made once, if the run is resumed."""
+        """Return a control's noise; made once, if the run is resumed."""
         path = output_folder(self.folder / "state") / f"{name.replace(' ', '-')}.safetensors"
-        if self.loop["resume"] and path.exists():
+        config = dict(self.run.config)
+        if self.run.resume and path.exists():
             tensors, about = load_checkpoint(path)
-            check_config(path, about["config"], self.config, free=("max_train_steps",))
-            if (
-                about["config"]["max_train_steps"] == self.config["max_train_steps"]
-            ):  # a control has as many calls as the attack
+            check_config(path, about["config"], config, free=("max_train_steps",))
+            # A control has as many calls as the attack.
+            if about["config"]["max_train_steps"] == config["max_train_steps"]:
                 return tensors["noise"]
         noise = work()
         if Processes.here().first:
-            save_checkpoint(path, {"noise": noise}, {"config": self.config})
+            save_checkpoint(path, {"noise": noise}, {"config": config})
         return noise
-
-
-def _write(folder: Path, sampler: Sampler, settings: AuditSettings, result: AuditResult) -> None:
-    """The noise and result.json."""
-    solver = type(sampler if sampler.solver is None else sampler.solver).__name__
-    steps = sampler.steps
-    save_noise(folder / "noise.safetensors", result.after.noise, scheduler=solver, steps=steps)
-    save_noise(
-        folder / "start.safetensors", result.start, scheduler=solver, steps=steps, seed=settings.seed
-    )
-    about = {"settings": asdict(settings), **result.as_dict()}
-    write_file(folder / "result.json", json.dumps(about, indent=1).encode())

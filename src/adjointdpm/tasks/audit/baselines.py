@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Cond
-from ...optimization.seeds import key
+from ...optimization.seeds import generator
 from ...samplers.base import Sampler
 from ..sampling import sampled
 from .attack import Objective
@@ -27,7 +27,7 @@ class _Best:
         self.rank = torch.full((len(start),), torch.inf, dtype=torch.float64, device=start.device)
 
     def offer(self, noise: Tensor, images: Tensor) -> Tensor:
-        """Score candidates and keep those that are better; returns their losses."""
+        """Return the losses of candidates, of which those that are better are kept."""
         with torch.no_grad():
             values, rank = self.objective(images, list(range(len(noise))))
         assert rank is not None
@@ -37,10 +37,12 @@ class _Best:
 
 
 def _drawn(like: Tensor, seed: int, name: str, turn: int) -> Tensor:
-    """A standard normal row for each start, which no other start or turn shares."""
-    generators = [torch.Generator().manual_seed(key(seed, name, turn, i)) for i in range(len(like))]
-    drawn = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype) for g in generators]
-    return torch.stack(drawn).to(like.device)
+    """Return a standard normal row for each start, which no other start or turn shares."""
+    draws = [
+        torch.randn(like.shape[1:], generator=generator(seed, name, turn, i), dtype=like.dtype)
+        for i in range(len(like))
+    ]
+    return torch.stack(draws).to(like.device)
 
 
 def random_search(
@@ -53,7 +55,7 @@ def random_search(
     seed: int,
     batch: int,
 ) -> Tensor:
-    """The best of `calls` random perturbations of the ball's full size, for each start."""
+    """Return the best of `calls` random perturbations of the ball's full size, for each start."""
     best = _Best(start, objective)
     for turn in range(calls):
         moved = ball.direction(_drawn(start, seed, "random", turn), start)
@@ -73,7 +75,7 @@ def spsa(
     batch: int,
     rate: float,
 ) -> Tensor:
-    """The best that `calls` samplings find along estimated gradients, two samplings an estimate."""
+    """Return the best that `calls` samplings find along estimated gradients, two samplings an estimate."""
     best, x = _Best(start, objective), start.clone()
     for turn in range(calls // 2):
         d = _drawn(start, seed, "spsa", turn).sign()

@@ -52,7 +52,7 @@ class Ball:
             raise InputError("the Gaussian shell goes with the l2 ball; leave out the shell or use norm l2")
 
     def project(self, x: Tensor, centre: Tensor) -> Tensor:
-        """The nearest point of the ball (on the shell: along the great circle)."""
+        """Return the nearest point of the ball (on the shell: along the great circle)."""
         moved = x - centre
         if self.norm == "linf":
             return centre + moved.clamp(-self.radius, self.radius)
@@ -66,13 +66,13 @@ class Ball:
         return size * (angle.cos() * centre / size + angle.sin() * across / away)
 
     def direction(self, gradient: Tensor, centre: Tensor) -> Tensor:
-        """The steepest step of the ball's own size: r |c| g / |g|, or r sign(g)."""
+        """Return the steepest step of the ball's own size: r |c| g / |g|, or r sign(g)."""
         if self.norm == "linf":
             return self.radius * gradient.sign()
         return self.radius * _norm(centre) * gradient / _norm(gradient)
 
     def distance(self, x: Tensor, centre: Tensor) -> Tensor:
-        """(batch,), in units of the radius's: at most r within the ball."""
+        """Return the distances (batch,), in units of the radius: at most r within the ball."""
         moved = (x - centre).flatten(1)
         if self.norm == "linf":
             return moved.abs().amax(1)

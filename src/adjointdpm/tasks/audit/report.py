@@ -1,27 +1,22 @@
 """An audit's page: rates with their intervals, curves, controls, and the worst images."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from ...files.html_report import ImageTable, Page
 from ..evaluation import Rate
+from .norm_ball import Ball
 from .result import AttackOutcome, AuditResult
 
-__all__ = ["write_page"]
+__all__ = ["page_of"]
 
-_HEAD = ("", "", "misclassified", "misclassified, label preserved", "distance at most")
+_HEAD = ("", "misclassified", "misclassified, label preserved", "distance at most")
 
 
-def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], repeat: str) -> Path:
-    """Write the page of an audit."""
+def page_of(result: AuditResult, ball: Ball) -> Page:
+    """Return the page of an audit whose attack stayed in a ball, without its costs."""
     page = Page("adjointdpm audit: images that a classifier misclassifies")
-    ball = settings["ball"]
     page.text(
         f"{len(result.labels)} images that the classifier classifies correctly (of {result.tried} made), their initial "
-        f"noise moved within a ball of {ball['radius']:g} ({ball['norm']}"
-        f"{', on the Gaussian shell' if ball['shell'] else ''}). An image is misclassified if the "
+        f"noise moved within a ball of {ball.radius:g} ({ball.norm}"
+        f"{', on the Gaussian shell' if ball.shell else ''}). An image is misclassified if the "
         "classifier gives its saved 8-bit file another label, and its label is preserved if an independent judge still "
         "recognizes the object that was asked for."
     )
@@ -53,7 +48,7 @@ def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], rep
         _pairs(page, heading, result, result.worst(8, kept))
     page.heading("Against the size of the ball")
     page.table(
-        ("radius", "", "misclassified", "misclassified, label preserved", "distance at most"),
+        ("radius", *_HEAD[1:]),
         [_row(f"{radius:g}", found) for radius, found in result.curve.items()],
     )
     if len(result.curve) > 1:
@@ -66,37 +61,23 @@ def write_page(path: Path, result: AuditResult, settings: Mapping[str, Any], rep
         page.table(
             (
                 "classifier",
-                "",
                 "transfer rate: adversarial images that it misclassifies, among those whose original it classified "
                 "correctly",
             ),
-            [(name, "", str(Rate(*pair))) for name, pair in result.transfer.items()],
+            [(name, str(Rate(*pair))) for name, pair in result.transfer.items()],
         )
     page.heading("By label")
     page.table(
-        ("label", "", "misclassified", "misclassified, label preserved"),
-        [(label, "", str(a), "" if b is None else str(b)) for label, (a, b) in result.classes.items()],
-    )
-    page.heading("What was differentiated, and what it cost")
-    costs = result.costs
-    held = costs["bytes_saved"]
-    page.text(
-        "The loss on the classifier's logits, through its preprocessing, the decoder and every step of the sampler, "
-        f"guidance included, with respect to the initial noise. A step took {costs['calls_a_step']} denoiser calls "
-        f"an image (forward and backward; {costs['calls_a_sampling']} are a sampling) and "
-        f"{'an unknown number of' if held is None else f'{held / 2**20:.1f} Mi'} bytes saved for the backward "
-        f"pass; all of it {costs['seconds']:.0f} seconds."
+        ("label", *_HEAD[1:3]),
+        [(label, str(a), "" if b is None else str(b)) for label, (a, b) in result.classes.items()],
     )
     page.curve(result.losses, "step", "mean loss")
-    page.heading("How to repeat this")
-    page.code(repeat or "adp.tasks.audit(...) with the settings below")
-    page.code(json.dumps(dict(settings)))
-    return page.write(path)
+    return page
 
 
 def _row(name: str, found: AttackOutcome) -> tuple[str, ...]:
     kept = "" if found.kept is None else str(found.kept)
-    return (name, "", str(found.success), kept, f"{float(found.distances.max()):.4f}")
+    return (name, str(found.success), kept, f"{float(found.distances.max()):.4f}")
 
 
 def _percent(rate: Rate | None) -> float:

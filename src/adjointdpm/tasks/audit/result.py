@@ -46,13 +46,12 @@ class AttackOutcome:
         return None if self.shows is None else Rate.of_mask(self.fooled & self.shows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Its rates, for JSON."""
-        kept = self.kept
-        shown = None if self.shows is None else Rate.of_mask(self.shows).as_dict()
+        """Return its rates, for JSON."""
+        kept, shown = self.kept, None if self.shows is None else Rate.of_mask(self.shows)
         return {
             "success": self.success.as_dict(),
-            "success_and_kept": None if kept is None else kept.as_dict(),
-            "judged_right": shown,
+            "success_and_kept": kept and kept.as_dict(),
+            "judged_right": shown and shown.as_dict(),
             "largest_distance": float(self.distances.max()),
         }
 
@@ -129,14 +128,14 @@ class AuditResult:
         return out
 
     def worst(self, number: int, kept: bool) -> list[int]:
-        """The starts whose images fool the classifier most surely, the thing being kept or not."""
+        """Return the starts with the lowest margins, among those with or without a preserved label."""
         shows = self.after.shows
         mask = self.after.fooled if shows is None else self.after.fooled & (shows == kept)
         rows: list[int] = mask.nonzero()[:, 0].tolist()
         return sorted(rows, key=lambda i: float(self.after.margins[i]))[:number]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what result.json says of it."""
         each = [
             {
                 "prompt": self.prompts[i],
@@ -165,5 +164,5 @@ class AuditResult:
             },
             "losses": self.losses,
             "costs": self.costs,
-            "pictures": each,
+            "images": each,
         }

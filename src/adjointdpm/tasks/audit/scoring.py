@@ -1,4 +1,4 @@
-"""Who says what about images: the audited classifier, the judge and others, on the files' content."""
+"""The labels that the audited classifier, the judge and others give saved images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..._types import Cond
 from ...files.atomic_write import write_file
-from ...files.images import as_8_bit, output_folder, png, read_image
+from ...files.images import as_8_bit, output_folder, png
 from ...metrics.image_classifier import Labelled
 from ...optimization.distributed import Processes
 from ...samplers.base import Sampler
 from ..evaluation import predict
-from ..sampling import sampled
+from ..sampling import sampled, saved
 from .norm_ball import Ball
 from .result import AttackOutcome
 
@@ -22,13 +22,13 @@ __all__ = ["Evaluator"]
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Samples noise, saves the images, and asks everyone.
+    """Samples noise, saves the images, and lets all classifiers label them.
 
     Args:
         sampler: makes the images.
         classifier: the audited one.
         judge: the independent one, if any.
-        target: the label everything is to be taken for, if any.
+        target: the label that the classifier should give all images; None for any wrong one.
         folder: where images are saved.
         batch: images at once.
     """
@@ -43,13 +43,13 @@ class Evaluator:
     def found(
         self, name: str | None, noise: Tensor, start: Tensor, cond: Cond, labels: Tensor, ball: Ball
     ) -> AttackOutcome:
-        """What everyone says about the images of some noise, as they lie in their files."""
-        files = [png(each) for each in as_8_bit(sampled(self.sampler, noise, cond, self.batch))]
+        """Return the labels of the images of some noise, as the images lie in their files."""
+        made = sampled(self.sampler, noise, cond, self.batch)
+        files, images = as_8_bit(made), saved(made)
         if name is not None and Processes.here().first:
             where = output_folder(self.folder / name)
             for i, content in enumerate(files):
-                write_file(where / f"{i:04d}.png", content)
-        images = torch.stack([read_image(content) for content in files]).to(noise)
+                write_file(where / f"{i:04d}.png", png(content))
         logits = predict(self.classifier, images)
         says = logits.argmax(1)
         own = logits.gather(1, labels[:, None])[:, 0]
@@ -66,7 +66,7 @@ class Evaluator:
         )
         return AttackOutcome(
             noise=noise.detach().clone(),
-            images=as_8_bit(images),
+            images=files,
             says=[self.classifier.labels[int(i)] for i in says],
             judged=judged,
             fooled=fooled.cpu(),
@@ -76,7 +76,7 @@ class Evaluator:
         )
 
     def transferred(self, other: Labelled, before: AttackOutcome, after: AttackOutcome) -> tuple[int, int]:
-        """Of what fooled the classifier and the other read right before: how many fool the other, too."""
+        """Return how many adversarial images `other` misclassifies, of those whose original it classified right."""
         clean, spoilt = (
             [other.labels[int(i)] for i in predict(other, each.images.to(each.noise) / 255).argmax(1)]
             for each in (before, after)

@@ -3,14 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from ..._types import Range, check_settings
+from ..._types import Range
+from ..settings import Count, Length, TaskSettings
 from .norm_ball import Ball
 
 __all__ = ["AuditSettings"]
 
 
-@dataclass(frozen=True)
-class AuditSettings:
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings(TaskSettings):
     """What an audit does.
 
     Args:
@@ -18,30 +19,23 @@ class AuditSettings:
         radii: Further radius, for the curve of success against the ball's size. May be repeated.
         num_starts: Number of images for each prompt.
         tries: Number of noises tried for each image until the classifier reads it right.
-        max_train_steps: Number of optimization steps.
         learning_rate: Length of a step, as a fraction of the ball's radius.
         momentum: Momentum of the normalized steps, from 0 to 1 (Dong et al., 2018, arXiv 1710.06081).
         confidence: Margin of logits by which the classifier is to be wrong before only the image's likeness counts.
         keep_weight: Weight of staying near the original image.
         controls: Also try random noise and SPSA in the same ball.
         train_batch_size: Number of images that are differentiated at once.
-        seed: Random seed.
-        checkpointing_steps: Number of steps between checkpoints; 0 saves only at the end.
     """
 
     ball: Ball = field(default_factory=Ball)
     radii: Annotated[tuple[float, ...], Range(0, open_low=True)] = ()
-    num_starts: Annotated[int, Range(1)] = 1
-    tries: Annotated[int, Range(1)] = 4
-    max_train_steps: Annotated[int, Range(1)] = 20
-    learning_rate: Annotated[float, Range(0, open_low=True)] = 0.25
+    num_starts: Count = 1
+    tries: Count = 4
+    max_train_steps: Count = 20
+    learning_rate: Length = 0.25
     momentum: Annotated[float, Range(0, 1)] = 0.0
     confidence: Annotated[float, Range(0)] = 1.0
     keep_weight: Annotated[float, Range(0)] = 1.0
     controls: bool = True
-    train_batch_size: Annotated[int, Range(1)] = 8
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    train_batch_size: Count = 8
     checkpointing_steps: Annotated[int, Range(0)] = 5
-
-    def __post_init__(self) -> None:
-        check_settings(self)

@@ -10,12 +10,12 @@ norm is kept: guided states stay on the shell where the model's noise lies.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ..._types import Cond, InputError, Time, in_range
+from ..._types import Cond, InputError, Range, Time, check_settings
 from ...flow.grids import TimeGrid
 from ...flow.probability_flow import ProbabilityFlow
 from ...metrics.check import score
@@ -23,6 +23,7 @@ from ...samplers.flow_sampler import FlowSampler
 from ...solvers import Euler
 from ...solvers.base import History
 from ...solvers.integrate import IVP, integrate
+from ..settings import Count, Length
 
 __all__ = ["Guided", "LookAhead", "guided"]
 
@@ -32,25 +33,24 @@ class LookAhead:
     """How far each step of the trajectory looks, and how far it moves.
 
     Args:
-        steps: n >= 1 of the look-ahead; at most as many as are left.
-        strength: s > 0, a move's length as a fraction of the noise's.
-        repeats: moves a step, each of s / repeats.
-        first, last: fractions of the trajectory in which it is guided.
+        look_ahead: Number of steps that each step of the trajectory looks ahead.
+        strength: Length of a move, as a fraction of the noise's norm.
+        repeats: Number of moves at each step, each of which has its share of the length.
+        first: Fraction of the trajectory at which guidance begins.
+        last: Fraction of the trajectory at which guidance ends.
 
     Raises:
         InputError: out of range.
     """
 
-    steps: int = 1
-    strength: float = 0.2
-    repeats: int = 1
+    look_ahead: Annotated[int, Range(1, 10_000)] = 1
+    strength: Length = 0.2
+    repeats: Count = 1
     first: float = 0.0
     last: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "repeats"):
-            in_range(name, getattr(self, name), 1)
-        in_range("strength", self.strength, 0, open_low=True)
+        check_settings(self)
         if not 0 <= self.first < self.last <= 1:
             raise InputError(
                 f"a part of the trajectory is 0 <= first < last <= 1, not {self.first}, {self.last}"
@@ -80,8 +80,12 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
         noise, cond: as of the sampler.
         ahead: how.
 
+    Returns:
+        Guided: the images, the mean metric of each look-ahead, and the denoiser calls.
+
     Raises:
-        InputError: the metric has no gradient. NonFiniteError: it is not finite.
+        InputError: the metric has no gradient.
+        NonFiniteError: the metric is not finite.
     """
     model, solver = sampler.model, sampler.solver
     grid = TimeGrid.checked(model.schedule, sampler.times())
@@ -100,7 +104,7 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
     history: History = ()
     for i in range(len(grid)):
         if ahead.first <= i / len(grid) < ahead.last:
-            path = TimeGrid(model.schedule, grid.times[i:]).resampled(min(ahead.steps, len(grid) - i))
+            path = TimeGrid(model.schedule, grid.times[i:]).resampled(min(ahead.look_ahead, len(grid) - i))
             for _ in range(ahead.repeats):
                 leaf = z.detach().requires_grad_()
                 with torch.enable_grad():
@@ -117,7 +121,7 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
 
 
 def _moved(z: Tensor, gradient: Tensor, length: float) -> Tensor:
-    """z less a move of a given root mean square, at its own norm again."""
+    """Return z less a move of a given root mean square, at its own norm again."""
     shape = (-1, *[1] * (z.ndim - 1))
     norms = [each.flatten(1).norm(dim=1).clamp(min=1e-12).view(shape) for each in (z, gradient)]
     moved = z - length * z[0].numel() ** 0.5 * gradient / norms[1]

@@ -23,13 +23,13 @@ _DRAWS = 12 + 2 * _GRID**2
 
 
 def drawn(seeds: Sequence[int]) -> Tensor:
-    """Parameters of random variants, (n, 62), uniform in [-1, 1]; a row depends on its own seed only."""
+    """Return parameters of random variants, (n, 62), uniform in [-1, 1]; a row depends on its own seed only."""
     rows = [torch.rand(_DRAWS, generator=torch.Generator().manual_seed(each)) for each in seeds]
     return torch.stack(rows) * 2 - 1
 
 
 def variants(images: Tensor, draws: Tensor) -> Tensor:
-    """One variant of each image, differentiable in both.
+    """Return one variant of each image, differentiable in both.
 
     Args:
         images: (n, 1 or 3, height, width) in [0, 1].

@@ -42,12 +42,12 @@ class Labelled:
         return Labelled(images, self.labels + more.labels, self.kinds + more.kinds)
 
     def times(self, number: int) -> "Labelled":
-        """Each so many times, at least once."""
+        """Return each image so many times, at least once."""
         number = max(1, number)
         return Labelled(self.images.repeat(number, 1, 1, 1), self.labels * number, self.kinds * number)
 
     def of(self, classifier: Named) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1] and labels as the classifier takes them."""
+        """Return images in [0, 1] and labels as the classifier takes them."""
         weight = next(classifier.parameters())
         labels = [classifier.index(label) for label in self.labels]
         return self.images.to(weight) / 255, torch.tensor(labels, device=weight.device)
@@ -64,7 +64,7 @@ class Labelled:
 
 
 def attacked_in(found: AuditResult) -> Labelled:
-    """What the attacks at all radii ended in and still shows its thing."""
+    """Return final images of the attacks at every radius in which the judge still recognizes the object."""
     every = []
     for each in found.curve.values():
         shows = torch.ones_like(each.fooled) if each.shows is None else each.shows
@@ -77,7 +77,7 @@ def attacked_in(found: AuditResult) -> Labelled:
 def clean_images(
     sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings
 ) -> Labelled:
-    """Images of every prompt as files hold them."""
+    """Return images of every prompt as files hold them."""
     prompts = [prompt for prompt in pairs for _ in range(each)]
     noise = noise_of(sampler, [key(seed, "clean", prompt, i % each) for i, prompt in enumerate(prompts)])
     images = as_8_bit(sampled(sampler, noise, sampler.encode(prompts), s.train_batch_size))

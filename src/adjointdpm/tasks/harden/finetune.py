@@ -49,11 +49,11 @@ class FineTune(Task):
         return Losses(losses)
 
     def entropies(self, images: Tensor, labels: Tensor) -> Tensor:
-        """h of each image."""
+        """Return h of each image."""
         return functional.cross_entropy(self.classifier(images), labels, reduction="none")
 
     def worst(self, step: int, items: list[int]) -> Tensor:
-        """v(x, u), one an image."""
+        """Return v(x, u), one an image."""
         images, labels = self.images[items], self.labels[items]
         draws = drawn([key(self.seed, "variant", step, item) for item in items]).to(images)
         for _ in range(self.steps):
@@ -67,6 +67,5 @@ class FineTune(Task):
     @torch.no_grad()
     def validate(self, step: int) -> float:
         # Always the same images and variants: the lowest loss of a batch may be an easy batch's.
-        items = torch.linspace(0, self.items - 1, min(self.items, _VALIDATED)).long().tolist()
-        parts = [self.losses(-1, items[i : i + 32]).values for i in range(0, len(items), 32)]
-        return float(torch.cat(parts).mean())
+        items = torch.linspace(0, self.items - 1, min(self.items, _VALIDATED)).long()
+        return float(torch.cat([self.losses(-1, part.tolist()).values for part in items.split(32)]).mean())

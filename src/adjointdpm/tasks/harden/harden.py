@@ -13,72 +13,78 @@ fooled the classifier, `near` did not quite, `clean` were not attacked.
 """
 
 import copy
-import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from ..._types import InputError
-from ...files.atomic_write import write_file
+from ..._types import InputError, Range, check_settings
+from ...files.html_report import Page
 from ...files.images import output_folder
 from ...metrics.image_classifier import Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.seeds import key
-from ...optimization.task import Loop
+from ...optimization.task import LoopSettings, RunOptions
 from ...samplers.base import Sampler
 from ..audit.audit import audit
 from ..audit.result import AuditResult
 from ..audit.settings import AuditSettings
 from ..evaluation import Rate, example, predict
+from ..report import write_report
+from ..settings import Count, Length
 from .dataset import attacked_in, clean_images
 from .finetune import FineTune
 
 __all__ = ["HardenResult", "HardenSettings", "harden"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HardenSettings:
-    """How a classifier is hardened.
+    """How a classifier is hardened. What was attacked is repeated until it is half as much as the clean images.
 
     Args:
-        rounds: of attack and fine-tuning; the first takes the audit's images, and costs no attack.
-        steps, learning_rate, batch_size: of each fine-tuning (Adam).
-        clean, others: clean images to train on, of each audited prompt and of each other one. What was attacked is
-            repeated until it is half as much as the former: a few images, seen too often, are learned by heart.
-        held_out: fresh clean images a prompt to measure the clean accuracy on.
-        seed: of the clean images and the batches; fresh starts are drawn from another.
-        variant_steps: half of the loss is that of the worst variant of each image (moved, bent, tinted: see
-            `variants`), sought in so many steps, which teaches more of a few images; 0 for none, as where a mirror or
-            a tint would change a label.
-        attack: of the rounds; the audit's own if None. A larger ball and a larger confidence find images that lie
-            further beyond the boundary, and those teach more; fewer steps leave time for more rounds.
+        rounds: Number of rounds of fine-tuning. Each but the first attacks anew.
+        steps: Number of steps of each fine-tuning.
+        clean: Number of images for each prompt to train on that are not attacked. A few images, seen too often, are
+            learned by heart.
+        variants: Number of steps to each image's worst variant; 0 for no variants. Half of the loss is that of the
+            image moved, bent and tinted, which teaches more of a few images, but not where a mirror or a tint would
+            change a label.
+        learning_rate: Step length of the optimizer (Adam), above 0.
+        batch_size: Number of images for each step.
+        clean_others: Number of images to train on for each prompt that is not audited.
+        held_out: Number of fresh images for each prompt on which the clean accuracy is measured.
+        seed: Random seed of the clean images and the batches; fresh starts are drawn from another.
+        attack: Attacks of the later rounds; the audit's own if it is not given. Fewer steps leave time for more rounds.
+        radius: Radius of the attacks used for hardening; that of the attacks by default. A larger ball finds images
+            that lie further beyond the boundary, and those teach more.
+        confidence: Confidence of the attacks used for hardening; that of the attacks by default.
+
+    Raises:
+        InputError: a number lies outside its range.
     """
 
-    rounds: int = 1
-    steps: int = 500
-    learning_rate: float = 5e-4
-    batch_size: int = 48
-    clean: int = 16
-    others: int = 4
-    held_out: int = 4
-    seed: int = 0
-    variant_steps: int = 3
+    rounds: Count = 1
+    steps: Count = 500
+    clean: Count = 16
+    variants: Annotated[int, Range(0)] = 3
+    learning_rate: Length = 5e-4
+    batch_size: Count = 48
+    clean_others: Count = 4
+    held_out: Count = 4
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     attack: AuditSettings | None = None
+    radius: Annotated[float | None, Range(0, open_low=True)] = None
+    confidence: Annotated[float | None, Range(0)] = None
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps", "batch_size", "clean", "others", "held_out"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} of a hardening must be at least 1, but is {getattr(self, name)}")
-        if self.variant_steps < 0:
-            raise InputError(
-                f"variant_steps of a hardening must be at least 0, but is {self.variant_steps}"
-            )
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,11 @@ class HardenResult:
     """Before and after, on starts and noise that the training has not seen.
 
     before, after              how often the same attack succeeds
-    kept_before, kept_after    how often it does while the judge still sees the thing; None without a judge
-    clean_before, clean_after  how often fresh clean images are read right
+    kept_before, kept_after    how often it does while the judge still recognizes the object; None without a judge
+    clean_before, clean_after  how often fresh clean images are classified correctly
     others_before, others_after  the same of the other labels' images; None without any
-    folder                     labelled images in `train`, the classifier in `classifier`, and result.json
+    folder                     labelled images in `train`, the classifier in `classifier`, result.json and the page
+    costs                      seconds
     """
 
     before: Rate
@@ -101,11 +108,23 @@ class HardenResult:
     kept_before: Rate | None
     kept_after: Rate | None
     folder: Path
+    costs: dict[str, Any]
+
+    @property
+    def rates(self) -> dict[str, tuple[Rate | None, Rate | None]]:
+        """Each rate before and after, by what is counted."""
+        return {
+            "misclassified": (self.before, self.after),
+            "misclassified, label preserved": (self.kept_before, self.kept_after),
+            "clean images classified correctly": (self.clean_before, self.clean_after),
+            "those of labels that were not audited": (self.others_before, self.others_after),
+        }
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        names = [f.name for f in fields(self) if f.name != "folder"]
-        return {name: rate and rate.as_dict() for name in names for rate in [getattr(self, name)]}
+        """Return what result.json says of it."""
+        rates = [f.name for f in fields(self) if f.name not in ("folder", "costs")]
+        found = {name: rate and rate.as_dict() for name in rates for rate in [getattr(self, name)]}
+        return {**found, "costs": self.costs}
 
 
 def harden(
@@ -118,8 +137,7 @@ def harden(
     judge: nn.Module | None = None,
     features: Features | None = None,
     others: Mapping[str, str | int] | None = None,
-    resume: bool = False,
-    quiet: bool = False,
+    run: RunOptions = RunOptions(),
 ) -> HardenResult:
     """Fine-tune a copy of the audited classifier on what an attack makes of images it reads right.
 
@@ -133,13 +151,18 @@ def harden(
         judge, features: those of the audit.
         others: prompts, each with its label, of things that were not audited. Name those that the classifier is to
             know further on: it forgets what it is not shown, and seems robust where it can no longer say another label.
-        resume, quiet: as in `audit`.
+        run: whether the run is resumed, and whether it shows progress.
+
+    Returns:
+        HardenResult: how often the attack succeeds, and how often clean images are classified correctly, before and
+            after.
 
     Raises:
         InputError: the audit found nothing to train on, the classifier is another one than the audit's, has no weights,
             or cannot be copied.
     """
-    settings = settings or HardenSettings()
+    settings, began = settings or HardenSettings(), time.perf_counter()
+    quietly = RunOptions(run.resume, run.quiet)
     folder = output_folder(found.folder / "hardened")
     classifier = as_classifier(classifier, example(sampler), "classifier")
     pairs = dict(zip(found.prompts, found.labels, strict=True))
@@ -167,20 +190,19 @@ def harden(
             settings=replace(how, seed=seed, radii=(), controls=False),
             judge=judge,
             features=features,
-            resume=resume,
-            quiet=quiet,
+            run=quietly,
         )
 
     clean = clean_images(sampler, pairs, settings.clean, settings.seed, attack)
     more = clean
     if more_pairs:
-        more += clean_images(sampler, more_pairs, settings.others, settings.seed, attack)
+        more += clean_images(sampler, more_pairs, settings.clean_others, settings.seed, attack)
     for turn in range(settings.rounds):
         if turn:
             seed = key(attack.seed, "round", turn)
-            attacks += attacked_in(attacked(f"round-{turn + 1}", hard, seed, settings.attack or attack))
+            attacks += attacked_in(attacked(f"round-{turn + 1}", hard, seed, _attack(settings, attack)))
         shown = attacks.times(round(len(clean.labels) / 2 / len(attacks.labels))) + more
-        loop = Loop(
+        loop = LoopSettings(
             steps=settings.steps,
             batch_size=settings.batch_size,
             max_grad_norm=1.0,
@@ -188,13 +210,14 @@ def harden(
             seed=settings.seed + turn,
             folder=output_folder(folder / "state" / str(turn + 1)),
             checkpointing_steps=50,
-            resume=resume,
-            quiet=quiet,
             decay="cosine",
-            config={**asdict(settings), "audit": asdict(attack), "pictures": len(shown.labels)},
+            run=replace(
+                quietly,
+                config={**asdict(settings), "audit": asdict(attack), "images": len(shown.labels)},
+            ),
         )
         optimize(
-            FineTune(hard, *shown.of(hard), settings.variant_steps, settings.seed + turn),
+            FineTune(hard, *shown.of(hard), settings.variants, settings.seed + turn),
             lambda leaves: torch.optim.Adam(leaves, settings.learning_rate),
             loop,
         )
@@ -212,16 +235,40 @@ def harden(
     clean_rates, other_rates = right(pairs), right(more_pairs) if more_pairs else (None, None)
     seed = key(attack.seed, "fresh")
     before, after = attacked("before", classifier, seed), attacked("after", hard, seed)
+    costs = {"seconds": time.perf_counter() - began}
     result = HardenResult(
-        before.success, after.success, *clean_rates, *other_rates, before.kept, after.kept, folder
+        before.success, after.success, *clean_rates, *other_rates, before.kept, after.kept, folder, costs
     )
     if Processes.here().first:
-        write_file(folder / "result.json", json.dumps(result.as_dict(), indent=1).encode())
+        page = Page("adjointdpm harden: a classifier, fine-tuned on what misled it")
+        page.table(
+            ["on fresh noise", "before", "after"],
+            [
+                [name, *("" if rate is None else str(rate) for rate in pair)]
+                for name, pair in result.rates.items()
+            ],
+        )
+        said = (
+            "The attack's loss with respect to the noise, and the classifier's with respect to its weights."
+        )
+        write_report("harden", result, asdict(settings), page, said, run)
     return result
 
 
+def _attack(settings: HardenSettings, audit_: AuditSettings) -> AuditSettings:
+    """Return the attacks of the later rounds."""
+    attack = settings.attack or audit_
+    radius = attack.ball.radius if settings.radius is None else settings.radius
+    confidence = attack.confidence if settings.confidence is None else settings.confidence
+    return replace(attack, ball=replace(attack.ball, radius=radius), confidence=confidence)
+
+
 def _copy(classifier: Labelled) -> Labelled:
-    """A copy whose weights can be trained and saved, both tried before there is any work to lose."""
+    """Return a copy whose weights can be trained and saved, both tried before there is any work to lose.
+
+    Raises:
+        InputError: there are no weights, or they cannot be copied.
+    """
     if not any(p.is_floating_point() for p in classifier.parameters()):
         raise InputError("the classifier has no weights that could be trained; nothing can be hardened")
     try:

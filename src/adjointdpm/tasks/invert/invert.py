@@ -9,33 +9,33 @@ Trained on a fixed set of noises; reported on those, on other noises of the same
 that were not trained on. (Task of AdjointDPM, Pan et al., 2024, arXiv 2307.10711.)
 """
 
-import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..._types import InputError, Range, check_settings
-from ...files.atomic_write import write_file
+from ..._types import InputError
 from ...files.html_report import ImageTable, Page
-from ...files.images import as_8_bit, output_folder, png, sheet
+from ...files.images import as_8_bit, output_folder
 from ...metrics import EffectDistance, Pixels, Sum, beside
 from ...metrics.base import Paired
-from ...metrics.check import check_metric, score
+from ...metrics.check import score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import Loop, Losses, Task
+from ...optimization.task import Losses, RunOptions, Task
 from ...samplers.base import Sampler
-from ..evaluation import Rate, predict
-from ..sampling import noise_of, sampled, saved
+from ..evaluation import Rate, check_on_gray, recognized
+from ..report import write_report
+from ..sampling import each_of, needs_rgb, noise_of, parts, sampled
+from ..settings import Count, Length, TaskSettings, checkpointed
 from .learned_token import Goal, Learned, worded
 
 __all__ = ["InvertResult", "InvertSettings", "Inverted", "check_distance", "invert"]
@@ -43,31 +43,19 @@ __all__ = ["InvertResult", "InvertSettings", "Inverted", "check_distance", "inve
 SETS = ("seen noise", "unseen noise", "unseen concepts")
 
 
-@dataclass(frozen=True)
-class InvertSettings:
+@dataclass(frozen=True, kw_only=True)
+class InvertSettings(TaskSettings):
     """What an inversion does.
 
     Args:
-        max_train_steps: Number of optimization steps.
-        learning_rate: Step length of the optimizer (Adam), above 0.
-        train_batch_size: Number of images that are differentiated at once; all of them if it is not given.
         num_validation_images: Number of images for each prompt, for training and again for each report.
         validation_steps: Number of steps between validations, which choose the best iterate where a batch does not hold
             all images.
-        seed: Random seed.
-        checkpointing_steps: Number of steps between checkpoints; 0 saves only at the end.
     """
 
-    max_train_steps: Annotated[int, Range(1)] = 100
-    learning_rate: Annotated[float, Range(0, open_low=True)] = 0.02
-    train_batch_size: Annotated[int | None, Range(1)] = None
-    num_validation_images: Annotated[int, Range(1)] = 2
-    validation_steps: Annotated[int, Range(1)] = 10
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    checkpointing_steps: Annotated[int, Range(0)] = 10
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+    learning_rate: Length = 0.02
+    num_validation_images: Count = 2
+    validation_steps: Count = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +82,13 @@ class Inverted:
         return 1 - self.distance_after / self.distance_before
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what result.json says of it."""
         return {
             "before": self.distance_before,
             "after": self.distance_after,
             "reduction": self.reduction,
-            "judged": None if self.judged is None else self.judged.as_dict(),
-            "judged_target": None if self.judged_target is None else self.judged_target.as_dict(),
+            "judged": self.judged and self.judged.as_dict(),
+            "judged_target": self.judged_target and self.judged_target.as_dict(),
         }
 
 
@@ -113,6 +101,11 @@ class InvertResult:
     reports: dict[str, Inverted]
     losses: list[float]
     costs: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what result.json says of it."""
+        reports = {name: each.as_dict() for name, each in self.reports.items()}
+        return {"reports": reports, "losses": self.losses, "costs": self.costs}
 
 
 class Invert(Task):
@@ -137,8 +130,8 @@ class Invert(Task):
         return Losses(score(beside(self.distance, self.target[items]), images))
 
     def validate(self, step: int) -> float:
-        parts = torch.arange(self.items).split(self.batch)
-        return float(torch.cat([self.losses(step, part.tolist()).values for part in parts]).mean())
+        found = [self.losses(step, part).values for part in parts(self.items, self.batch)]
+        return float(torch.cat(found).mean())
 
 
 @alone
@@ -155,11 +148,7 @@ def invert(
     distance: Any = None,
     judge: Classifier | None = None,
     label: str | None = None,
-    resume: bool = False,
-    quiet: bool = False,
-    config: Mapping[str, Any] | None = None,
-    repeat: str = "",
-    report: Callable[[int, dict[str, float]], None] | None = None,
+    run: RunOptions = RunOptions(),
 ) -> InvertResult:
     """Learn a word from what it should do to images.
 
@@ -174,7 +163,10 @@ def invert(
         settings: how.
         distance: a metric whose every term compares with the target; `metrics.Pixels()` by default.
         judge, label: a classifier of effects, never part of a loss, and what it should say.
-        resume, quiet, config, repeat, report: as of `audit`.
+        run: whether the run is resumed, and what it reports.
+
+    Returns:
+        InvertResult: the distances before and after, on seen noise, on unseen noise and on unseen concepts.
 
     Raises:
         InputError: a prompt without the token, a distance that does not compare with the target, an unknown label, a
@@ -187,67 +179,48 @@ def invert(
     folder, settings, began = output_folder(output), settings or InvertSettings(), time.perf_counter()
     distance = Pixels() if distance is None else distance
     check_distance(distance)
-    if sampler.image_shape[0] != 3:
-        raise InputError(
-            f"invert saves images of three channels, but this sampler makes {tuple(sampler.image_shape)}"
-        )
+    needs_rgb(sampler, "invert")
     with tempfile.TemporaryDirectory() as trial:  # what cannot be saved is known before the work
         learned.save(Path(trial))
     wanted = None if judge is None or label is None else judge.index(label)
-    like = sampler.noise(1)
-    grey = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
-    check_metric(beside(distance, grey), sampler.image_shape, 1, like)
+    check_on_gray(sampler, distance)
 
     def pairs(name: str, texts: Sequence[str]) -> tuple[list[str], Tensor, Tensor]:
-        each = [text for text in texts for _ in range(settings.num_validation_images)]
+        each = each_of(texts, settings.num_validation_images)
         noise = noise_of(sampler, [key(settings.seed, name, i) for i in range(len(each))])
-        batch = settings.train_batch_size or len(each)
-        parts = [
-            goal.targets(sampler, each[i : i + batch], token, noise[i : i + batch])
-            for i in range(0, len(each), batch)
+        targets = [
+            goal.targets(sampler, [each[i] for i in part], token, noise[part])
+            for part in parts(len(each), settings.train_batch_size)
         ]
-        return each, noise, torch.cat(parts)
+        return each, noise, torch.cat(targets)
 
     sets = {name: pairs(name, held_out if name == SETS[2] else prompts) for name in SETS}
-    about = {"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **(config or {})}
-    about.pop("checkpointing_steps")
+    about = checkpointed({"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **run.config})
     seen = sets[SETS[0]]
     batch = settings.train_batch_size or len(seen[0])
     task = Invert(sampler, learned, *seen, distance, batch)
-    loop = Loop(
-        steps=settings.max_train_steps,
+    loop = replace(
+        settings.loop(folder / "state", run, about),
         batch_size=settings.train_batch_size,
         validation_steps=settings.validation_steps if batch < task.items else 0,
-        decay="cosine",
-        seed=settings.seed,
-        folder=output_folder(folder / "state"),
-        checkpointing_steps=settings.checkpointing_steps,
-        resume=resume,
-        quiet=quiet,
-        config=about,
-        report=report,
     )
     # No weight decay: it would pull the embedding towards zero, which is no word.
     outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
-    stats = sampler.stats
-    costs: dict[str, Any] = {"bytes_saved": stats.bytes_saved}
+    costs: dict[str, Any] = {"bytes_saved": sampler.stats.bytes_saved}
     reports = {}
     for name, (each, noise, target) in sets.items():
         with torch.no_grad():
             plain = sampler.encode([worded(text, token, "") for text in each])
-            cond = learned.encode(each)
-        before, after = (sampled(sampler, noise, c, batch) for c in (plain, cond))
-        with torch.no_grad():
+            before, after = (sampled(sampler, noise, c, batch) for c in (plain, learned.encode(each)))
             far = [float(beside(distance, target)(images).mean()) for images in (before, after)]
-        rates: list[Rate | None] = [None, None]
-        if judge is not None and wanted is not None:
-            rates = [Rate.of_mask(predict(judge, saved(i)).argmax(1) == wanted) for i in (after, target)]
+        rates = [recognized(judge, images, wanted) for images in (after, target)]
         reports[name] = Inverted(each, before, after, target, far[0], far[1], rates[0], rates[1])
     costs |= {"calls_a_sampling": sampler.stats.nfe_forward, "seconds": time.perf_counter() - began}
     artefact = learned.save(folder) if Processes.here().first else folder
     result = InvertResult(folder, artefact, reports, outcome.losses, costs)
     if Processes.here().first:
-        _write(result, about, repeat)
+        said = "The whole sampling, with respect to the word's embedding."
+        write_report("invert", result, about, _page(result, about), said, run)
     return result
 
 
@@ -265,26 +238,17 @@ def check_distance(distance: Any) -> None:
             )
 
 
-def _write(result: InvertResult, about: Mapping[str, Any], repeat: str) -> None:
-    """result.json, the images in one file, and the page."""
-    folder = result.folder
-    found = {
-        "settings": dict(about),
-        "reports": {name: each.as_dict() for name, each in result.reports.items()},
-        "losses": result.losses,
-        "costs": result.costs,
-    }
-    write_file(folder / "result.json", json.dumps(found, indent=1).encode())
+def _page(result: InvertResult, about: Mapping[str, Any]) -> Page:
+    """Return the page of the three reports, whose images are saved beside it, too."""
     page = Page("adjointdpm invert: a visual effect as a word")
     page.text(
         f"Goal: {about['goal']}. Learned in {about['max_train_steps']} steps from {len(about['prompts'])} prompts."
     )
     page.table(
-        ["", "", "distance before", "after", "less by", "effect seen by the judge", "... in the targets"],
+        ["", "distance before", "after", "less by", "recognized by the judge", "... in the targets"],
         [
             [
                 name,
-                "",
                 f"{each.distance_before:.4f}",
                 f"{each.distance_after:.4f}",
                 f"{100 * each.reduction:.0f} %",
@@ -294,18 +258,11 @@ def _write(result: InvertResult, about: Mapping[str, Any], repeat: str) -> None:
         ],
     )
     page.curve(result.losses, "step", "distance")
-    shown = slice(0, 6)
     for name, each in result.reports.items():
         page.heading(name)
-        captions = each.prompts[shown]
-        triple = {"without the word": each.before, "with it": each.after, "target": each.target}
-        page.images(*(ImageTable(k, as_8_bit(v[shown]), captions) for k, v in triple.items()))
-        images = torch.cat([as_8_bit(v[shown]) for v in triple.values()])
-        write_file(folder / f"{name.replace(' ', '-')}.png", png(sheet(images, len(captions))))
-    page.heading("What was differentiated, and how to repeat it")
-    page.text(
-        f"The whole sampling of {result.costs['calls_a_sampling']} denoiser calls; "
-        f"{result.costs['seconds']:.0f} seconds."
-    )
-    page.code(repeat or "adjointdpm.tasks.invert(...) with the settings in result.json")
-    page.write(folder / "index.html")
+        rows = {"without the word": each.before, "with it": each.after, "target": each.target}
+        page.images(
+            *(ImageTable(k, as_8_bit(images[:6]), each.prompts[:6]) for k, images in rows.items()),
+            file=result.folder / f"{name.replace(' ', '-')}.png",
+        )
+    return page

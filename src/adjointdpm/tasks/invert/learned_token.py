@@ -33,7 +33,7 @@ MARK = "\0"
 
 
 def worded(prompt: str, token: str, word: str) -> str:
-    """A prompt with another word, or none, for the token; "a" and "an" as the next word wants.
+    """Return a prompt with another word, or none, for the token; "a" and "an" as the next word wants.
 
     Raises:
         InputError: the token is not in the prompt.
@@ -42,7 +42,11 @@ def worded(prompt: str, token: str, word: str) -> str:
 
 
 def _placed(prompt: str, token: str, word: str) -> tuple[str, list[int]]:
-    """A prompt with another word for the token, and where that word begins, each time."""
+    """Return a prompt with another word for the token, and where that word begins, each time.
+
+    Raises:
+        InputError: the token is not in the prompt.
+    """
     if not token or not re.search(alone(token), prompt):
         raise InputError(f"the prompt {prompt!r} must hold the token {token} as a word of its own")
     text = re.sub(
@@ -207,7 +211,7 @@ class PromptRows(Learned):
         self.variables = {"row": self.row}
 
     def places(self, prompts: Sequence[str], token: str) -> list[int]:
-        """Where the new word stands in each prompt's tokens, special ones counted; the first time, if it is repeated.
+        """Return the new word's place in each prompt's tokens, special ones counted; the first, if it is repeated.
 
         Raises:
             InputError: it is not in the prompt, no token of its own there, or cut off.
@@ -234,7 +238,11 @@ class PromptRows(Learned):
         return cond.replace(prompt_embeds=torch.where(here[:, :, None], self.row.to(embeds), embeds))
 
     def _places(self, texts: Sequence[tuple[str, list[int]]], length: int | None) -> list[list[int]]:
-        """All places of the initializer in each text, of which its characters are known."""
+        """Return all places of the initializer in each text, of which its characters are known.
+
+        Raises:
+            InputError: the text encoders have the word at different places.
+        """
         found = []
         for text, starts in texts:
             ways = [
@@ -250,7 +258,7 @@ class PromptRows(Learned):
         return found
 
     def _encoded(self, texts: list[str]) -> tuple[Cond, dict[str, list[list[int]]]]:
-        """The encoded texts without a graph, and the rows of ids that each text encoder was given."""
+        """Return the encoded texts without a graph, and the rows of ids that each text encoder was given."""
         rows: dict[str, list[list[int]]] = {name: [] for name, *_ in self.encoders}
         hooks = [
             table.register_forward_pre_hook(_recording(rows[name]))
@@ -271,7 +279,7 @@ class PromptRows(Learned):
 
 
 def _known(name: str, tokenizer: Any, word: str) -> bool:
-    """Whether a name is a tokenizer's already, as a token or as a word of running text."""
+    """Return whether a name is a tokenizer's already, as a token or as a word of running text."""
     if word in tokenizer.get_vocab():
         return True
     with suppress(InputError):
@@ -280,7 +288,7 @@ def _known(name: str, tokenizer: Any, word: str) -> bool:
 
 
 def _recording(rows: list[list[int]]) -> Callable[[Any, tuple[Tensor, ...]], None]:
-    """A hook of an embedding table that keeps the ids it is given, row by row."""
+    """Return a hook of an embedding table that keeps the ids it is given, row by row."""
 
     def record(_: Any, args: tuple[Tensor, ...]) -> None:
         rows.extend(args[0].flatten(0, -2).tolist())

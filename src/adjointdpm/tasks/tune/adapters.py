@@ -19,7 +19,7 @@ __all__ = ["NetworkState", "tuner_layers"]
 
 
 def tuner_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers of a network that carry adapters of peft, by name."""
+    """Yield the layers of a network that carry adapters of peft, by name."""
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
@@ -48,7 +48,7 @@ class NetworkState:
 
     @classmethod
     def of(cls, network: Any) -> "NetworkState":
-        """As it is now."""
+        """Return the state of a network as it is now."""
         known = getattr(network, "peft_config", None)
         return cls(
             network,

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..._types import InputError, Time
 from ...flow.denoisers import Prediction
-from ...optimization.seeds import key
+from ...optimization.seeds import generator, key
 from ...optimization.task import Losses, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
@@ -23,7 +23,7 @@ __all__ = ["Denoise", "latents_of"]
 
 
 def latents_of(sampler: Sampler, image: Tensor) -> Tensor:
-    """An image (3, height, width) in [0, 1] as latents (1, *shape), by the pipeline's own encoder.
+    """Return an image (3, height, width) in [0, 1] as latents (1, *shape), by the pipeline's own encoder.
 
     Raises:
         InputError: the sampler is no FlowSampler with a VAE of one image's latents.
@@ -75,7 +75,7 @@ class Denoise(Task):
         return self._of(f"step {step}", items)
 
     def validate(self, step: int) -> float:
-        """The mean of sixteen draws that are the same each time."""
+        """Return the mean of sixteen draws that are the same each time."""
         with torch.no_grad():
             return float(self._of("validation", list(range(16))).values.mean())
 
@@ -84,8 +84,7 @@ class Denoise(Task):
         schedule, denoiser = model.schedule, model.denoiser
         values = []
         for item in items:  # a denoiser takes one time a call
-            generator = torch.Generator().manual_seed(key(self.seed, "denoise", draw, item))
-            u = torch.rand(1, generator=generator, dtype=torch.float64)
+            u = torch.rand(1, generator=generator(self.seed, "denoise", draw, item), dtype=torch.float64)
             eps = self.sampler.noise(1, key(self.seed, "eps", draw, item))
             (time,) = schedule.at(schedule.end + u * (schedule.start - schedule.end))
             x = time.alpha * self.x0 + time.sigma * eps
@@ -97,7 +96,7 @@ class Denoise(Task):
 
 
 def _target(prediction: Prediction, x0: Tensor, eps: Tensor, time: Time) -> Tensor:
-    """What a network that predicts this should say."""
+    """Return what a network of this kind should predict."""
     match prediction:
         case Prediction.EPS:
             return eps

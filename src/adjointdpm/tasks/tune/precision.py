@@ -34,7 +34,7 @@ class Master(nn.Module):
 
 
 def master_of(network: nn.Module, weight: Tensor) -> Tensor:
-    """Put a float32 master in front of a weight, wherever the network has it; returns the master."""
+    """Return the float32 master that is now in front of a weight, wherever the network has it."""
     made = Master(weight)
     weight.requires_grad_(False)  # pyright: ignore[reportUnusedCallResult]
     places = [
@@ -49,7 +49,7 @@ def master_of(network: nn.Module, weight: Tensor) -> Tensor:
 
 
 def scaled(values: Tensor, leaves: Sequence[Tensor], network: nn.Module) -> Tensor:
-    """The losses; where the network has float16 weights, their gradient is taken of S times them.
+    """Return the losses; where the network has float16 weights, their gradient is taken of S times them.
 
     S begins at 2^16 and is lowered until nothing overflows.
 

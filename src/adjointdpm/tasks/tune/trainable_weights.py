@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..._types import InputError
 from ...files.atomic_write import write_file
 from ...files.diffusers_files import as_written, network_in, plain_name, save_lora, unwrapped
-from ...optimization.seeds import key
+from ...optimization.seeds import forked
 from .adapters import NetworkState, tuner_layers
 from .precision import HALF, Master, master_of
 
@@ -100,11 +100,9 @@ class Lora(Weights):
         adapter = next(each for each in _names() if each not in known)
         for layer in before.layers:  # else peft would take fused adapters out of the weights
             layer.merged_adapters = []
-        with torch.random.fork_rng([]), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Already found a `peft_config`"
-            )  # that they are several is meant
-            torch.manual_seed(key(seed, "lora"))
+        with forked(seed, "lora"), warnings.catch_warnings():
+            # Several adapters are meant.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
             try:
                 network.add_adapter(config, adapter_name=adapter)
             except (ValueError, NotImplementedError) as error:
@@ -138,7 +136,11 @@ def _names() -> Iterator[str]:
 
 
 def _adapter(network: Any, leaves: Mapping[str, Tensor]) -> str:
-    """The name of the adapter that some leaves belong to."""
+    """Return the name of the adapter that some leaves belong to.
+
+    Raises:
+        InputError: the network no longer has it.
+    """
     first = next(iter(leaves.values()))
     for _, layer in tuner_layers(network):
         for part in layer.adapter_layer_names:

@@ -7,9 +7,9 @@ weights trained on the one image with the ordinary denoising loss.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -17,56 +17,52 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..._types import Cond, InputError, Range, check_settings
+from ..._types import Cond, InputError, Range
 from ...files.diffusers_files import unwrapped
+from ...files.html_report import Page
 from ...files.images import output_folder
 from ...metrics import beside
-from ...metrics.check import check_metric
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import Loop, Task
+from ...optimization.task import RunOptions, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
-from ..evaluation import Rate, labels_of, predict
-from ..sampling import network_of, noise_of, pipeline_of, sampled, saved
+from ..evaluation import check_on_gray, labels_of
+from ..methods import Evaluation, MethodsResult, write_methods
+from ..report import write_report
+from ..sampling import each_of, network_of, noise_of, pipeline_of, rows, sampled
+from ..settings import Count, Length, TaskSettings, checkpointed
 from .adapters import NetworkState
 from .denoising_loss import Denoise, latents_of
-from .result import Tuned, TuneResult, write_tuning
 from .trainable_weights import Lora, Weights
 from .tune_to_metric import TuneToMetric
 
-__all__ = ["TuneSettings", "tune"]
+__all__ = ["TuneResult", "TuneSettings", "tune"]
 
 
-@dataclass(frozen=True)
-class TuneSettings:
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(TaskSettings):
     """What a tuning does.
 
     Args:
-        max_train_steps: Number of optimization steps.
-        learning_rate: Step length of the optimizer (Adam), above 0.
         train_batch_size: Number of prompts for each step; all of them if it is not given.
         max_grad_norm: Norm to which longer gradients are scaled down.
         num_validation_images: Number of images for each validation prompt.
         validation_steps: Number of steps between validations, which choose the best iterate.
-        seed: Random seed.
-        checkpointing_steps: Number of steps between checkpoints; 0 saves only at the end.
     """
 
-    max_train_steps: Annotated[int, Range(1)] = 100
-    learning_rate: Annotated[float, Range(0, open_low=True)] = 1e-3
-    train_batch_size: Annotated[int | None, Range(1)] = None
+    learning_rate: Length = 1e-3
     max_grad_norm: Annotated[float, Range(0, 10**9, open_low=True)] = 1.0
-    num_validation_images: Annotated[int, Range(1)] = 2
-    validation_steps: Annotated[int, Range(1)] = 10
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    checkpointing_steps: Annotated[int, Range(0)] = 10
+    num_validation_images: Count = 2
+    validation_steps: Count = 10
 
-    def __post_init__(self) -> None:
-        check_settings(self)
+
+@dataclass(frozen=True, eq=False)
+class TuneResult(MethodsResult):
+    """What "untuned", "metric" and, where it was asked for, "denoising" made; the weights are in `artefact`."""
 
 
 @alone
@@ -84,11 +80,7 @@ def tune(
     instance_prompt: str = "",
     judge: Classifier | None = None,
     labels: Sequence[str] | None = None,
-    resume: bool = False,
-    quiet: bool = False,
-    config: Mapping[str, Any] | None = None,
-    repeat: str = "",
-    report: Callable[[int, dict[str, float]], None] | None = None,
+    run: RunOptions = RunOptions(),
 ) -> TuneResult:
     """Train weights of the denoiser for a metric of the finished image. The sampler is tuned afterwards.
 
@@ -109,7 +101,10 @@ def tune(
         instance_prompt: what it is called there.
         judge: a classifier that says what held-out images show, never part of a loss.
         labels: the judge's label of each held-out prompt; found in the prompts by default.
-        resume, quiet, config, repeat, report: as of `audit`.
+        run: whether the run is resumed, and what it reports.
+
+    Returns:
+        TuneResult: the held-out images of the untuned and the tuned model, and what was measured of them.
 
     Raises:
         InputError: no prompts, a metric that cannot be differentiated, no such weights, an unknown label, a
@@ -119,71 +114,56 @@ def tune(
         raise InputError("tuning needs prompts to train on, and others to report on")
     folder, settings, began = output_folder(output), settings or TuneSettings(), time.perf_counter()
     weights, measures = weights or Lora(), dict(measures or {"metric": metric})
-    truth = None if judge is None else torch.tensor(labels_of(judge, held_out, labels))
+    n, batch = settings.num_validation_images, settings.train_batch_size or len(prompts)
+    truth = None if judge is None else torch.tensor(labels_of(judge, held_out, labels)).repeat_interleave(n)
     pipe, network = pipeline_of(sampler), network_of(sampler)
     if instance_image is not None:
         latents_of(sampler, instance_image)
-    like = sampler.noise(1)
-    grey = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
-    for each in (metric, *measures.values()):
-        check_metric(beside(each, grey), sampler.image_shape, 1, like)
+    check_on_gray(sampler, metric, *measures.values())
     before = NetworkState.of(unwrapped(network))
     # Weights that cannot be attached or saved are an error before the work.
     with _training(weights, network, settings.seed, before) as leaves, TemporaryDirectory() as trial:
         weights.save(Path(trial), pipe, leaves)
-    about = {"weights": repr(weights), "prompts": list(prompts), **asdict(settings), **(config or {})}
-    about.pop("checkpointing_steps")
-    noise = noise_of(
-        sampler,
-        [
-            key(settings.seed, "held out", i, j)
-            for i in range(len(held_out))
-            for j in range(settings.num_validation_images)
-        ],
+    about = checkpointed(
+        {"weights": repr(weights), "prompts": list(prompts), **asdict(settings), **run.config}
     )
+    numbers = [(i, j) for i in range(len(held_out)) for j in range(n)]
+    noise = noise_of(sampler, [key(settings.seed, "held out", i, j) for i, j in numbers])
     with torch.no_grad():
-        cond = sampler.encode([each for each in held_out for _ in range(settings.num_validation_images)])
-    batch = settings.train_batch_size or len(prompts)
-    exam = _Exam(sampler, noise, cond, measures, judge, truth, settings.num_validation_images, batch)
-    ways = {"untuned": exam.taken([])}
+        cond = sampler.encode(each_of(held_out, n))
+    originals = sampled(sampler, noise, cond, batch)
+    evaluate = Evaluation(measures, originals, judge, truth, batch)
+    methods = {"untuned": evaluate(originals)}
 
-    def trained(name: str, task: Task) -> list[float]:
-        loop = Loop(
-            steps=settings.max_train_steps,
+    def train(name: str, task: Task) -> None:
+        own = replace(run, report=run.report if name == "metric" else None)
+        loop = replace(
+            settings.loop(folder / "state" / name, own, {**about, "method": name}),
             batch_size=settings.train_batch_size,
             max_grad_norm=settings.max_grad_norm,
             validation_steps=settings.validation_steps,
-            decay="cosine",
-            seed=settings.seed,
-            folder=output_folder(folder / "state" / name),
-            checkpointing_steps=settings.checkpointing_steps,
-            resume=resume,
-            quiet=quiet,
-            config={**about, "way": name},
-            report=report if name == "metric" else None,
         )
-        return optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop).losses
+        outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
+        methods[name] = evaluate(sampled(sampler, noise, cond, batch), outcome.losses)
 
     if instance_image is not None and isinstance(sampler, FlowSampler):
         with _training(weights, network, settings.seed, before) as leaves:
-            task = Denoise(sampler, instance_image.to(like), instance_prompt, leaves, batch, settings.seed)
-            losses = trained("denoising", task)
-            ways["denoising"] = exam.taken(losses)
+            image = instance_image.to(noise)
+            train("denoising", Denoise(sampler, image, instance_prompt, leaves, batch, settings.seed))
     with _training(weights, network, settings.seed, before, keep=True) as leaves:
-        losses = trained("metric", TuneToMetric(sampler, metric, prompts, leaves, settings.seed, batch))
-        ways["metric"] = exam.taken(losses)
-        costs = {**exam.costs(metric, leaves), "seconds": time.perf_counter() - began}
-        costs["weights"] = sum(leaf.numel() for leaf in leaves.values())
+        train("metric", TuneToMetric(sampler, metric, prompts, leaves, settings.seed, batch))
+        costs = _costs(sampler, metric, noise, cond, originals[:1], leaves)
         artefact = weights.save(folder, pipe, leaves) if Processes.here().first else folder
-    result = TuneResult(folder, artefact, ways, costs)
+    costs["seconds"] = time.perf_counter() - began
+    result = TuneResult(folder, artefact, methods, costs)
     if Processes.here().first:
-        write_tuning(
-            result,
-            about,
-            [each for each in held_out for _ in range(settings.num_validation_images)],
-            repeat,
-            instance_image,
+        page = Page("adjointdpm tune: weights towards a metric")
+        page.text(
+            f"{costs['weights']:,} weights, trained for {settings.max_train_steps} steps on {len(prompts)} prompts "
+            "with fresh noise at each step. Below are prompts and noise that were not trained on."
         )
+        write_methods(result, page, each_of(held_out, n), instance_image)
+        write_report("tune", result, about, page, "The whole sampling, with respect to the weights.", run)
     return result
 
 
@@ -191,7 +171,7 @@ def tune(
 def _training(
     weights: Weights, network: Any, seed: int, before: NetworkState, keep: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """The leaves; afterwards the network is as it was before, or keeps what was learned if there was no error."""
+    """Yield the leaves; afterwards the network is as it was before, or keeps what was learned."""
     leaves = weights.attach(network, seed)
     start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
     done = False
@@ -209,42 +189,15 @@ def _training(
             before.restore()
 
 
-@dataclass(frozen=True, eq=False)
-class _Exam:
-    """What every way of tuning is asked, the same for all."""
-
-    sampler: Sampler
-    noise: Tensor
-    cond: Cond
-    measures: dict[str, Any]
-    judge: Classifier | None
-    truth: Tensor | None
-    noises: int
-    batch: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "originals", sampled(self.sampler, self.noise, self.cond, self.batch))
-
-    def taken(self, losses: list[float]) -> Tuned:
-        """Images of the network as it is now, and what is said about them."""
-        images = sampled(self.sampler, self.noise, self.cond, self.batch)
-        originals: Tensor = self.__dict__["originals"]
-        distances = {}
-        with torch.no_grad():
-            for name, metric in self.measures.items():
-                parts = zip(images.split(self.batch), originals.split(self.batch), strict=True)
-                distances[name] = float(torch.cat([beside(metric, o)(i) for i, o in parts]).mean())
-        judged = None
-        if self.judge is not None and self.truth is not None:
-            says = predict(self.judge, saved(images)).argmax(1).cpu()
-            judged = Rate.of_mask(says == self.truth.repeat_interleave(self.noises))
-        return Tuned(images, distances, judged, losses)
-
-    def costs(self, metric: Any, leaves: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Of one image's gradient."""
-        cond = self.cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
-        images = self.sampler(self.noise[:1], cond)
-        values = beside(metric, self.__dict__["originals"][:1])(images)
-        torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
-        stats = self.sampler.stats
-        return {"calls_an_image": stats.nfe_forward + stats.nfe_backward, "bytes_saved": stats.bytes_saved}
+def _costs(
+    sampler: Sampler, metric: Any, noise: Tensor, cond: Cond, original: Tensor, leaves: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return what one image's gradient takes."""
+    values = beside(metric, original)(sampler(noise[:1], rows(cond, [0])))
+    torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
+    stats = sampler.stats
+    return {
+        "calls_an_image": stats.nfe_forward + stats.nfe_backward,
+        "bytes_saved": stats.bytes_saved,
+        "weights": sum(leaf.numel() for leaf in leaves.values()),
+    }

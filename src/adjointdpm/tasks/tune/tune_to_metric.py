@@ -12,7 +12,7 @@ from ...metrics.check import score
 from ...optimization.seeds import key
 from ...optimization.task import Losses, Task
 from ...samplers.base import Sampler
-from ..sampling import network_of, noise_of, rows
+from ..sampling import network_of, noise_of, parts, rows
 from .precision import scaled
 
 
@@ -62,10 +62,9 @@ class TuneToMetric(Task):
         return self._of(f"step {step}", items)
 
     def validate(self, step: int) -> float:
-        """The mean of all prompts with the same noise each time; a step's own noise would choose by chance."""
-        parts = torch.arange(self.items).split(self.batch)
+        """Return the mean over all prompts with the same noise each time; a step's own would choose by chance."""
         with torch.no_grad():
-            found = [self._of("validation", part.tolist()).values for part in parts]
+            found = [self._of("validation", part).values for part in parts(self.items, self.batch)]
         return float(torch.cat(found).mean())
 
     def _of(self, draw: str, items: list[int]) -> Losses:

@@ -1,0 +1,155 @@
+"""Several methods towards one metric, measured on the same prompts and noise, as files and as a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files.html_report import ImageTable, Page
+from ..files.images import as_8_bit
+from ..metrics import beside
+from .evaluation import Mean, Rate, recognized
+
+__all__ = ["Evaluation", "MethodResult", "MethodsResult", "write_methods"]
+
+
+@dataclass(frozen=True, eq=False)
+class MethodResult:
+    """What one method made.
+
+    images  (images, 3, height, width), not clamped
+    values  by measure, (images,) each
+    judged  how often the judge recognizes the concept in the saved images; None without a judge
+    losses  of each iterate of the method's optimization; empty without one
+    calls   denoiser calls for an image, forward and backward; None where they are not counted
+    """
+
+    images: Tensor
+    values: dict[str, Tensor]
+    judged: Rate | None
+    losses: Sequence[float] = ()
+    calls: int | None = None
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of each measure."""
+        return {name: float(each.mean()) for name, each in self.values.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what result.json says of it."""
+        return {
+            "values": {name: each.tolist() for name, each in self.values.items()},
+            "means": {name: Mean.of(each).as_dict() for name, each in self.values.items()},
+            "judged": self.judged and self.judged.as_dict(),
+            "losses": list(self.losses),
+            "calls": self.calls,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Measures the images of every method in the same way.
+
+    Args:
+        measures: metrics by name.
+        originals: (images, 3, height, width), what paired metrics compare with.
+        judge: a classifier that is in no loss; None for no judge.
+        labels: (images,) the judge's label of each; None for no judge.
+        batch: how many images are measured at once; all of them if None.
+    """
+
+    measures: Mapping[str, Any]
+    originals: Tensor
+    judge: nn.Module | None
+    labels: Tensor | None
+    batch: int | None
+
+    def __call__(
+        self, images: Tensor, losses: Sequence[float] = (), calls: int | None = None
+    ) -> MethodResult:
+        """Return what is measured of a method's images; the rest is passed on."""
+        size = self.batch or len(images)
+        pairs = list(zip(images.split(size), self.originals.split(size), strict=True))
+        with torch.no_grad():
+            values = {
+                name: torch.cat([beside(metric, original)(image) for image, original in pairs])
+                for name, metric in self.measures.items()
+            }
+        return MethodResult(images, values, recognized(self.judge, images, self.labels), losses, calls)
+
+
+@dataclass(frozen=True, eq=False)
+class MethodsResult:
+    """What several methods made; the files lie in `folder`, what was learned in `artefact`.
+
+    methods  by name; the first is the one without any optimization
+    costs    denoiser calls, bytes saved for backward, seconds
+    """
+
+    folder: Path
+    artefact: Path
+    methods: dict[str, MethodResult]
+    costs: dict[str, Any]
+
+    def reduction(self, measure: str, method: str = "metric") -> float:
+        """Return 1 - mean after / mean before; NaN where it was 0, as content's is."""
+        first, *_ = self.methods.values()
+        before = first.means[measure]
+        return 1 - self.methods[method].means[measure] / before if before else float("nan")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what result.json says of it."""
+        return {"methods": {k: v.as_dict() for k, v in self.methods.items()}, "costs": self.costs}
+
+
+def write_methods(
+    result: MethodsResult, page: Page, captions: Sequence[str], reference: Tensor | None = None
+) -> None:
+    """Put a table of all methods, their first images and their losses on a page.
+
+    Args:
+        result: what they made.
+        page: is added to; the images are also saved as images.png in the result's folder.
+        captions: one an image.
+        reference: (3, height, width), an image that the metric compares with.
+    """
+    first, *_ = result.methods.values()
+    page.table(
+        [
+            "",
+            *(text for name in first.values for text in (f"{name} (95 %)", "less by")),
+            "recognized by the judge",
+            "denoiser calls",
+        ],
+        [
+            [
+                method,
+                *(
+                    text
+                    for name, values in each.values.items()
+                    for text in (str(Mean.of(values)), percent(result.reduction(name, method)))
+                ),
+                "no judge" if each.judged is None else str(each.judged),
+                "" if each.calls is None else str(each.calls),
+            ]
+            for method, each in result.methods.items()
+        ],
+    )
+    if reference is not None:
+        page.images(ImageTable("reference", as_8_bit(reference[None]), ["the given image"]))
+    rows = [
+        ImageTable(method, as_8_bit(each.images[:8]), captions[:8])
+        for method, each in result.methods.items()
+    ]
+    page.images(*rows, file=result.folder / "images.png")
+    for method, each in result.methods.items():
+        if each.losses:
+            page.curve(each.losses, "step", f"loss ({method})")
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent; nothing if it is not a number."""
+    return "" if share != share else f"{100 * share:.0f} %"

@@ -1,0 +1,144 @@
+"""How every task ends: result.json, which `load_result` reads and a schema describes, and a page.
+
+    {"schema_version": 1, "task": "tune", "settings": {...}, "versions": {...}, "result": {...}}
+
+The layout of `result` is that of the task; `result.schema.json` beside this module describes all of them.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .._types import InputError
+from ..files.atomic_write import write_file
+from ..files.html_report import Page
+from ..optimization.task import RunOptions
+
+__all__ = ["SCHEMA", "as_json", "load_result", "write_report"]
+
+SCHEMA: dict[str, Any] = json.loads((Path(__file__).parent / "result.schema.json").read_text())
+VERSION: int = SCHEMA["properties"]["schema_version"]["const"]
+_PACKAGES = ("adjointdpm", "torch", "diffusers", "transformers")
+_KINDS: dict[str, Any] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+    "null": type(None),
+}
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON knows values: numbers that are not finite become null, other objects texts."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def write_report(
+    task: str, result: Any, settings: Mapping[str, Any], page: Page, differentiated: str, run: RunOptions
+) -> None:
+    """Write result.json and the page index.html into a result's folder.
+
+    Args:
+        task: the name of the function in `adjointdpm.tasks`.
+        result: has a `folder`, `costs`, and `as_dict()`.
+        settings: those of the task, and what else decides the result.
+        page: what was found; what follows is the same for all tasks.
+        differentiated: one sentence that says what the gradient went through.
+        run: has the command that repeats the run.
+
+    Raises:
+        SavingError: the disk is full, or the folder cannot be written.
+    """
+    found = {
+        "schema_version": VERSION,
+        "task": task,
+        "settings": settings,
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "result": result.as_dict(),
+    }
+    content = json.dumps(as_json(found), indent=1, allow_nan=False)
+    write_file(result.folder / "result.json", content.encode())
+    page.heading("What was differentiated, and what it cost")
+    page.text(differentiated)
+    page.table(["", ""], [[name.replace("_", " "), _figure(value)] for name, value in result.costs.items()])
+    page.heading("How to repeat this")
+    page.code(run.repeat or f"adjointdpm.tasks.{task}(...) with the settings in result.json")
+    page.code(json.dumps(as_json(settings)))
+    page.write(result.folder / "index.html")
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def load_result(path: str | Path) -> dict[str, Any]:
+    """What a task wrote into result.json, checked against the schema.
+
+    Args:
+        path: the file, or the folder that was the task's `output`.
+
+    Returns:
+        dict: `task`, `settings`, `versions`, and the task's own `result`; see `result.schema.json`.
+
+    Raises:
+        InputError: the file is not there or is no JSON, a newer release wrote it, or a key is missing, unknown or of
+            another kind.
+    """
+    path = Path(path)
+    path = path / "result.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read the result {path}: {error}; give a task's output folder") from error
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise InputError(
+            f"{path} has schema_version {version}, and this release of adjointdpm reads {VERSION}; install a newer one"
+        )
+    for problem in _problems(found, SCHEMA, "the file"):
+        raise InputError(f"{path} is no result of a task: {problem}; run the task again")
+    return found
+
+
+def _problems(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Yield what contradicts a schema, of whose keywords those in `result.schema.json` are known here."""
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    kinds = schema.get("type", list(_KINDS))
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    is_bool = isinstance(value, bool)
+    if not any(isinstance(value, _KINDS[kind]) and (kind == "boolean" or not is_bool) for kind in kinds):
+        yield f"{place} must be of type {' or '.join(kinds)}, but is {str(value)[:40]!r}"
+        return
+    for keyword, known in (("const", [schema.get("const")]), ("enum", schema.get("enum", []))):
+        if keyword in schema and value not in known:
+            yield f"{place} must be {' or '.join(map(repr, known))}, but is {str(value)[:40]!r}"
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _problems(each, schema.get("items", {}), f"entry {number} of {place}")
+    if isinstance(value, dict):
+        own, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+        for name in schema.get("required", ()):
+            if name not in value:
+                yield f"{place} has no key {name!r}"
+        for name, each in value.items():
+            if name not in own and more is False:
+                yield f"{place} has an unknown key {name!r}"
+            elif name in own or more is not True:
+                yield from _problems(each, own.get(name, more), repr(name))
+    for case in schema.get("allOf", ()):
+        if not any(_problems(value, case["if"], "")):
+            yield from _problems(value, case["then"], place)

@@ -1,0 +1,62 @@
+"""Models, devices and adjoints by name."""
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from adjointdpm.cli.parse_sampler import adjoint_of, check_memory, device_of, sampler_of
+
+
+def test_devices_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert device_of("auto") == torch.device("cpu")
+    for text in ("foo", "cuda:99", "", "meta", "cpu:-3x"):
+        with pytest.raises(adp.InputError, match="cannot be used here"):
+            device_of(text)
+    monkeypatch.setenv("LOCAL_RANK", "77")
+    with pytest.raises(adp.InputError, match="'cuda:77' cannot be used here"):
+        device_of("cuda")
+
+
+def test_memory_is_estimated_before_the_work(emoji):
+    check_memory(emoji, 4, 4)
+    with pytest.raises(
+        adp.InputError, match=r"1000000000 images of 3 x 64 x 64 in 10 steps need at least .* GiB"
+    ):
+        check_memory(emoji, 10**9, 1)
+
+
+@pytest.mark.parametrize("name", ["", "/dev/null", "a/b/c", "../x", "no such"])
+def test_what_can_be_no_model(name):
+    with pytest.raises(adp.InputError, match="neither a bundled one nor a folder"):
+        sampler_of(name, steps=1, guidance_scale=None)
+
+
+def test_adjoints_by_name():
+    assert adjoint_of("checkpointed:3") == adp.Checkpointed(keep=3)
+    assert adjoint_of("truncated:2") == adp.Truncated(last=2)
+    assert adjoint_of("coarse:7") == adp.CoarseAdjoint(steps=7)
+    assert adjoint_of("backprop") == adp.Backprop()
+    for text in ("truncated", "backprop:2", "coarse:x"):
+        with pytest.raises(adp.InputError, match="cannot be read"):
+            adjoint_of(text)
+    for text in ("truncated:0", "coarse:0", "checkpointed:99999999"):
+        with pytest.raises(adp.InputError, match="the number of the adjoint"):
+            adjoint_of(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"solver": "magic"}, "solver is one of"),
+        ({"mixed_precision": "fp8"}, "mixed_precision is one of no, fp16, bf16"),
+        ({"name": "/nowhere"}, "neither a bundled one nor a folder"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"name": "emoji/resnet", "solver": "pipeline"}, "whole pipeline"),
+    ],
+)
+def test_models_that_are_none(given, message):
+    with pytest.raises(adp.InputError, match=message):
+        sampler_of(**{"name": "emoji", "steps": 2, "guidance_scale": 1.0, **given})

@@ -1,0 +1,82 @@
+"""Methods are measured in the same way, in parts as in one."""
+
+import math
+
+import pytest
+import torch
+
+from adjointdpm.files.html_report import Page
+from adjointdpm.files.images import read_image
+from adjointdpm.metrics import Chroma, Pixels
+from adjointdpm.tasks.evaluation import Rate
+from adjointdpm.tasks.methods import Evaluation, MethodResult, MethodsResult, percent, write_methods
+
+
+def images(seed):
+    return torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_measures_in_parts_are_those_of_the_whole():
+    originals, made = images(0), images(1)
+    whole, in_parts = (
+        Evaluation({"pixels": Pixels(), "chroma": Chroma()}, originals, None, None, batch)(made)
+        for batch in (None, 2)
+    )
+    expected = (made - originals).square().mean((1, 2, 3))
+    torch.testing.assert_close(whole.values["pixels"], expected)
+    for name, values in whole.values.items():
+        torch.testing.assert_close(in_parts.values[name], values)
+        assert whole.means[name] == pytest.approx(float(values.mean()))
+
+
+def test_a_judge_counts_on_saved_images():
+    """Values beyond white are cut in the file, so the judge must not see them."""
+
+    class Bright(torch.nn.Module):
+        def forward(self, batch):
+            return torch.stack([1.5 - batch.mean((1, 2, 3)), batch.mean((1, 2, 3))], 1)
+
+    made = torch.stack([torch.full((3, 2, 2), value) for value in (0.2, 1.0, 3.0)])
+    evaluate = Evaluation({}, made, Bright(), torch.tensor([0, 1, 0]), None)
+    assert (evaluate(made).judged.hits, evaluate(made).judged.of) == (1 + 1, 3)
+
+
+def test_the_page_has_every_method_and_its_images_are_saved(tmp_path):
+    originals, made = images(0), images(1)
+    evaluate = Evaluation({"distance": Pixels()}, originals, None, None, None)
+    methods = {"none": evaluate(originals), "<b>ours": evaluate(made, [2.0, 1.0], calls=1234)}
+    result = MethodsResult(tmp_path, tmp_path, methods, {})
+    page = Page("a title")
+    write_methods(result, page, ["one", "two", "three"])
+    text = page.write(tmp_path / "index.html").read_text()
+    assert "<b>ours" not in text
+    for word in ("&lt;b&gt;ours", "1234", "three", "loss (&lt;b&gt;ours)"):
+        assert word in text
+    sheet = read_image((tmp_path / "images.png").read_bytes())
+    assert sheet.shape == (3, 2 * 4 + 2, 3 * 4 + 2 * 2)
+    torch.testing.assert_close(sheet[:, :4, :4], originals[0], rtol=0, atol=0.51 / 255)
+
+
+def test_no_percentage_of_nothing():
+    assert percent(float("nan")) == ""
+    assert percent(0.254) == "25 %"
+
+
+def test_the_reduction_is_relative_to_the_untuned_model(tmp_path):
+    zeros = torch.zeros(1, 3, 2, 2)
+
+    def made(style, content, judged=None):
+        return MethodResult(
+            zeros, {"style": torch.tensor([style]), "content": torch.tensor([content])}, judged
+        )
+
+    methods = {
+        "untuned": made(4.0, 0.0),
+        "metric": made(1.0, 0.3, Rate(3, 4)),
+        "denoising": made(3.0, 0.1),
+    }
+    result = MethodsResult(tmp_path, tmp_path / "lora.safetensors", methods, {})
+    assert result.reduction("style") == pytest.approx(0.75)
+    assert result.reduction("style", "denoising") == pytest.approx(0.25)
+    assert math.isnan(result.reduction("content"))
+    assert methods["metric"].as_dict()["judged"]["hits"] == 3
