@@ -5,7 +5,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.analysis.finite_difference import finite_difference
-from tests.system.test_bad_input import picture_sampler
+from tests.system.test_bad_input import image_sampler
 from tests.tiny.families import FAMILIES
 
 PAPER = adp.Continuous(solver=adp.Euler())
@@ -18,7 +18,7 @@ def metric(images):
 
 
 def compared(adjoints, **settings):
-    sampler = picture_sampler(solver=adp.Euler())
+    sampler = image_sampler(solver=adp.Euler())
     settings = {"check": False, **settings}
     return adp.compare(sampler, metric, adjoints, repeats=1, cond=sampler.encode("a"), **settings)
 
@@ -45,7 +45,7 @@ def test_exact_adjoints_have_no_error_and_the_papers_does():
 
 
 def test_error_cosine_and_norm_are_those_of_the_two_gradients():
-    sampler = picture_sampler(solver=adp.Euler())
+    sampler = image_sampler(solver=adp.Euler())
     noise, cond = sampler.noise(), sampler.encode("a")
     g, exact = (
         adp.gradients(sampler.replace(adjoint=each), metric, noise, cond).variables["noise"].flatten()
@@ -67,11 +67,11 @@ def test_a_refused_variable_is_said_to_be_refused():
 
 def test_no_repeats():
     with pytest.raises(adp.InputError, match="at least 1"):
-        adp.compare(picture_sampler(), metric, repeats=0)
+        adp.compare(image_sampler(), metric, repeats=0)
 
 
 def test_the_finite_difference_confirms_the_exact_gradient_and_catches_a_wrong_one():
-    sampler = picture_sampler(solver=adp.DPMSolverPP(2))
+    sampler = image_sampler(solver=adp.DPMSolverPP(2))
     noise, cond = sampler.noise(), sampler.encode("a")
     exact = adp.gradients(sampler, metric, noise, cond, ["noise", "prompt_embeds", "weights"]).variables
     before = [p.clone() for p in sampler.parameters()]
@@ -127,12 +127,12 @@ def test_all_of_the_conditioning_is_compared_by_default():
 
 def test_a_bad_metric_is_reported_as_itself():
     with pytest.raises(adp.InputError, match="one value an image"):
-        adp.compare(picture_sampler(), lambda images: images.mean(), variables=["noise"], repeats=1)
+        adp.compare(image_sampler(), lambda images: images.mean(), variables=["noise"], repeats=1)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_single_number_is_checked_whatever_the_sign_of_its_gradient(sign):
-    sampler = picture_sampler(solver=adp.Euler())
+    sampler = image_sampler(solver=adp.Euler())
     noise, cond = sampler.noise(), sampler.encode("a")
     signed = lambda images: sign * metric(images)  # noqa: E731
     exact = adp.gradients(sampler, signed, noise, cond, ["guidance_scale"]).variables["guidance_scale"]

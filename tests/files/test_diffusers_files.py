@@ -1,4 +1,4 @@
-"""Files written here are read by diffusers, and give the same pictures."""
+"""Files written here are read by diffusers, and give the same images."""
 
 import peft
 import pytest
@@ -10,7 +10,7 @@ import adjointdpm as adp
 from tests.tiny.families import WORDS, of
 
 
-def picture(pipe, noise, **given):
+def image(pipe, noise, **given):
     return pipe(latents=noise, num_inference_steps=2, output_type="latent", **given).images
 
 
@@ -28,8 +28,8 @@ def test_textual_inversion_loads_in_stable_diffusion(tmp_path):
     with torch.no_grad():
         other.text_encoder.get_input_embeddings().weight[WORDS.index("pear")] = vectors[0]
     assert torch.equal(
-        picture(pipe, family.noise(), prompt="a <new> on"),
-        picture(other, family.noise(), prompt="a pear on"),
+        image(pipe, family.noise(), prompt="a <new> on"),
+        image(other, family.noise(), prompt="a pear on"),
     )
 
 
@@ -59,18 +59,18 @@ def test_lora_loads_and_reproduces_the_image(tmp_path, name):
     pipe, noise, cond = family.make(), family.noise(), family.cond()
     given = family.arguments(cond)
     part = "transformer" if hasattr(pipe, "transformer") else "unet"
-    without = picture(pipe, noise, **given)
+    without = image(pipe, noise, **given)
     torch.manual_seed(3)
     config = peft.LoraConfig(r=2, lora_alpha=7, target_modules=["to_q", "to_v"], init_lora_weights=False)
     getattr(pipe, part).add_adapter(config)
-    expected = picture(pipe, noise, **given)
+    expected = image(pipe, noise, **given)
     assert not torch.equal(expected, without)
     adp.save_lora(tmp_path, pipe)
     fresh = family.make()
     fresh.load_lora_weights(tmp_path)
     (adapter,) = getattr(fresh, part).peft_config.values()
     assert (adapter.r, adapter.lora_alpha) == (2, 7)
-    assert torch.equal(picture(fresh, noise, **given), expected)
+    assert torch.equal(image(fresh, noise, **given), expected)
 
 
 def test_lora_of_a_network_that_has_none(tmp_path):
@@ -143,7 +143,7 @@ def test_every_kind_of_lora_of_compiled_networks_gives_the_same_image_in_a_stock
     torch.manual_seed(3)
     config = {"target_modules": ["to_q", "to_v"], "init_lora_weights": False} | ADAPTERS[kind]
     pipe.unet.add_adapter(peft.LoraConfig(**config))
-    expected = picture(pipe, noise, **given)
+    expected = image(pipe, noise, **given)
     if compiled == "network":
         pipe.unet = torch.compile(pipe.unet, backend="eager")
     if compiled == "blocks":
@@ -154,7 +154,7 @@ def test_every_kind_of_lora_of_compiled_networks_gives_the_same_image_in_a_stock
     assert not any("_orig_mod" in name for name in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
     fresh = family.make()
     fresh.load_lora_weights(tmp_path)
-    assert torch.equal(picture(fresh, noise, **given), expected)
+    assert torch.equal(image(fresh, noise, **given), expected)
 
 
 @pytest.mark.parametrize(

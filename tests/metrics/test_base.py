@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 
 import adjointdpm as adp
 from adjointdpm import metrics as m
-from tests.tiny.metrics import Logits, identity, pictures
+from tests.tiny.metrics import Logits, identity, random_images
 
 
 @pytest.mark.parametrize(
@@ -16,19 +16,19 @@ from tests.tiny.metrics import Logits, identity, pictures
         m.Logit(Logits(), 1),
         m.LogProbability(Logits(), 2),
         m.BackgroundColour((0.2, 0.4, 0.9), 2),
-        m.Style(identity, pictures(1, 6, 5)[0]),
-        m.ContentDistance(identity, pictures(2, 8, 6)),
-        0.3 * m.Chroma() + 2 * m.PixelDistance(pictures(2, 8, 7)),
-        *(m.beside(m.EffectDistance(e), pictures(2, 8, 8)) for e in m.EFFECTS.values()),
+        m.Style(identity, random_images(1, 6, 5)[0]),
+        m.ContentDistance(identity, random_images(2, 8, 6)),
+        0.3 * m.Chroma() + 2 * m.PixelDistance(random_images(2, 8, 7)),
+        *(m.beside(m.EffectDistance(e), random_images(2, 8, 8)) for e in m.EFFECTS.values()),
     ],
     ids=lambda metric: type(metric).__name__,
 )
 def test_gradients_are_finite_differences(metric):
-    assert gradcheck(metric, pictures().requires_grad_(), fast_mode=True)
+    assert gradcheck(metric, random_images().requires_grad_(), fast_mode=True)
 
 
 def test_sums_are_sums():
-    x, target = pictures(), pictures(seed=3)
+    x, target = random_images(), random_images(seed=3)
     a, b = m.Chroma(), m.PixelDistance(target)
     by_hand = 0.5 * a(x) - 2 * b(x)
     assert torch.allclose((0.5 * a - 2 * b)(x), by_hand)

@@ -8,7 +8,7 @@ from torch import nn
 
 import adjointdpm as adp
 from adjointdpm import metrics as m
-from tests.tiny.metrics import Logits, pictures
+from tests.tiny.metrics import Logits, random_images
 
 
 def test_classifier_metrics_in_closed_form():
@@ -34,7 +34,7 @@ def test_classifier_metrics_in_closed_form():
 
 def test_a_saturated_classifier_has_a_gradient():
     """Softmax before cross-entropy, as in the paper's release, has next to none where logits are far apart."""
-    images = pictures(1).requires_grad_()
+    images = random_images(1).requires_grad_()
     sure = lambda x: 1e4 * Logits()(x)  # noqa: E731
     wrong = int(Logits()(images).argmin())
     (ours,) = torch.autograd.grad(m.LogProbability(sure, wrong)(images).sum(), images)

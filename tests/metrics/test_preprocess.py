@@ -10,7 +10,7 @@ import adjointdpm as adp
 from adjointdpm import metrics as m
 from adjointdpm.metrics.preprocess import CenterCrop, Pad, Preprocess, Resize, Steps
 from adjointdpm.zoo import load_classifier
-from tests.tiny.metrics import pictures
+from tests.tiny.metrics import random_images
 
 SHAPES = [
     ((64, 64), (32, 48)), ((37, 61), (90, 101)), ((64, 64), (64, 20)), ((50, 33), (7, 130)), ((5, 9), (9, 5)),
@@ -83,7 +83,7 @@ def test_bundled_classifiers_are_what_they_were(name):
 
 def test_preprocessing_keeps_every_pixels_gradient():
     """No clamp, no random crop: two calls see the same image, and each pixel counts in both."""
-    images = (3 * pictures(side=16) - 1).requires_grad_()
+    images = (3 * random_images(side=16) - 1).requires_grad_()
     process = m.Preprocess(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert torch.equal(process(images), process(images))
     # Resizing with antialiasing keeps the mean, so the gradient of it is even.

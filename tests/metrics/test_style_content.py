@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 
 import adjointdpm as adp
 from adjointdpm import metrics as m
-from tests.tiny.metrics import identity, pictures, tiny_clip
+from tests.tiny.metrics import identity, random_images, tiny_clip
 
 
 def test_gram_of_a_closed_form():
@@ -22,7 +22,7 @@ def test_gram_of_a_closed_form():
     assert float(style(0 * flat(8))) == pytest.approx(1)
     # Gram matrices grow with the square: |4 G - G|^2 / |G|^2 = 9.
     assert float(style(2 * flat(8))) == pytest.approx(9)
-    x = pictures(1)
+    x = random_images(1)
     moved = x[:, :, :, torch.randperm(8, generator=torch.Generator().manual_seed(0))]
     assert float(m.Style(identity, x[0])(moved)) == pytest.approx(0, abs=1e-12)
     assert float(m.ContentDistance(identity, x)(moved)) > 0.1
@@ -31,7 +31,7 @@ def test_gram_of_a_closed_form():
 
 def test_layers_of_a_network_of_ones_own():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
-    x = pictures()
+    x = random_images()
     first, last = m.Layers(net, ["0", "2"])(x)
     assert torch.equal(first, net[0](x))
     assert torch.equal(last, net(x))
@@ -42,7 +42,7 @@ def test_layers_of_a_network_of_ones_own():
 
 def test_hidden_states_of_a_vision_tower():
     model, process = tiny_clip().vision_model, m.Preprocess(16)
-    x = pictures(side=16)
+    x = random_images(side=16)
     (tokens,) = m.HiddenStates(model, process, [-1])(x)
     assert torch.equal(model.post_layernorm(tokens[:, 0]), model(process(x)).pooler_output)
     style = m.Style(m.HiddenStates(model, process, [0, 1]), x[0])

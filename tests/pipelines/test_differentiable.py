@@ -30,7 +30,7 @@ def gradient(out, leaves):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_pipelines_picture_and_plain_autograds_gradient(name):
+def test_the_pipelines_image_and_plain_autograds_gradient(name):
     pipe, arguments = CASES[name]()
     arguments["num_inference_steps"] = 3
     leaves = [*tensors_of(arguments).values(), *weights(pipe)]

@@ -102,7 +102,7 @@ def test_split_guidance_is_refused_where_it_would_be_another_field():
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_edm_preconditioning(kind):
-    """Its scheduler's steps are Euler in sigma, so ours over the same noise levels are the same picture."""
+    """Its scheduler's steps are Euler in sigma, so ours over the same noise levels are the same image."""
     family = of("sdxl")
     pipe, noise, cond = family.make(), family.noise(), family.cond()
     pipe.scheduler = diffusers.EDMEulerScheduler(prediction_type=kind, sigma_max=10.0)

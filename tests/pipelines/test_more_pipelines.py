@@ -63,15 +63,15 @@ def called(kind, pipe):
     names = inspect.signature(inspect.unwrap(kind.__call__)).parameters
     wide = "pooled_prompt_embeds" in names
     side = 32 if kind.__name__.startswith(("Sana", "LTX", "Wan")) else 16
-    picture = draw(1, 3, side, side, seed=5).detach().sigmoid().requires_grad_()
+    image = draw(1, 3, side, side, seed=5).detach().sigmoid().requires_grad_()
     offered = {
         "prompt_embeds": draw(1, 5, 8, seed=1),
         "negative_prompt_embeds": draw(1, 5, 8, seed=2),
         "pooled_prompt_embeds": draw(1, 8, seed=3),
         "negative_pooled_prompt_embeds": draw(1, 8, seed=4),
         **masks(),
-        "image": picture,
-        "control_image": picture,
+        "image": image,
+        "control_image": image,
         "mask_image": torch.ones(1, 1, side, side).tril(),
         "num_inference_steps": 2,
         "strength": 1.0,

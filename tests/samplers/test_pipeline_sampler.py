@@ -57,7 +57,7 @@ def plain(pipe, noise, given, steps, *later):
     return out[0]
 
 
-def test_unclamped_and_otherwise_the_pipelines_picture():
+def test_unclamped_and_otherwise_the_pipelines_image():
     pipe = small()
     sampler, given = sampler_of(pipe), cond()
     noise = sampler.noise(1, seed=4)
@@ -242,7 +242,7 @@ def test_the_default_guidance_scale_is_the_pipelines_own():
     assert adp.PipelineSampler(of("flux").make()).guidance_scale == 1.0
 
 
-def test_a_batch_is_its_pictures_one_by_one():
+def test_a_batch_is_its_images_one_by_one():
     sampler, given = sampler_of(small()), cond()
     noise = sampler.noise(2)
     both = sampler(noise, given)

@@ -14,16 +14,16 @@ from adjointdpm.zoo import verified
 from tests.conftest import BareModel, scaled_linear, tiny_unet, unet_sampler
 
 
-class Picture(BareModel):
+class Image(BareModel):
     """Latents shown as three channels, so that metrics apply."""
 
     def decode(self, latents, run=adp._types.direct):
         return latents[:, [0, 1, 0]]
 
 
-def picture_sampler(**settings):
+def image_sampler(**settings):
     schedule = adp.VPDiscrete(scaled_linear())
-    model = Picture(schedule, UNetDenoiser(tiny_unet(), Prediction.EPS), (2, 4, 4))
+    model = Image(schedule, UNetDenoiser(tiny_unet(), Prediction.EPS), (2, 4, 4))
     model.image_shape = (3, 4, 4)
     return adp.FlowSampler(model, steps=4, **settings)
 
@@ -123,7 +123,7 @@ def test_nan_from_the_denoiser_names_the_step(bad):
     ],
 )
 def test_metrics_that_cannot_be_used(metric, message):
-    sampler = picture_sampler()
+    sampler = image_sampler()
     calls = calls_of(sampler)
     with pytest.raises(adp.InputError, match=message):
         ask(sampler, metric)
@@ -131,7 +131,7 @@ def test_metrics_that_cannot_be_used(metric, message):
 
 
 def test_a_metric_that_is_nan():
-    sampler = picture_sampler()
+    sampler = image_sampler()
     calls = calls_of(sampler)
     with pytest.raises(adp.NonFiniteError, match="metric"):
         ask(sampler, lambda images: images.mean((1, 2, 3)) * float("nan"))
@@ -139,7 +139,7 @@ def test_a_metric_that_is_nan():
 
 
 def test_gradients_switched_off():
-    sampler = picture_sampler()
+    sampler = image_sampler()
     calls = calls_of(sampler)
     with torch.no_grad(), pytest.raises(adp.InputError, match="switched off"):
         ask(sampler)
@@ -147,7 +147,7 @@ def test_gradients_switched_off():
 
 
 def test_unknown_variables_and_frozen_weights():
-    sampler = picture_sampler()
+    sampler = image_sampler()
     with pytest.raises(adp.InputError, match="noise, prompt_embeds"):
         ask(sampler, variables=("nose",))
     sampler.requires_grad_(False)
@@ -156,7 +156,7 @@ def test_unknown_variables_and_frozen_weights():
 
 
 def test_noise_gradient_of_truncated():
-    sampler = picture_sampler(adjoint=adp.Truncated(last=1))
+    sampler = image_sampler(adjoint=adp.Truncated(last=1))
     calls = calls_of(sampler)
     with pytest.raises(adp.InputError, match="Checkpointed"):
         ask(sampler)

@@ -36,7 +36,7 @@ def weights(pipe: Any) -> list[Tensor]:
     return [w for module in modules for w in module.parameters() if w.requires_grad]
 
 
-def picture(side: int = 16) -> Tensor:
+def image(side: int = 16) -> Tensor:
     """In [0, 1], and a variable."""
     return draw(1, 3, side, side, seed=5).detach().sigmoid().requires_grad_()
 

@@ -9,7 +9,7 @@ from tests.tiny.cases import (
     case,
     draw,
     embeds,
-    picture,
+    image,
     plain_unet,
     sd,
     sdxl,
@@ -28,7 +28,7 @@ def _() -> Any:
 def _() -> Any:
     arguments = {
         **embeds(),
-        "image": picture(),
+        "image": image(),
         "strength": 1.0,
         "generator": torch.Generator().manual_seed(3),
     }
@@ -40,7 +40,7 @@ def _() -> Any:
     pipe = sd(diffusers.StableDiffusionInpaintPipeline, unet=text_unet(in_channels=9))
     arguments = {
         **embeds(),
-        "image": picture().detach(),
+        "image": image().detach(),
         "mask_image": torch.ones(1, 1, 16, 16).tril(),
         "masked_image_latents": draw(1, 4, 8, 8, seed=6),
         "latents": draw(1, 4, 8, 8),
@@ -58,7 +58,7 @@ def _() -> Any:
     for parameter in control.parameters():  # its last layers begin at zero, where gradients are, too
         torch.nn.init.normal_(parameter, std=0.1)
     pipe = sd(diffusers.StableDiffusionControlNetPipeline, unet=unet, controlnet=control.eval())
-    return pipe, {**embeds(), "latents": draw(1, 4, 8, 8), "image": picture()}
+    return pipe, {**embeds(), "latents": draw(1, 4, 8, 8), "image": image()}
 
 
 @case("StableDiffusionXLPipeline")

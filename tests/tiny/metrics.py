@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-def pictures(count=2, side=8, seed=0, dtype=torch.float64):
+def random_images(count=2, side=8, seed=0, dtype=torch.float64):
     return torch.rand(count, 3, side, side, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 

@@ -58,7 +58,7 @@ class Row:
     """
 
     name: str
-    picture: bool = False
+    image: bool = False
     gradient: bool = False
     growth: float = 0.0
     calls: int = 0
@@ -129,7 +129,7 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for each in good:
-        marks = ["same bits" if mark else "DIFFERENT" for mark in (each.picture, each.gradient)]
+        marks = ["same bits" if mark else "DIFFERENT" for mark in (each.image, each.gradient)]
         lines.append(f"| {each.name} | {marks[0]} | {marks[1]} | {each.growth:.2f} | {each.calls} |")
     lines += [
         "",

@@ -8,7 +8,7 @@ from torch import nn
 
 from adjointdpm.tasks import Ball, LoopSettings, NoiseClassifier, RunOptions, optimize
 from adjointdpm.tasks.audit.attack import Attack, Objective
-from tests.system.test_bad_input import picture_sampler
+from tests.system.test_bad_input import image_sampler
 from tests.tiny.audits import LABELS, Constant, Nearest, audited, classifier, settings
 from tests.tiny.tasks import mixture_sampler
 
@@ -50,7 +50,7 @@ def test_the_loss_is_on_logits():
 
 def test_guidance_is_in_the_gradient():
     """Against finite differences, with a guidance scale at which a detached half would be far off."""
-    sampler = picture_sampler(guidance_scale=6.0)
+    sampler = image_sampler(guidance_scale=6.0)
     cond = sampler.encode(["a", "b"])
     torch.manual_seed(0)
     head = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).double()
