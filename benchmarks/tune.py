@@ -37,8 +37,8 @@ def main() -> None:
         help="its weight beside the style's; of each style's own if None",
     )
     # Besides the attention, which this network has only where images are small: the convolutions make the texture.
-    modules = ["conv1", "conv2", "conv_out", *Lora().modules]
-    parser.add_argument("--modules", nargs="+", default=modules, help="layers with a LoRA")
+    layers = ["conv1", "conv2", "conv_out", *Lora().lora_layers]
+    parser.add_argument("--lora_layers", nargs="+", default=layers, help="layers with a LoRA")
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     flags = parser.parse_args()
     judge, net = (adp.load_classifier(f"emoji/{n}", device=flags.device) for n in ("judge", "resnet"))
@@ -61,7 +61,7 @@ def main() -> None:
             texts[: flags.prompts],
             texts[flags.prompts :],
             output=flags.output / f"tune-{name.replace(' ', '-')}",
-            weights=Lora(flags.rank, modules=tuple(flags.modules)),
+            weights=Lora(flags.rank, lora_layers=tuple(flags.lora_layers)),
             settings=TuneSettings(
                 max_train_steps=flags.steps,
                 learning_rate=flags.learning_rate,

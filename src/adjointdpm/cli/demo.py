@@ -166,7 +166,7 @@ def _weights(sampler: FlowSampler, page: Page, folder: Path, scale: Scale) -> No
         PROMPTS[:2],
         PROMPTS[2:],
         output=folder / "tune",
-        weights=Lora(modules=(*Lora.modules, "conv1")),
+        weights=Lora(lora_layers=(*Lora.lora_layers, "conv1")),
         settings=TuneSettings(max_train_steps=scale.weights, learning_rate=0.01),
     )
     before, after = found.methods["untuned"], found.methods["metric"]

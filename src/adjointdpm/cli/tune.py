@@ -47,7 +47,7 @@ class TuneOptions(MetricOptions):
     instance_image: str | None = None
     instance_prompt: str = ""
     rank: Annotated[int, Range(1, 1024)] = Lora.rank
-    lora_alpha: Annotated[float | None, Range(0, open_low=True)] = Lora.alpha
+    lora_alpha: Annotated[float | None, Range(0, open_low=True)] = Lora.lora_alpha
     lora_layers: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
 
@@ -82,7 +82,7 @@ class Tune:
         trained = metric_of(task.metric, networks)
         measures = {text: metric_of([text], networks) for text in task.measure}
         check_networks(given, networks)
-        lora = Lora(task.rank, task.lora_alpha, task.lora_layers or Lora.modules)
+        lora = Lora(task.rank, task.lora_alpha, task.lora_layers or Lora.lora_layers)
         found = run_tune(
             sampler,
             trained,

@@ -11,7 +11,8 @@ from tests.tiny.tunes import HELD_OUT, PROMPTS, sampler
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"), [(Subset(("*.nothing",)), "no weight"), (Lora(modules=("nothing",)), "no LoRA")]
+    ("weights", "message"),
+    [(Subset(("*.nothing",)), "no weight"), (Lora(lora_layers=("nothing",)), "no LoRA")],
 )
 def test_weights_that_are_not_there(tmp_path, weights, message):
     with pytest.raises(adp.InputError, match=message):

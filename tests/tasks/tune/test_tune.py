@@ -88,7 +88,7 @@ def test_weights_that_cannot_be_attached_are_refused_before_the_first_sampling(t
     before = [(name, weight.requires_grad) for name, weight in network.named_parameters()]
     calls = []
     handle = network.register_forward_hook(lambda *_: calls.append(1))
-    for weights in (Subset(("no_such_weight",)), Lora(2, modules=("no_such_layer",))):
+    for weights in (Subset(("no_such_weight",)), Lora(2, lora_layers=("no_such_layer",))):
         with pytest.raises(adp.InputError, match="no_such"):
             tune(ours, Chroma(), PROMPTS, HELD_OUT, output=tmp_path, weights=weights)
     handle.remove()

@@ -58,8 +58,8 @@ class Lora(Weights):
 
     Args:
         rank: r >= 1.
-        alpha: its scale; r by default.
-        modules: ends of the names of layers that get one.
+        lora_alpha: alpha, above 0; r by default.
+        lora_layers: ends of the names of the layers that get one.
 
     Raises:
         InputError: rank < 1, or an alpha that is no positive number; when attached, no layer of these names, a
@@ -67,17 +67,17 @@ class Lora(Weights):
     """
 
     rank: int = 4
-    alpha: float | None = None
-    modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_alpha: float | None = None
+    lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"a LoRA's rank is at least 1, but is {self.rank}")
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise InputError(f"a LoRA's alpha is above 0 and finite, but is {self.alpha}")
-        if isinstance(self.modules, str) or not self.modules:
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
+            raise InputError(f"a LoRA's lora_alpha is above 0 and finite, but is {self.lora_alpha}")
+        if isinstance(self.lora_layers, str) or not self.lora_layers:
             raise InputError(
-                f"a LoRA's modules are a tuple of names such as ('to_q',), but are {self.modules!r}"
+                f"a LoRA's lora_layers are a tuple of names such as ('to_q',), but are {self.lora_layers!r}"
             )
 
     def attach(self, network: Any, seed: int) -> dict[str, Tensor]:
@@ -93,8 +93,8 @@ class Lora(Weights):
             )
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]
-            target_modules=list(self.modules),
+            lora_alpha=self.rank if self.lora_alpha is None else self.lora_alpha,  # type: ignore[arg-type]
+            target_modules=list(self.lora_layers),
         )
         before, known = NetworkState.of(network), getattr(network, "peft_config", {})
         adapter = next(each for each in _names() if each not in known)
@@ -107,7 +107,9 @@ class Lora(Weights):
                 network.add_adapter(config, adapter_name=adapter)
             except (ValueError, NotImplementedError) as error:
                 before.restore()
-                raise InputError(f"no LoRA for the layers {', '.join(self.modules)}: {error}") from error
+                raise InputError(
+                    f"no LoRA for the layers {', '.join(self.lora_layers)}: {error}"
+                ) from error
         before.join(adapter)
         network.requires_grad_(False)
         leaves: dict[str, Tensor] = {}
