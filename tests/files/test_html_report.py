@@ -73,3 +73,29 @@ def test_rows_are_saved_as_one_sheet(tmp_path):
     assert sheet_.shape == (3, 2 * 5 + 2, 2 * 4 + 2)
     assert torch.equal(sheet_[:, :5, :4], above[0])
     assert torch.equal(sheet_[:, 7:, 6:], below[1])
+
+
+def test_every_image_is_described_and_columns_stay_together(tmp_path):
+    page = Page("a title")
+    rows = [
+        ImageTable(name, torch.zeros(7, 3, 4, 4, dtype=torch.uint8), "abcdefg") for name in ("one", "two")
+    ]
+    page.images(*rows)
+    page.curve([1.0, 2.0], "step", "loss")
+    text = page.write(tmp_path / "page.html").read_text()
+    alts = re.findall(r'<img[^>]* alt="([^"]*)"', text)
+    assert alts == [f"{name}: {each}" for name in ("one", "two") for each in "abcdefg"] + [
+        "loss against step"
+    ]
+    (table,) = re.findall(r'<div class="scroll"><table class="images">(.*?)</table></div>', text, re.DOTALL)
+    assert [row.count("<td>") for row in table.split("</tr>")[:-1]] == [7, 7]
+
+
+def test_the_pages_script_holds_nothing_that_users_typed(tmp_path):
+    page = Page("typed title")
+    page.text("typed text")
+    page.table(["typed head"], [["typed cell"]])
+    page.images(ImageTable("typed row", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["typed caption"]))
+    text = page.write(tmp_path / "page.html").read_text()
+    (script,) = re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)
+    assert "typed" not in script

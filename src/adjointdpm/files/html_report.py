@@ -30,35 +30,68 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ page.title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
+ :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #fff; --code: #f1f3f5 }
+ @media (prefers-color-scheme: dark) {
+  :root { --ink: #e6edf3; --soft: #9da7b3; --line: #3d444d; --back: #0d1117; --code: #21262d } }
  body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-        color: #1b1f24; background: #fff }
- h1 { font-size: 1.7rem } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid #d8dee4;
-        padding-top: 1rem }
- .row { display: flex; flex-wrap: wrap; gap: .6rem; align-items: flex-start; margin: .5rem 0 }
- figure { margin: 0; text-align: center; font-size: .8rem; color: #57606a }
- .row figure { width: 8rem }
- .name { width: 6.5rem; font-size: .9rem; align-self: center }
- img.pixels { width: 8rem; height: 8rem; image-rendering: pixelated; border-radius: 6px }
- img.plot { max-width: 100% }
- table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0 }
- th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #d8dee4 }
- code { background: #f1f3f5; padding: .1rem .3rem; border-radius: 4px }
+        color: var(--ink); background: var(--back) }
+ h1 { font-size: 1.7rem; line-height: 1.25 }
+ h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem }
+ a { color: inherit }
+ .scroll { overflow-x: auto; margin: .8rem 0 }
+ figure { margin: 0 }
+ figcaption { font-size: .8rem; color: var(--soft); max-width: 8rem; margin: auto; overflow-wrap: anywhere }
+ img.plot { max-width: 100%; background: #fff; border-radius: 6px }
+ table { border-collapse: collapse; font-size: .9rem }
+ th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid var(--line) }
+ .numbers th button { all: unset; cursor: pointer } .numbers th button:focus-visible { outline: 2px solid }
+ [aria-sort=ascending]::after { content: " \\2191" } [aria-sort=descending]::after { content: " \\2193" }
+ .images th, .images td { border: 0; padding: .3rem; text-align: center; vertical-align: top }
+ .images th { position: sticky; left: 0; min-width: 4rem; max-width: 6.5rem; font-weight: normal;
+              background: var(--back); text-align: left; vertical-align: middle; overflow-wrap: anywhere }
+ .images button { all: unset; cursor: zoom-in } .images button:focus-visible { outline: 2px solid }
+ .images img { width: 8rem; display: block; image-rendering: pixelated; border-radius: 6px }
+ @media (max-width: 40rem) { .images img { width: 5.5rem } figcaption { max-width: 5.5rem } }
+ dialog { border: 0; padding: 1rem; background: var(--back); color: var(--ink); text-align: center }
+ dialog img { width: min(80vmin, 32rem); image-rendering: pixelated }
+ dialog::backdrop { background: #000a }
+ code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; overflow-wrap: anywhere }
 </style></head><body><h1>{{ page.title }}</h1>
 {% for part in page.parts %}
  {%- if part.kind == "heading" %}<h2>{{ part.text }}</h2>
  {%- elif part.kind == "text" %}<p>{{ part.text }}</p>
  {%- elif part.kind == "code" %}<p><code>{{ part.text }}</code></p>
  {%- elif part.kind == "link" %}<p><a href="{{ part.target | urlencode }}">{{ part.text }}</a></p>
- {%- elif part.kind == "images" %}{% for row in part.rows %}
- <div class="row"><span class="name">{{ row.name }}</span>
-  {% for source, caption in row.items %}<figure><img class="pixels" alt="{{ caption }}" src="{{ source }}">
-  <figcaption>{{ caption }}</figcaption></figure>{% endfor %}</div>{% endfor %}
+ {%- elif part.kind == "images" %}<div class="scroll"><table class="images">{% for row in part.rows %}
+ <tr><th scope="row">{{ row.name }}</th>
+  {% for source, caption in row.items %}<td><figure><button aria-label="{{ row.name }}: {{ caption }}, larger">
+  <img alt="{{ row.name }}: {{ caption }}" src="{{ source }}"></button>
+  <figcaption>{{ caption }}</figcaption></figure></td>{% endfor %}</tr>{% endfor %}</table></div>
  {%- elif part.kind == "plot" %}<figure><img class="plot" alt="{{ part.text }}" src="{{ part.source }}">
   </figure>
- {%- elif part.kind == "table" %}<table><thead><tr>{% for h in part.head %}<th>{{ h }}</th>{% endfor %}</tr>
- </thead><tbody>{% for row in part.rows %}<tr>{% for c in row %}<td>{{ c }}</td>{% endfor %}</tr>
- {% endfor %}</tbody></table>{% endif %}
-{% endfor %}</body></html>
+ {%- elif part.kind == "table" %}<div class="scroll"><table class="numbers"><thead><tr>
+ {% for h in part.head %}<th scope="col">{% if h %}<button title="Sort by this column">{{ h }}</button>{% endif %}
+ </th>{% endfor %}</tr></thead><tbody>{% for row in part.rows %}<tr>
+ {% for c in row %}<td>{{ c }}</td>{% endfor %}</tr>
+ {% endfor %}</tbody></table></div>{% endif %}
+{% endfor %}
+<dialog></dialog>
+<script type="module">
+ const dialog = document.querySelector("dialog"), about = document.createElement("p");
+ for (const image of document.querySelectorAll(".images img"))
+  image.parentElement.onclick = () => {
+   about.textContent = image.alt; dialog.replaceChildren(image.cloneNode(), about); dialog.showModal(); };
+ dialog.onclick = () => dialog.close();
+ for (const button of document.querySelectorAll(".numbers th button"))
+  button.onclick = () => {
+   const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
+   const sign = head.ariaSort === "ascending" ? -1 : 1, value = row => row.cells[head.cellIndex].textContent;
+   for (const other of table.querySelectorAll("th")) other.ariaSort = null;
+   head.ariaSort = sign > 0 ? "ascending" : "descending";
+   const number = text => parseFloat(text.replaceAll(",", ""));
+   body.append(...[...body.rows].sort((a, b) => sign * (number(value(a)) - number(value(b))
+    || value(a).localeCompare(value(b), undefined, {numeric: true})))); };
+</script></body></html>
 """)
 
 
