@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Waiting threads sleep instead of spinning, which matters where two cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-fast test-lowest test-newest check bench clean
+.PHONY: install demo test test-fast test-lowest test-newest check docs bench clean
 
 install: .venv/.installed
 
@@ -60,6 +60,15 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The documentation as a site, in site/; a warning, such as a dead link, is an error.
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/.installed: docs/requirements.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	touch $@
+
 bench: install
 	$(BIN)/python benchmarks/gradients.py --output docs/gradients.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/curve.py --output docs/curve.json --plot docs/curve.png
@@ -72,4 +81,4 @@ bench: install
 	$(BIN)/python benchmarks/tables.py
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest outputs
+	rm -rf .venv .venv-docs .venv-lowest .venv-newest outputs site

@@ -136,8 +136,12 @@ class Sampler(nn.Module, ABC):
         """Return a copy with other settings, which shares the weights.
 
         Args:
-            steps, guidance_scale, adjoint: as in the constructor; None leaves a setting as it is. Each kind of sampler
-                takes its further settings, too.
+            steps: as in the constructor.
+            guidance_scale: as in the constructor.
+            adjoint: as in the constructor.
+
+        Returns:
+            the copy. Each kind of sampler takes its further settings, too.
         """
         return self._replaced(steps=steps, guidance_scale=guidance_scale, adjoint=adjoint)
 

@@ -99,8 +99,11 @@ class FlowSampler(Sampler):
             pipe: the pipeline.
             split_guidance: whether guidance makes two evaluations of half the size a step, which halves the memory of
                 one graph.
-            height, width: of the image, in pixels; the pipeline's own by default.
-            solver, steps, adjoint: as in `FlowSampler`.
+            height: of the image, in pixels; the pipeline's own by default.
+            width: likewise.
+            solver: as in `FlowSampler`.
+            steps: as in `FlowSampler`.
+            adjoint: as in `FlowSampler`.
             grid: as in `FlowSampler`; of a flow model the pipeline's own by default, with the shift for the
                 resolution.
             guidance_scale: as in `FlowSampler`; the pipeline's own by default.
@@ -134,7 +137,15 @@ class FlowSampler(Sampler):
         """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
 
         Args:
-            model, solver, steps, grid, guidance_scale, adjoint: as in the constructor.
+            model: as in the constructor.
+            solver: as in the constructor.
+            steps: as in the constructor.
+            grid: as in the constructor.
+            guidance_scale: as in the constructor.
+            adjoint: as in the constructor.
+
+        Returns:
+            the copy.
         """
         return self._replaced(
             model=model,

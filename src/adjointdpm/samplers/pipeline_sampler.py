@@ -201,7 +201,15 @@ class PipelineSampler(Sampler):
         """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
 
         Args:
-            pipe, steps, guidance_scale, seed, adjoint, arguments: as in the constructor.
+            pipe: as in the constructor.
+            steps: as in the constructor.
+            guidance_scale: as in the constructor.
+            seed: as in the constructor.
+            adjoint: as in the constructor.
+            arguments: as in the constructor.
+
+        Returns:
+            the copy.
         """
         made = self._replaced(
             pipe=pipe,

@@ -77,8 +77,9 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
     Args:
         sampler: its solver and grid are used, its adjoint is not.
         metric: of finished images, lower is better.
-        noise, cond: as of the sampler.
-        ahead: how.
+        noise: as of the sampler.
+        cond: as of the sampler.
+        ahead: where and how far the noise or the trajectory is moved.
 
     Returns:
         Guided: the images, the mean metric of each look-ahead, and the denoiser calls.
