@@ -1,6 +1,7 @@
 """Between the forward and the backward pass anything may change: the gradient is plain autograd's, or an error."""
 
 import copy
+import os
 import warnings
 from functools import cache
 
@@ -270,6 +271,10 @@ def truth(way, name, setup, frozen, trained, steps, seed):
     )
 
 
+# The first ones of a fixed sequence; 170 were run for each way in, see CONTRIBUTING.md.
+EXAMPLES = int(os.environ.get("ADJOINTDPM_EXAMPLES", "90"))
+
+
 def allowed(way, name):
     """A pipeline's own steps have no ODE to solve backwards."""
     return way == "FlowSampler" or not isinstance(
@@ -293,7 +298,7 @@ def test_a_gradient_is_plain_autograds_or_an_error(way):
     seen = {"equal": 0, "refused": 0}
 
     @settings(
-        max_examples=170,
+        max_examples=EXAMPLES,
         deadline=None,
         derandomize=True,
         database=None,
@@ -315,4 +320,4 @@ def test_a_gradient_is_plain_autograds_or_an_error(way):
         seen["equal"] += 1
 
     holds()
-    assert min(seen.values()) >= 30, seen
+    assert min(seen.values()) >= EXAMPLES // 10, seen
