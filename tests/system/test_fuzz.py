@@ -210,7 +210,9 @@ WORD_FLAGS = [
 ]
 WORDS = [
     "", " ", "none", "magic", "cuda", "cuda:99", "cuda:-1", "mps", "meta", "cpu:0", "foo", "fp8", "wandb", "truncated",
-    "truncated:0", "checkpointed:1GiB", "checkpointed:auto", "coupled:euler", "coupled:rk4", "checkpointed:-1", "checkpointed:x", "continuous:0", "backprop:2", "truncated:99999999999999",
+    "truncated:0",
+    "checkpointed:1GiB", "checkpointed:auto", "coupled:euler", "coupled:rk4",
+    "checkpointed:-1", "checkpointed:x", "continuous:0", "backprop:2", "truncated:99999999999999",
     "continuous:7", "reversible", "ab5", "l3", "\x1b[31mred", "ä" * 300, "../..", "emoji", "emoji/judge", "file",
 ]  # fmt: skip
 PATHS = [
@@ -267,8 +269,9 @@ EDGES = [
         )),
         ["--lora", "nowhere"], ["--lora", "model"], ["--lora", "file"], ["--lora", "pipe"], ["--lora", "x" * 5000],
         ["--learned_embeds", "file"], ["--learned_embeds", "image.png"], ["--learned_embeds", "."],
-        ["--height", "0"], ["--height", "7"], ["--width", "nan"], ["--height", "16384", "--width", "16384"],
-        ["--revision", "main"], ["--variant", "fp16"], ["--negative_prompt", "a xylophone"], ["--solver", "coupled:ab1"],
+        ["--height", "0"], ["--height", "7"], ["--width", "nan"],
+        ["--revision", "main"], ["--variant", "fp16"], ["--negative_prompt", "a xylophone"],
+        ["--solver", "coupled:ab1"],
         ["--pretrained_model_name_or_path", "model", "--variant", "*"],
         ["--pretrained_model_name_or_path", "model", "--revision", "main"],
         ["--pretrained_model_name_or_path", "model", "--width", "9"],
