@@ -212,6 +212,7 @@ def test_what_cannot_be_loaded_is_refused(place, tmp_path):
             "but no noise": [*cat, *sd, "--noise", str(embeds)],
             "noise must be (batch, 8, 16, 16)": [*cat, "--noise", str(noise)],
             "--batch is not used with --noise": [*cat, "--noise", str(noise), "--batch", "2"],
+            "images of 7 x 64 cannot be made": [*cat, "--height", "7"],
             "is that of a model on a hub": [*cat, *sd, "--revision", "main"],
             "no model of": [*cat, *sd, "--variant", "fp16"],
             "are not used with a bundled model": [*cat, "--variant", "fp16"],

@@ -298,6 +298,12 @@ def sampler_of(
                 sampler = PipelineSampler(pipe, arguments=given, **shared)
             else:
                 sampler = FlowSampler.from_pipeline(pipe, solver=SOLVERS[solver](), **sizes, **shared)
+        _, high, wide = sampler.image_shape
+        if (high, wide) != (height or high, width or wide):
+            raise InputError(
+                f"images of {height or high} x {width or wide} cannot be made by the model {name!r}, which would make "
+                f"{high} x {wide}; give another height and width"
+            )
         with torch.no_grad():
             trial = sampler.replace(steps=min(steps, 2), adjoint=Checkpointed())
             cond = trial.encode([""])
