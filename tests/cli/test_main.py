@@ -1,8 +1,25 @@
 """Exit codes and errors of the command line, run as a user runs it."""
 
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
 import pytest
 
 from tests.tiny.commands import adjointdpm
+
+
+def test_the_module_is_the_command(monkeypatch):
+    """`adjointdpm` and `python -m adjointdpm` have one entry, one name and one output."""
+    (script,) = entry_points(group="console_scripts", name="adjointdpm")
+    assert script.value == "adjointdpm.__main__:main"
+    for arguments in (["--version"], ["sample", "--help"], ["nosuch"]):
+        monkeypatch.setattr(sys, "argv", ["adjointdpm", *arguments])
+        code = f"import sys; from adjointdpm.__main__ import main; sys.argv = {sys.argv!r}; main()"
+        own = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        module = adjointdpm(*arguments)
+        assert (module.returncode, module.stdout, module.stderr) == (own.returncode, own.stdout, own.stderr)
+    assert "Usage: adjointdpm sample" in adjointdpm("sample", "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,10 @@ def test_adjoints_by_name():
     assert adjoint_of("truncated:2") == adp.Truncated(last=2)
     assert adjoint_of("coarse:7") == adp.CoarseAdjoint(steps=7)
     assert adjoint_of("backprop") == adp.Backprop()
-    for text in ("truncated", "backprop:2", "coarse:x"):
+    assert adjoint_of("reversible") == adp.Reversible()
+    assert adjoint_of("checkpointed:8GiB") == adp.Checkpointed(budget="8GiB")
+    assert adjoint_of("checkpointed:auto") == adp.Checkpointed(budget="auto")
+    for text in ("truncated", "backprop:2", "coarse:x", "reversible:2", "checkpointed:8Gx", "coarse:8GiB"):
         with pytest.raises(adp.InputError, match="cannot be read"):
             adjoint_of(text)
     for text in ("truncated:0", "coarse:0", "checkpointed:99999999"):
@@ -55,8 +58,25 @@ def test_adjoints_by_name():
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"name": "emoji/resnet", "solver": "pipeline"}, "whole pipeline"),
+        (
+            {"adjoint": "reversible"},
+            "needs a reversible solver, but the solver is dpm\\+\\+; choose coupled:euler",
+        ),
+        ({"adjoint": "continuous", "solver": "pipeline"}, "need our own steps, but the solver is pipeline"),
     ],
 )
 def test_models_that_are_none(given, message):
     with pytest.raises(adp.InputError, match=message):
         sampler_of(**{"name": "emoji", "steps": 2, "guidance_scale": 1.0, **given})
+
+
+def test_a_reversible_solver_and_a_budget_by_their_names():
+    shared = {"steps": 2, "guidance_scale": 1.0, "solver": "coupled:midpoint"}
+    sampler = sampler_of("emoji", adjoint="reversible", **shared)
+    assert sampler.solver == adp.Coupled(adp.Midpoint())
+    image = sampler(sampler.noise(1), sampler.encode("a cat").requires_grad_())
+    image.mean().backward()
+    assert sampler.stats.drift < 1e-4
+    assert sampler_of("emoji", adjoint="checkpointed:1GiB", **shared).adjoint == adp.Checkpointed(
+        budget="1GiB"
+    )

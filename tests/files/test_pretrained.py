@@ -228,3 +228,19 @@ def test_clip_models_are_checked(tmp_path):
     rewrite(tmp_path / "model.safetensors", lambda t: t.pop("visual_projection.weight"))
     with pytest.raises(adp.InputError, match=r"missing: visual_projection\.weight"):
         load_clip(str(tmp_path))
+
+
+def test_a_variant_is_loaded_where_a_model_has_files_of_it(tmp_path):
+    """The other models come from their usual files, and what cannot be meant is refused."""
+    pipe = of("sd").make()
+    pipe.save_pretrained(tmp_path)
+    with torch.no_grad():
+        next(pipe.unet.parameters()).add_(1)
+    pipe.unet.save_pretrained(tmp_path / "unet", variant="fp16")
+    usual, found = load_pretrained_pipeline(tmp_path), load_pretrained_pipeline(tmp_path, variant="fp16")
+    first, second = (next(each.unet.parameters()) for each in (usual, found))
+    assert torch.equal(first + 1, second)
+    assert torch.equal(next(usual.vae.parameters()), next(found.vae.parameters()))
+    for more, message in ({"variant": "bf16"}, "no model of"), ({"revision": "main"}, "a model on a hub"):
+        with pytest.raises(adp.InputError, match=message):
+            load_pretrained_pipeline(tmp_path, **more)

@@ -210,7 +210,9 @@ WORD_FLAGS = [
 ]
 WORDS = [
     "", " ", "none", "magic", "cuda", "cuda:99", "cuda:-1", "mps", "meta", "cpu:0", "foo", "fp8", "wandb", "truncated",
-    "truncated:0", "checkpointed:-1", "checkpointed:x", "continuous:0", "backprop:2", "truncated:99999999999999",
+    "truncated:0",
+    "checkpointed:1GiB", "checkpointed:auto", "coupled:euler", "coupled:rk4",
+    "checkpointed:-1", "checkpointed:x", "continuous:0", "backprop:2", "truncated:99999999999999",
     "continuous:7", "reversible", "ab5", "l3", "\x1b[31mred", "ä" * 300, "../..", "emoji", "emoji/judge", "file",
 ]  # fmt: skip
 PATHS = [
@@ -260,6 +262,27 @@ EDGES = [
         ["a cat", "--repeats", "0"], ["a cat", "--device", "cuda:77"], ["missing.txt"], ["binary.txt"],
         ["empty.txt"], ["pipe"],
     )),
+    *([name, "a cat", "--num_inference_steps", "1", "--output_dir", "out", "--overwrite", *quick, *more]
+      for name, quick in (("sample", []), ("compare", ["--no_check", "--repeats", "1"])) for more in (
+        *(["--pretrained_model_name_or_path", model] for model in (
+            "promptless", "classifier", "nowhere", "file", "", "/dev/null", "a/b/c",
+        )),
+        ["--lora", "nowhere"], ["--lora", "model"], ["--lora", "file"], ["--lora", "pipe"], ["--lora", "x" * 5000],
+        ["--learned_embeds", "file"], ["--learned_embeds", "image.png"], ["--learned_embeds", "."],
+        ["--height", "0"], ["--height", "7"], ["--width", "nan"],
+        ["--revision", "main"], ["--variant", "fp16"], ["--negative_prompt", "a xylophone"],
+        ["--solver", "coupled:ab1"],
+        ["--pretrained_model_name_or_path", "model", "--variant", "*"],
+        ["--pretrained_model_name_or_path", "model", "--revision", "main"],
+        ["--pretrained_model_name_or_path", "model", "--width", "9"],
+        ["--mixed_precision", "bf16"],
+    )),
+    *(["sample", "a cat", "--noise", path] for path in ("nowhere", "file", "pipe", "/dev/zero", ".", "")),
+    ["sample", "a cat", "--output_format", "gif"], ["compare", "a cat", "--adjoint", "checkpointed:1B"],
+    ["compare", "a cat", "--adjoint", "reversible"], ["compare", "a cat", "--metric", "content"],
+    command("guide", "--adjoint", "reversible"), command("tune", "--adjoint", "checkpointed:1KB"),
+    command("guide", "--solver", "coupled:euler", "--adjoint", "reversible"),
+    command("audit", "--solver", "coupled:euler", "--adjoint", "reversible"),
     ["sample", "a cat", "--batch", "1000000"],
     ["sample", "a cat", "--batch", "1000001"],
     [], ["--version"], ["--help"], ["nosuch"], ["--seed", "3"], ["demo", "--output_dir", "file"],

@@ -59,4 +59,4 @@ def refused(tmp_path, wrong):
     ended = run(*([*arguments, "--output_dir", str(tmp_path)] for arguments in wrong.values()))
     for message, end in zip(wrong, ended, strict=True):
         assert end.startswith("InputError: "), end
-        assert message in end
+        assert message in end, end

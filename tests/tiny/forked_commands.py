@@ -116,6 +116,7 @@ def a_full_disk(tmp_path):
         "1",
         "--batch",
         "1",
+        "--quiet",
         "--output_dir",
         str(tmp_path / "out"),
     ]

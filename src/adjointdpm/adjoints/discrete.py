@@ -292,7 +292,15 @@ class Truncated(Discrete):
 
     def solve(self, ivp: IVP, stats: Stats) -> Tensor:
         if self.repeats == 1 or not wants_gradient(ivp):
-            return super().solve(ivp, stats)
+            final = super().solve(ivp, stats)
+            if (
+                wants_gradient(ivp) and not final.requires_grad
+            ):  # the last call of `Coupled` is for its second state
+                raise InputError(
+                    f"{self!r} makes no gradient, since the result does not depend on the last {self.last} of "
+                    f"{ivp.calls} denoiser calls; give a larger last"
+                )
+            return final
         self.refuse(ivp)
         return _low_variance(ivp, without_graph(Backprop().solve, ivp, stats), self.repeats, stats)
 

@@ -9,18 +9,22 @@ import torch
 from torch import Tensor
 
 from .._types import Cond, InputError
-from ..adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Truncated
+from ..adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Reversible, Truncated
 from ..adjoints.budget import free_memory
 from ..adjoints.cotangents import cotangents
 from ..metrics.base import Metric
+from ..optimization.progress import progress
 from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
-from ..solvers import Euler
+from ..solvers import Coupled, Euler
 from .comparison_report import Comparison, Profile, Row
 from .finite_difference import Check, finite_difference
 from .gradients import gradients
 
 __all__ = ["Comparison", "Row", "compare"]
+
+_CHECK = 10
+"""Gradients that take as long as one check by finite differences, roughly."""
 
 
 @dataclass
@@ -46,6 +50,7 @@ def compare(
     variables: Sequence[str] | None = None,
     repeats: int = 3,
     check: bool = True,
+    quiet: bool = False,
 ) -> Comparison:
     """Compare each adjoint's gradient with the exact one of the same sampler: error, cost and a recommendation.
 
@@ -70,12 +75,14 @@ def compare(
         repeats: number of timed rounds, at least 1.
         check: whether finite differences are made: for each variable about 25 samplings without a gradient, in
             float64 where the networks and the metric run in it (`finite_difference`).
+        quiet: compare without a progress bar.
 
     Returns:
         the rows, the profiles along the trajectory, the checks and a recommendation; `print` shows them.
 
     Raises:
-        InputError: repeats < 1, there are no adjoints, or `gradients` refuses an input or the metric.
+        InputError: repeats < 1, there are no adjoints, the exact gradient is 0, or `gradients` refuses an input or
+            the metric.
         NonFiniteError: the metric is NaN or infinite.
 
     Examples:
@@ -102,18 +109,33 @@ def compare(
         raise InputError("compare needs at least one adjoint, but the list is empty")
     contenders = [_Contender(each, sampler.replace(adjoint=each)) for each in adjoints]
     exact = _Contender(Checkpointed(), sampler.replace(adjoint=Checkpointed()))
-    for each in (exact, *contenders):
-        with cotangents() as each.trace:
-            _take(each, metric, noise, cond, variables, first=True)
-    for _ in range(repeats):
-        for each in contenders:
-            start = time.perf_counter()
-            _take(each, metric, noise, cond, variables)
-            _wait(noise)
-            each.seconds.append(time.perf_counter() - start)
     checks: list[Check] = []
-    for name in variables if check else ():
-        checks.append(finite_difference(exact.sampler, metric, noise, cond, name, exact.gradients[name]))
+    checked = variables if check else ()
+    total = 1 + (1 + repeats) * len(contenders) + _CHECK * len(checked)
+    with progress("compare", total, quiet) as bar:
+        for each in (exact, *contenders):
+            bar.set_postfix_str(f"gradients, {_label(each.adjoint)}")
+            with cotangents() as each.trace:
+                _take(each, metric, noise, cond, variables, first=True)
+            if not any(bool(gradient.any()) for gradient in exact.gradients.values()):
+                raise InputError(
+                    "the exact gradient of every variable is 0, so that no error is relative to it; give a metric that "
+                    "is not at its minimum in this image"
+                )
+            bar.update()
+        for _ in range(repeats):
+            for each in contenders:
+                bar.set_postfix_str(f"timing, {_label(each.adjoint)}")
+                start = time.perf_counter()
+                _take(each, metric, noise, cond, variables)
+                _wait(noise)
+                each.seconds.append(time.perf_counter() - start)
+                bar.update()
+        for name in checked:
+            bar.set_postfix_str(f"finite differences, {name}")
+            found = finite_difference(exact.sampler, metric, noise, cond, name, exact.gradients[name])
+            checks.append(found)
+            bar.update(_CHECK)
     return Comparison(
         tuple(row for each in contenders for row in _rows(each, exact, variables)),
         tuple(_profile(each, exact) for each in contenders if each.trace),
@@ -125,8 +147,8 @@ def compare(
 def default_adjoints(sampler: Sampler) -> list[Adjoint]:
     """Return the adjoints that `compare` takes by default.
 
-    They are the exact ones and DRaFT-1, and for a `FlowSampler` also `CoarseAdjoint` with a half and a third of the
-    steps and the adjoint ODE of the paper's release.
+    They are the exact ones and DRaFT-1 (with a `Coupled` solver `Reversible()` in its place), and for a `FlowSampler`
+    also `CoarseAdjoint` with a half and a third of the steps and the adjoint ODE of the paper's release.
 
     Args:
         sampler: the sampler.
@@ -134,7 +156,8 @@ def default_adjoints(sampler: Sampler) -> list[Adjoint]:
     Returns:
         the adjoints, at least three.
     """
-    everyone: list[Adjoint] = [Backprop(), Checkpointed(), Truncated(last=1)]
+    cheap = Reversible() if isinstance(sampler.solver, Coupled) else Truncated(last=1)
+    everyone: list[Adjoint] = [Backprop(), Checkpointed(), cheap]
     if not isinstance(sampler, FlowSampler):
         return everyone
     return [

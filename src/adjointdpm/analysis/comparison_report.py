@@ -3,10 +3,11 @@
 relative_error = |g - g*| / |g*|,   cosine = g . g* / (|g| |g*|),   norm_ratio = |g| / |g*|
 """
 
+import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .._types import InputError
@@ -111,6 +112,18 @@ class Comparison:
         profiles = [asdict(profile) for profile in self.profiles]
         found = {"rows": self.as_dicts(), "checks": checks, "profiles": profiles}
         return json.dumps(found | {"recommendation": self.recommendation}, indent=1) + "\n"
+
+    def to_csv(self) -> str:
+        """Write the rows as CSV, with the names of `Row`'s fields as the first line.
+
+        Returns:
+            the text.
+        """
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [each.name for each in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.as_dicts())
+        return text.getvalue()
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the table as text.

@@ -11,7 +11,7 @@ from ..tasks import AuditSettings, HardenSettings, pixels
 from ..tasks.audit import audit as run_audit
 from ..tasks.evaluation import labels_of
 from ..tasks.harden import harden as run_harden
-from .flags import ForBundled, Given, Group, PromptTexts
+from .flags import ForBundled, Given, Group, LabelsOf, PromptTexts
 from .options import ModelOptions, OutputOptions, TaskOptions, announce, judge_of
 from .parse_sampler import check_memory, classifier_of
 
@@ -23,14 +23,15 @@ class AuditOptions(TaskOptions):
     """What is audited.
 
     Args:
-        label: Label that the classifier should give the images of a prompt. May be repeated, once per prompt.
+        label: Label that the classifier should give the images of a prompt. May be repeated, once per prompt, or be the
+            column label of the file of prompts.
         classifier: Classifier to audit: bundled, a folder, or a name on a hub.
         transfer: Further classifier on which the images found are tried. May be repeated.
         keep_features: Classifier whose features are to stay near the original's; or pixels, or none.
         target: Label to reach; any other label counts if it is not given.
     """
 
-    label: tuple[str, ...] = ()
+    label: Annotated[tuple[str, ...], LabelsOf("prompt")] = ()
     classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
     transfer: tuple[str, ...] = ()
     keep_features: str = "pixels"

@@ -7,10 +7,19 @@ from typing import Annotated
 from .._types import Range
 from ..analysis.comparison import compare as compare_gradients
 from ..files.atomic_write import write_file
-from ..metrics import Chroma
-from .flags import Given, Positional
-from .options import BundledOptions, FolderOptions, free_folder, in_one_process
-from .parse_sampler import check_memory
+from ..metrics import beside
+from ..tasks.sampling import network_of, sampled
+from .flags import Given, Group, Positional
+from .options import (
+    FolderOptions,
+    NetworkOptions,
+    PromptedModel,
+    check_networks,
+    free_folder,
+    in_one_process,
+)
+from .parse_metric import metric_of
+from .parse_sampler import adjoint_of, check_memory, check_steps
 
 __all__ = ["Compare", "CompareOptions"]
 
@@ -20,14 +29,25 @@ class CompareOptions:
     """What is compared.
 
     Args:
-        prompt: Prompt of the bundled model.
+        prompt: Prompt of the image.
+        metric: Metric whose gradients are compared, as [weight*]kind[:argument], such as "background:0.9,0.8,0.2".
+            May be repeated; the metrics are added up.
+        adjoint: Way of computing a gradient that is compared: checkpointed[:keep], checkpointed:8GiB (a budget of
+            memory), checkpointed:auto, backprop, reversible (with a coupled solver), truncated:last, coarse[:steps]
+            or continuous[:steps]. May be repeated; all that the solver has are compared by default.
+        seed: Random seed of the noise.
         repeats: Number of timed rounds.
         weights: Also differentiate the weights.
+        check: Check the exact gradient by finite differences.
     """
 
     prompt: Annotated[str, Positional]
+    metric: tuple[str, ...] = ("chroma",)
+    adjoint: tuple[str, ...] = ()
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     repeats: Annotated[int, Range(1, 1000)] = 3
     weights: bool = False
+    check: bool = True
 
 
 @dataclass(frozen=True)
@@ -35,19 +55,36 @@ class Compare:
     """The flags of `adjointdpm compare`."""
 
     task: CompareOptions
-    model: BundledOptions
+    networks: NetworkOptions
+    model: Annotated[PromptedModel, Group(without=("adjoint",))]
     output: FolderOptions = FolderOptions(Path("outputs/compare"))
 
     def run(self, given: Given) -> None:
         """Measure, print the table, and write the files."""
         in_one_process(given.command)
+        task = self.task
+        adjoints = [adjoint_of(each) for each in task.adjoint]
+        for each in adjoints:
+            check_steps(self.model.solver, each)
         folder = free_folder(self.output.output_dir, "compare.json", overwrite=self.output.overwrite)
         sampler = self.model.sampler()
         check_memory(sampler, 1, 1)
-        sampler.requires_grad_(False)
-        sampler.model.denoiser.requires_grad_(self.task.weights)
-        cond, noise = sampler.encode(self.task.prompt), sampler.noise(1, self.model.seed)
-        found = compare_gradients(sampler, Chroma(), noise=noise, cond=cond, repeats=self.task.repeats)
+        networks = self.networks.networks(sampler)
+        metric = metric_of(task.metric, networks)
+        check_networks(given, networks)
+        network_of(sampler).requires_grad_(task.weights)
+        noise, cond = sampler.noise(1, task.seed), sampler.encode(task.prompt, self.model.negative_prompt)
+        found = compare_gradients(
+            sampler,
+            beside(metric, sampled(sampler, noise, cond, 1)),
+            adjoints or None,
+            noise=noise,
+            cond=cond,
+            repeats=task.repeats,
+            check=task.check,
+            quiet=self.output.quiet,
+        )
         print(found)
         write_file(folder / "compare.json", found.to_json().encode())
+        write_file(folder / "compare.csv", found.to_csv().encode())
         print(found.plot(folder / "compare.png"))

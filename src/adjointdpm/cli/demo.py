@@ -15,6 +15,7 @@ from ..files.atomic_write import write_file
 from ..files.html_report import ImageTable, Page
 from ..files.images import as_8_bit, output_folder
 from ..metrics import EffectDistance, HiddenStates, Margin, effect
+from ..optimization.task import RunOptions
 from ..samplers.flow_sampler import FlowSampler
 from ..tasks import AuditSettings, InvertSettings, Lora, PromptGoal, TokenVectors, TuneSettings
 from ..tasks.audit import audit
@@ -34,13 +35,14 @@ PROMPTS = tuple(f"a {subject} on a blue background" for subject in SUBJECTS)
 
 @dataclass(frozen=True)
 class Scale:
-    """How much work the demonstration does: steps of sampling and of each optimization, and timed rounds."""
+    """How the demonstration runs: steps of sampling and of each optimization, timed rounds, and whether it is quiet."""
 
     sampling: int = 15
     noise: int = 28
     prompt: int = 40
     weights: int = 20
     repeats: int = 2
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Demo:
         folder = free_folder(
             self.output.output_dir, "index.html", "*/result.json", overwrite=self.output.overwrite
         )
-        print(f"page: {demo(folder).resolve()}")
+        print(f"page: {demo(folder, Scale(quiet=self.output.quiet)).resolve()}")
 
 
 def demo(output: str | Path, scale: Scale | None = None) -> Path:
@@ -115,6 +117,7 @@ def _noise(sampler: FlowSampler, page: Page, folder: Path, scale: Scale) -> None
         settings=AuditSettings(max_train_steps=scale.noise, momentum=0.5, controls=False),
         judge=load_classifier("emoji/judge"),
         features=HiddenStates(kept.model, kept.normalized, None),
+        run=RunOptions(quiet=scale.quiet),
     )
     page.heading("2. Noise: which images does a classifier get wrong?")
     page.text(
@@ -142,6 +145,7 @@ def _prompt(sampler: FlowSampler, page: Page, folder: Path, scale: Scale) -> Non
         token=token,
         output=folder / "invert",
         settings=InvertSettings(max_train_steps=scale.prompt, learning_rate=0.1, num_validation_images=1),
+        run=RunOptions(quiet=scale.quiet),
     )
     seen, _, unseen = found.reports.values()
     page.heading("3. Prompt: from images to a word")
@@ -168,6 +172,7 @@ def _weights(sampler: FlowSampler, page: Page, folder: Path, scale: Scale) -> No
         output=folder / "tune",
         weights=Lora(lora_layers=(*Lora.lora_layers, "conv1")),
         settings=TuneSettings(max_train_steps=scale.weights, learning_rate=0.01),
+        run=RunOptions(quiet=scale.quiet),
     )
     before, after = found.methods["untuned"], found.methods["metric"]
     page.heading("4. Weights: tune the model to a metric")
@@ -190,7 +195,9 @@ def _compare(sampler: FlowSampler, page: Page, folder: Path, scale: Scale) -> No
     classifier = load_classifier("emoji/resnet")
     metric = Margin(classifier, torch.tensor([classifier.index(SUBJECTS[0])]))
     noise, cond = sampler.noise(1, seed=1), sampler.encode(PROMPTS[0])
-    found = compare(sampler, metric, noise=noise, cond=cond, repeats=scale.repeats, check=False)
+    found = compare(
+        sampler, metric, noise=noise, cond=cond, repeats=scale.repeats, check=False, quiet=scale.quiet
+    )
     page.heading("5. How true is each gradient, and what does it cost?")
     page.text(
         "Error is |g - g*| / |g*| against the exact gradient of the same sampler; memory is what was saved for "

@@ -20,19 +20,20 @@ from click.core import ParameterSource
 from .._types import InputError, OneOf
 from ..zoo import bundled
 from .config_file import read_config
-from .prompt_files import prompts_of
+from .prompt_files import rows_of
 
 __all__ = [
     "ForBundled",
     "Given",
     "Group",
+    "LabelsOf",
     "Positional",
     "PromptTexts",
     "command_of",
     "flags_of",
 ]
 
-UNSAVED = ("resume", "overwrite")  # They say what to do with a folder, not what to compute.
+UNSAVED = ("resume", "overwrite", "quiet")  # They say how a run goes on, not what to compute.
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,32 @@ class PromptTexts:
 
     def __call__(self, flag: str, value: tuple[str, ...]) -> tuple[str, ...]:
         """Return the prompts, with those that stand in files."""
-        return tuple(line for each in value for line in prompts_of(flag, each))
+        return tuple(prompt for each in value for prompt, _ in rows_of(flag, each))
+
+
+@dataclass(frozen=True)
+class LabelsOf:
+    """Labels that are not given are those in the files of prompts, in their column `label`.
+
+    Args:
+        prompts: The name of the flag with the prompts.
+    """
+
+    prompts: str
+
+    def labels(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the label of every prompt; none where no prompt has one.
+
+        Raises:
+            InputError: Some prompts have a label and others not.
+        """
+        rows = [row for each in texts for row in rows_of(f"--{self.prompts}", each)]
+        without = [prompt for prompt, label in rows if not label]
+        if 0 < len(without) < len(rows):
+            raise InputError(
+                f"--{self.prompts}: the prompt {without[0]!r} has no label, but others have one"
+            )
+        return () if without else tuple(label for _, label in rows)
 
 
 @dataclass(frozen=True)
@@ -133,13 +159,19 @@ class Flag:
             return self.about
         return f"{self.about} [default: {_written(self.default)}]"
 
-    def checked(self, value: Any, model: str | None) -> Any:
-        """Return a value that was read, after the checks.
+    def checked(self, read: dict[str, Any]) -> Any:
+        """Return the value that was read for this flag, after the checks.
+
+        Args:
+            read: The values of all flags, as they were read.
 
         Raises:
             InputError: A check failed.
         """
+        value, model = read[self.name], read.get("pretrained_model_name_or_path")
         for note in self.notes:
+            if isinstance(note, LabelsOf) and not value:
+                return note.labels(read[note.prompts])
             if isinstance(note, ForBundled) and value is None:
                 return note.ours if model is not None and bundled(model) else note.others
             value = note(self.shown, value) if callable(note) and note is not Positional else value
@@ -297,8 +329,7 @@ def command_of(name: str, settings: type, about: str) -> click.Command:
 
     @click.pass_context
     def run(ctx: click.Context, print_config: bool, **read: Any) -> None:
-        model = read.get("pretrained_model_name_or_path")
-        values = {flag.name: flag.checked(read[flag.name], model) for flag in flags}
+        values = {flag.name: flag.checked(read) for flag in flags}
         sources = {each: ctx.get_parameter_source(each) for each in values}
         typed = frozenset(k for k, source in sources.items() if source is ParameterSource.COMMANDLINE)
         given = Given(name, values, typed)

@@ -20,8 +20,8 @@ from ..optimization.signals import Interrupted, end_once, ending
 __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = {
-    "sample": "Make images with the bundled model.",
-    "compare": "Measure the error and cost of every gradient on the bundled model.",
+    "sample": "Make images with a model.",
+    "compare": "Measure the error and cost of every way to compute a gradient.",
     "demo": "Run the main job on the bundled model and write a page about it.",
     "tune": "Train weights (a LoRA) towards a metric of the finished image.",
     "invert": "Learn a visual effect as a word of prompts.",

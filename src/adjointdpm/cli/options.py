@@ -19,22 +19,20 @@ from ..optimization.distributed import Processes
 from ..optimization.run_folder import hold_folder
 from ..optimization.task import RunOptions
 from ..samplers.base import Sampler
-from ..samplers.flow_sampler import FlowSampler
 from ..tasks.methods import MethodsResult
-from ..zoo import load_bundled
-from .flags import ForBundled, Given, PromptTexts
+from .flags import ForBundled, Given, LabelsOf, PromptTexts
 from .parse_metric import Networks
-from .parse_sampler import SOLVERS, classifier_of, device_of, sampler_of
+from .parse_sampler import SOLVERS, classifier_of, sampler_of
 
 __all__ = [
     "RESULTS",
-    "BundledOptions",
     "FeatureOptions",
     "FolderOptions",
     "MetricOptions",
     "ModelOptions",
     "NetworkOptions",
     "OutputOptions",
+    "PromptedModel",
     "TaskOptions",
     "announce",
     "announce_methods",
@@ -48,7 +46,7 @@ RESULTS = ("result.json", "state/**/*.safetensors")
 """What a task leaves in its folder: its result, and checkpoints on the way there."""
 
 # What does not change a result, so that a checkpoint need not agree on it; the steps are among the task's settings.
-QUIET = ("output_dir", "report_to", "checkpointing_steps", "max_train_steps")
+FREE = ("output_dir", "report_to", "checkpointing_steps", "max_train_steps")
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,32 @@ class ModelOptions:
 
     Args:
         pretrained_model_name_or_path: Bundled model, folder of a pipeline, or name on a hub.
+        revision: Branch, tag or commit of a model on a hub.
+        variant: Variant of the model's weight files, such as fp16.
+        lora: Folder or safetensors file of a LoRA, such as tune wrote, that is loaded into the model.
+        learned_embeds: Safetensors file of a learned token, such as invert wrote, that prompts may then use.
+        height: Height of the images in pixels; the model's own by default.
+        width: Width of the images in pixels; the model's own by default.
         num_inference_steps: Number of sampling steps.
         guidance_scale: Weight of classifier-free guidance; there is no guidance at 1 or less. [default: 4 with the
             bundled model, else the pipeline's own]
-        solver: Solver of the sampling ODE: dpm++, euler, midpoint, heun, rk4 or ab1 to ab4; pipeline stands for the
-            pipeline's own scheduler.
-        adjoint: How gradients are computed: checkpointed[:keep], backprop, truncated:last, coarse[:steps] or
+        solver: Solver of the sampling ODE: dpm++, euler, midpoint, heun, rk4, ab1 to ab4, or coupled:euler (also
+            coupled:midpoint, coupled:heun and coupled:rk4), which is reversible; pipeline stands for the pipeline's
+            own scheduler.
+        adjoint: How gradients are computed: checkpointed[:keep], checkpointed:8GiB (a budget of memory),
+            checkpointed:auto, backprop, reversible (with a coupled solver), truncated:last, coarse[:steps] or
             continuous[:steps].
         mixed_precision: Number format of the network: no, fp16 or bf16.
         device: Device to run on, such as cpu, cuda, cuda:1 or mps; auto takes CUDA, else MPS, else the CPU.
     """
 
     pretrained_model_name_or_path: str = "emoji"
+    revision: str | None = None
+    variant: str | None = None
+    lora: Path | None = None
+    learned_embeds: Path | None = None
+    height: Annotated[int | None, Range(1, 16_384)] = None
+    width: Annotated[int | None, Range(1, 16_384)] = None
     num_inference_steps: Annotated[int, Range(1, 10_000)] = 25
     guidance_scale: Annotated[float | None, Range(0, 1000)] = None
     solver: Annotated[str, OneOf((*SOLVERS, "pipeline"))] = "dpm++"
@@ -86,33 +98,24 @@ class ModelOptions:
             adjoint=self.adjoint,
             mixed_precision=self.mixed_precision,
             device=self.device,
+            revision=self.revision,
+            variant=self.variant,
+            height=self.height,
+            width=self.width,
+            lora=self.lora,
+            learned_embeds=self.learned_embeds,
         )
 
 
 @dataclass(frozen=True)
-class BundledOptions:
-    """The bundled model, and how it is sampled.
+class PromptedModel(ModelOptions):
+    """The model, how it is sampled, and what its images avoid.
 
     Args:
-        num_inference_steps: Number of sampling steps.
-        guidance_scale: Weight of classifier-free guidance; there is no guidance at 1 or less.
-        seed: Random seed.
-        device: Device to run on, such as cpu, cuda, cuda:1 or mps; auto takes CUDA, else MPS, else the CPU.
+        negative_prompt: Prompt that the images are guided away from.
     """
 
-    num_inference_steps: Annotated[int, Range(1, 10_000)] = 25
-    guidance_scale: Annotated[float, Range(0, 1000)] = 4.0
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    device: str = "auto"
-
-    def sampler(self) -> FlowSampler:
-        """Return the sampler that the flags describe."""
-        return load_bundled(
-            "emoji",
-            steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            device=device_of(self.device),
-        )
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,12 @@ class FolderOptions:
     Args:
         output_dir: Folder for the results.
         overwrite: Write over the results of an earlier run in the folder.
+        quiet: Show no progress bars.
     """
 
     output_dir: Path
     overwrite: bool = False
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,12 +145,12 @@ class OutputOptions(FolderOptions):
     resume: bool = False
     report_to: Literal["none", "tensorboard"] = "none"
 
-    def start(self, given: Given, quiet: Collection[str] = ("judge",)) -> tuple[Path, RunOptions]:
+    def start(self, given: Given, free: Collection[str] = ("judge",)) -> tuple[Path, RunOptions]:
         """Return the folder, into which the flags are written, and the options of the run.
 
         Args:
             given: What was given to the command.
-            quiet: Names of further flags that a checkpoint need not agree on, besides `QUIET`.
+            free: Names of further flags that a checkpoint need not agree on, besides `FREE`.
 
         Raises:
             InputError: The folder holds results or cannot be written to, the run that is to be resumed was made with
@@ -153,10 +158,10 @@ class OutputOptions(FolderOptions):
         """
         folder = free_folder(self.output_dir, *RESULTS, resume=self.resume, overwrite=self.overwrite)
         report = None if self.report_to == "none" else _tensorboard(self.output_dir)
-        names = {*QUIET, *quiet}
+        names = {*FREE, *free}
         agreed = {name: value for name, value in given.resolved().items() if name not in names}
         repeat = _saved(given, folder, agreed, names)
-        return folder, RunOptions(self.resume, report=report, config=agreed, repeat=repeat)
+        return folder, RunOptions(self.resume, self.quiet, report, agreed, repeat)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +169,7 @@ class TaskOptions:
     """Which images a task makes, and who judges them.
 
     Args:
-        prompt: Prompt of the images. May be repeated, or be a file of prompts.
+        prompt: Prompt of the images. May be repeated, or be a file of prompts: txt, csv or jsonl.
         judge: Classifier that says what images show; none for no judge.
     """
 
@@ -179,11 +184,12 @@ class MetricOptions(TaskOptions):
     Args:
         metric: Metric to lower, as [weight*]kind[:argument], such as "style:photo.png" or "0.3*content". May be
             repeated; the metrics are added up.
-        label: Label that the judge should give the images of a prompt. May be repeated, once per prompt.
+        label: Label that the judge should give the images of a prompt. May be repeated, once per prompt, or be the
+            column label of the file of prompts.
     """
 
     metric: tuple[str, ...]
-    label: tuple[str, ...] = ()
+    label: Annotated[tuple[str, ...], LabelsOf("prompt")] = ()
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """Models by name, as the command line takes them: bundled, a local folder, or a name on a model hub.
 
-solver    dpm++ (2M), euler (= ddim), midpoint, heun, rk4, ab1 ... ab4, or pipeline: its own scheduler
-adjoint   checkpointed[:keep], backprop, truncated:last, coarse[:steps], continuous[:steps]
+solver    dpm++ (2M), euler (= ddim), midpoint, heun, rk4, ab1 ... ab4, coupled:euler (or another one-step solver),
+          or pipeline: its own scheduler
+adjoint   checkpointed[:keep or budget], backprop, reversible, truncated:last, coarse[:steps], continuous[:steps]
 """
 
 import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,35 @@ import torch
 from torch import nn
 
 from .._types import AdjointDPMError, InputError, in_range
-from ..adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Truncated
+from ..adjoints import (
+    Adjoint,
+    Backprop,
+    Checkpointed,
+    CoarseAdjoint,
+    Continuous,
+    Reversible,
+    Truncated,
+)
 from ..adjoints.budget import free_memory
+from ..files.diffusers_files import load_lora, load_textual_inversion
 from ..files.pretrained import load_pretrained_pipeline
 from ..metrics.image_classifier import Classifier
 from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
 from ..samplers.pipeline_sampler import PipelineSampler
-from ..solvers import RK4, AdamsBashforth, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from ..solvers import RK4, AdamsBashforth, Coupled, DPMSolverPP, Euler, Heun, Midpoint, Solver
 from ..zoo import bundled, folder, load_bundled, load_classifier
 
-__all__ = ["SOLVERS", "adjoint_of", "check_memory", "classifier_of", "device_of", "sampler_of", "using"]
+__all__ = [
+    "SOLVERS",
+    "adjoint_of",
+    "check_memory",
+    "check_steps",
+    "classifier_of",
+    "device_of",
+    "sampler_of",
+    "using",
+]
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "dpm++": lambda: DPMSolverPP(order=2),
@@ -36,6 +55,10 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "heun": Heun,
     "rk4": RK4,
     **{f"ab{n}": (lambda n=n: AdamsBashforth(order=n)) for n in (1, 2, 3, 4)},
+    "coupled:euler": lambda: Coupled(Euler()),
+    "coupled:midpoint": lambda: Coupled(Midpoint()),
+    "coupled:heun": lambda: Coupled(Heun()),
+    "coupled:rk4": lambda: Coupled(RK4()),
 }
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -158,31 +181,51 @@ def _choice(what: str, given: str, known: Any) -> None:
 
 
 def adjoint_of(text: str) -> Adjoint:
-    """Return an adjoint from its name and, after a colon, its number.
+    """Return an adjoint from its name and, after a colon, its number or its budget of memory.
 
     Raises:
         InputError: another name, no number where one is needed, or one where none is.
     """
-    name, _, number = text.partition(":")
+    name, _, given = text.partition(":")
     makes: dict[str, Callable[[int | None], Adjoint]] = {
         "checkpointed": lambda n: Checkpointed(keep=n or 0),
         "backprop": lambda _: Backprop(),
+        "reversible": lambda _: Reversible(),
         "truncated": lambda n: Truncated(last=n or 0),
         "coarse": lambda n: CoarseAdjoint(steps=n),
         "continuous": lambda n: Continuous(solver=Euler(), steps=n),
     }
     _choice("adjoint", name, makes)
-    wrong = number and (not number.isdecimal() or name == "backprop")
-    if wrong or (name == "truncated" and not number):
+    if name == "checkpointed" and given and not given.isdecimal():
+        with suppress(InputError):
+            return Checkpointed(budget=given)
+    wrong = given and (not given.isdecimal() or name in ("backprop", "reversible"))
+    if wrong or (name == "truncated" and not given):
         raise InputError(
-            f"adjoint {text!r} cannot be read; write checkpointed, checkpointed:5, backprop, truncated:5, "
-            "coarse:25 or continuous:25"
+            f"adjoint {text!r} cannot be read; write checkpointed, checkpointed:5 (graphs to keep), checkpointed:8GiB, "
+            "checkpointed:auto, backprop, reversible, truncated:5, coarse:25 or continuous:25"
         )
-    if number:
-        in_range(
-            f"the number of the adjoint {name}", int(number), 0 if name == "checkpointed" else 1, 10**6
+    if given:
+        in_range(f"the number of the adjoint {name}", int(given), 0 if name == "checkpointed" else 1, 10**6)
+    return makes[name](int(given) if given else None)
+
+
+def check_steps(solver: str, adjoint: Adjoint) -> None:
+    """Refuse an adjoint that cannot differentiate the steps of a solver.
+
+    Raises:
+        InputError: it cannot, with what is needed.
+    """
+    if isinstance(adjoint, Reversible) and not solver.startswith("coupled:"):
+        raise InputError(
+            f"adjoint reversible needs a reversible solver, but the solver is {solver}; choose coupled:euler, "
+            "coupled:midpoint, coupled:heun or coupled:rk4"
         )
-    return makes[name](int(number) if number else None)
+    if solver == "pipeline" and isinstance(adjoint, CoarseAdjoint | Continuous):
+        raise InputError(
+            "adjoint coarse and continuous need our own steps, but the solver is pipeline; choose another solver, or "
+            "adjoint checkpointed, backprop or truncated"
+        )
 
 
 def sampler_of(
@@ -194,6 +237,12 @@ def sampler_of(
     adjoint: str = "checkpointed",
     mixed_precision: str = "no",
     device: str = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    lora: Path | None = None,
+    learned_embeds: Path | None = None,
 ) -> Sampler:
     """Return a sampler over a bundled model, a folder or a hub's pipeline, its weights frozen.
 
@@ -206,10 +255,14 @@ def sampler_of(
         solver, adjoint: see the head of this module.
         mixed_precision: no, fp16 or bf16: the network's dtype; states stay in float32.
         device: where it runs; see `device_of`.
+        revision, variant: see `load_pretrained_pipeline`.
+        height, width: of the image, in pixels; the model's own if None.
+        lora: see `load_lora`.
+        learned_embeds: see `load_textual_inversion`.
 
     Raises:
         InputError: an unknown name or word, a folder that holds no pipeline in safetensors, or a pipeline that takes
-            no prompts or cannot be run.
+            no prompts, does not fit the files or cannot be run.
     """
     _choice("solver", solver, [*SOLVERS, "pipeline"])
     _choice("mixed_precision", mixed_precision, DTYPES)
@@ -217,11 +270,40 @@ def sampler_of(
     if guidance_scale is not None:
         in_range("guidance_scale", guidance_scale)
     made, dtype, place = adjoint_of(adjoint), DTYPES[mixed_precision], device_of(device)
+    check_steps(solver, made)
     _check_source("model", name)
+    for what, path in {"lora": lora, "learned_embeds": learned_embeds}.items():
+        if path is not None and not path.exists():
+            raise InputError(f"{what} {path}: there is no such file")
+    files = {"revision": revision, "variant": variant}
+    if bundled(name) and any(files.values()):
+        raise InputError("revision and variant are not used with a bundled model, which has one of each")
+    shared: dict[str, Any] = {"steps": steps, "adjoint": made}
+    if guidance_scale is not None or bundled(name):
+        shared["guidance_scale"] = 4.0 if guidance_scale is None else guidance_scale
+    sizes = {"height": height, "width": width}
     with using(f"the model {name!r}"):
-        if bundled(name) and guidance_scale is None:
-            guidance_scale = 4.0
-        sampler = _untried(name, solver, dtype, place, steps, guidance_scale, made)
+        if bundled(name) and solver != "pipeline":
+            ours = load_bundled(
+                name, dtype=dtype, device=place, solver=SOLVERS[solver](), **sizes, **shared
+            )
+            words = _extended(ours.pipe, lora, learned_embeds)
+            ours.model.vocabulary = frozenset(ours.model.vocabulary or ()) | words
+            sampler: Sampler = ours
+        else:
+            pipe = load_pretrained_pipeline(folder(name) if bundled(name) else name, dtype, **files)
+            _extended(pipe.to(place), lora, learned_embeds)
+            if solver == "pipeline":
+                given = {key: value for key, value in sizes.items() if value is not None}
+                sampler = PipelineSampler(pipe, arguments=given, **shared)
+            else:
+                sampler = FlowSampler.from_pipeline(pipe, solver=SOLVERS[solver](), **sizes, **shared)
+        _, high, wide = sampler.image_shape
+        if (high, wide) != (height or high, width or wide):
+            raise InputError(
+                f"images of {height or high} x {width or wide} cannot be made by the model {name!r}, which would make "
+                f"{high} x {wide}; give another height and width"
+            )
         with torch.no_grad():
             trial = sampler.replace(steps=min(steps, 2), adjoint=Checkpointed())
             cond = trial.encode([""])
@@ -231,24 +313,14 @@ def sampler_of(
     return sampler
 
 
-def _untried(
-    name: str,
-    solver: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    steps: int,
-    guidance_scale: float | None,
-    adjoint: Adjoint,
-) -> Sampler:
-    shared: dict[str, Any] = {"steps": steps, "adjoint": adjoint}
-    if guidance_scale is not None:
-        shared["guidance_scale"] = guidance_scale
-    if bundled(name) and solver != "pipeline":
-        return load_bundled(name, dtype=dtype, device=device, solver=SOLVERS[solver](), **shared)
-    pipe = load_pretrained_pipeline(folder(name) if bundled(name) else name, dtype).to(device)
+def _extended(pipe: Any, lora: Path | None, learned_embeds: Path | None) -> set[str]:
+    """Load a LoRA and a token into a pipeline, freeze all of its weights, and return the words of the token."""
+    words = set()
+    if lora is not None:
+        load_lora(pipe, lora)
+    if learned_embeds is not None:
+        words = {load_textual_inversion(pipe, learned_embeds)}
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
-    if solver == "pipeline":
-        return PipelineSampler(pipe, **shared)
-    return FlowSampler.from_pipeline(pipe, solver=SOLVERS[solver](), **shared)
+    return words

@@ -1,20 +1,30 @@
-"""Prompts that are typed, or that stand in a file, one a line."""
+"""Prompts that are typed, or that stand in a file.
 
+.txt      one prompt a line
+.csv      a column `prompt`, and perhaps a column `label`
+.jsonl    one object a line, with the key `prompt`, and perhaps the key `label`
+"""
+
+import csv
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .._types import InputError
 
-__all__ = ["prompts_of"]
+__all__ = ["rows_of"]
 
 LONGEST_FILE = 2**20
-_FILES = (".txt", ".csv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".md")
+_READ = (".txt", ".csv", ".jsonl")
+_FILES = (*_READ, ".json", ".yaml", ".yml", ".toml", ".md")
 
 
-def prompts_of(flag: str, text: str) -> list[str]:
-    """Return the prompt itself, or the prompts in the file that it names.
+def rows_of(flag: str, text: str) -> list[tuple[str, str]]:
+    """Return the prompt itself, or the prompts in the file that it names, each with its label or an empty text.
 
     Raises:
-        InputError: The file is missing, is no plain text, or holds no printable prompts.
+        InputError: The file is missing, is no file of prompts, or has a line without a printable prompt.
     """
     try:
         path = Path(text)
@@ -24,9 +34,11 @@ def prompts_of(flag: str, text: str) -> list[str]:
                 raise InputError(
                     f"{flag} {text}: there is no such file, and it does not look like a prompt"
                 )
-            return [text]
-        if named and path.suffix.lower() != ".txt":
-            raise InputError(f"{flag} {text}: prompts are read from plain text (.txt), one a line")
+            return [(text, "")]
+        if named and path.suffix.lower() not in _READ:
+            raise InputError(
+                f"{flag} {text}: prompts are read from files of the formats txt, csv and jsonl"
+            )
         if not path.is_file():
             raise InputError(f"{flag} {text}: it is not an ordinary file of prompts")
         with open(path, "rb") as file:
@@ -39,10 +51,54 @@ def prompts_of(flag: str, text: str) -> list[str]:
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        raise InputError(f"{flag} {text}: the file is not a text in UTF-8, with a prompt a line") from error
+        raise InputError(f"{flag} {text}: the file is not a text in UTF-8") from error
     except (OSError, ValueError):  # too long for a file's name, say
-        return [text]
-    found = [line.strip() for line in lines if line.strip()]
-    if not found or any(not line.isprintable() for line in found):
-        raise InputError(f"{flag} {text}: the file must hold one printable prompt a line")
-    return found
+        return [(text, "")]
+    reader = {".csv": _csv, ".jsonl": _jsonl}.get(path.suffix.lower(), _txt)
+    try:
+        rows = [(number, row.get("prompt"), row.get("label")) for number, row in reader(lines)]
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise InputError(f"{flag} {text}, {error}") from error
+    if not rows:
+        raise InputError(f"{flag} {text}: the file holds no prompts")
+    return [_checked(f"{flag} {text}, line {number}", prompt, label) for number, prompt, label in rows]
+
+
+def _checked(where: str, prompt: Any, label: Any) -> tuple[str, str]:
+    label = "" if label is None else label
+    for name, value in {"prompt": prompt, "label": label}.items():
+        if not isinstance(value, str) or not value.isprintable():
+            raise InputError(f"{where}: the {name} must be a printable text, but is {value!r}")
+    if not prompt.strip():
+        raise InputError(f"{where}: the prompt is empty")
+    return prompt.strip(), label.strip()
+
+
+def _txt(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    yield from ((number, {"prompt": line}) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _csv(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(lines, strict=True)
+    if "prompt" not in (reader.fieldnames or ()):
+        raise ValueError(f"line 1: there must be a column `prompt`, but the first line is {lines[:1]}")
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"line {reader.reader.line_num}: {error}") from error
+        if row is None:
+            return
+        yield reader.line_num, row
+
+
+def _jsonl(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} must be an object with the key `prompt`")
+            yield number, row

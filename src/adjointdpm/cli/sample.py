@@ -1,16 +1,20 @@
 """`adjointdpm sample`."""
 
+import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 
 from .._types import Range
 from ..files.atomic_write import write_file
-from ..files.images import as_8_bit, png
-from .flags import Given, Positional, PromptTexts
-from .options import BundledOptions, FolderOptions, free_folder, in_one_process
+from ..files.diffusers_files import load_noise
+from ..files.images import as_8_bit, encoded
+from ..optimization.progress import progress
+from .flags import Given, Group, Positional, PromptTexts
+from .options import FolderOptions, PromptedModel, free_folder, in_one_process
 from .parse_sampler import check_memory
 
 __all__ = ["Sample", "SampleOptions"]
@@ -23,12 +27,19 @@ class SampleOptions:
     """Which images are made.
 
     Args:
-        prompt: Prompt such as "a red apple on a blue background". May be repeated, or be a file of prompts.
+        prompt: Prompt such as "a red apple on a blue background". May be repeated, or be a file of prompts: txt, csv
+            or jsonl.
         batch: Number of images for each prompt.
+        seed: Random seed of the noise.
+        noise: Safetensors file of noise, such as guide or audit wrote, that is used in place of a batch and a seed.
+        output_format: Format of the image files: png, jpg or webp.
     """
 
     prompt: Annotated[tuple[str, ...], Positional, PromptTexts()]
     batch: Annotated[int, Range(1)] = 4
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    noise: Path | None = None
+    output_format: Literal["png", "jpg", "webp"] = "png"
 
 
 @dataclass(frozen=True)
@@ -36,23 +47,41 @@ class Sample:
     """The flags of `adjointdpm sample`."""
 
     task: SampleOptions
-    model: BundledOptions
+    model: Annotated[PromptedModel, Group(without=("adjoint",))]
     output: FolderOptions = FolderOptions(Path("outputs/sample"))
 
     def run(self, given: Given) -> None:
         """Make the images, and print where they are."""
         in_one_process(given.command)
-        pattern = "[0-9][0-9]*-[0-9][0-9]*.png"
-        folder = free_folder(self.output.output_dir, pattern, overwrite=self.output.overwrite)
+        task, negative = self.task, self.model.negative_prompt
+        saved = None if task.noise is None else load_noise(task.noise)
+        if saved is not None:
+            given.refuse_unused(("batch", "seed"), "with --noise, which holds the noise of every image")
+        patterns = ("result.json", "[0-9][0-9]*-[0-9][0-9]*.*")
+        folder = free_folder(self.output.output_dir, *patterns, overwrite=self.output.overwrite)
         sampler = self.model.sampler()
-        check_memory(sampler, self.task.batch, TOGETHER)
-        conditions = [sampler.encode(each) for each in self.task.prompt]
-        noise = sampler.noise(self.task.batch, self.model.seed)
-        for number, cond in enumerate(conditions):
-            for first in range(0, len(noise), TOGETHER):
-                with torch.no_grad():
-                    images = as_8_bit(sampler(noise[first : first + TOGETHER], cond))
-                for i, image in enumerate(images, first):
-                    path = folder / f"{number:02d}-{i:02d}.png"
-                    write_file(path, png(image))
-                    print(path)
+        check_memory(sampler, task.batch, TOGETHER)
+        conditions = [sampler.encode(each, negative) for each in task.prompt]
+        drawn = sampler.noise(task.batch if saved is None else 1, task.seed)
+        noise = drawn if saved is None else saved[0].to(drawn.device)
+        if saved is not None and saved[1].get("steps") not in (None, "", str(sampler.steps)):
+            warnings.warn(
+                f"{task.noise} is for {saved[1]['steps']} steps, but {sampler.steps} are made; its images differ",
+                stacklevel=2,
+            )
+        made: list[dict[str, Any]] = []
+        with progress("sample", len(conditions) * len(noise), self.output.quiet) as bar:
+            for number, cond in enumerate(conditions):
+                for first in range(0, len(noise), TOGETHER):
+                    with torch.no_grad():
+                        images = as_8_bit(sampler(noise[first : first + TOGETHER], cond))
+                    for i, image in enumerate(images, first):
+                        path = folder / f"{number:02d}-{i:02d}.{task.output_format}"
+                        write_file(path, encoded(image, task.output_format))
+                        source = {"seed": task.seed} if saved is None else {"noise": str(task.noise)}
+                        made.append(
+                            {"file": path.name, "prompt": task.prompt[number], **source, "index": i}
+                        )
+                        bar.write(str(path))
+                        bar.update()
+        write_file(folder / "result.json", (json.dumps(made, indent=1) + "\n").encode())

@@ -9,7 +9,7 @@ from ..samplers.flow_sampler import FlowSampler
 from ..tasks.tune.trainable_weights import Lora, Subset
 from ..tasks.tune.tune import TuneSettings
 from ..tasks.tune.tune import tune as run_tune
-from .flags import Given, PromptTexts
+from .flags import Given, LabelsOf, PromptTexts
 from .options import (
     MetricOptions,
     ModelOptions,
@@ -39,10 +39,12 @@ class TuneOptions(MetricOptions):
         lora_alpha: Scale of the LoRA, above 0; its rank by default.
         lora_layers: End of the names of layers that get a LoRA. May be repeated.
         weights: Pattern of names of weights to train instead of a LoRA. May be repeated.
-        label: Label that the judge should give the images of a validation prompt. May be repeated, once per prompt.
+        label: Label that the judge should give the images of a validation prompt. May be repeated, once per prompt, or
+            be the column label of the file of validation prompts.
     """
 
     validation_prompt: Annotated[tuple[str, ...], PromptTexts()]
+    label: Annotated[tuple[str, ...], LabelsOf("validation_prompt")] = ()
     measure: tuple[str, ...] = ()
     instance_image: str | None = None
     instance_prompt: str = ""

@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from .._types import InputError
 from .atomic_write import whole_files, write_file
+from .pretrained import quiet
 
 __all__ = [
     "as_written",
+    "load_lora",
     "load_noise",
+    "load_textual_inversion",
     "network_in",
     "plain_name",
     "save_lora",
@@ -34,6 +37,7 @@ __all__ = [
 
 # Parts of a weight's name that are not the network's own: of torch.compile, FSDP, activation checkpointing and peft.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer")
+_LORA_DOWN = ("lora_A.weight", "lora.down.weight", "lora_down.weight")  # one for each layer of a LoRA
 RESERVED = ("string_to_param", "emb_params", "clip_l", "clip_g")  # keys by which loaders know a format
 
 
@@ -343,15 +347,101 @@ def load_noise(path: str | Path) -> tuple[Tensor, Mapping[str, str]]:
     Raises:
         InputError: there is no such file, it is no safetensors file or damaged, or it holds no noise.
     """
+    tensors, about = _safetensors("noise", path)
+    if "noise" not in tensors:
+        raise InputError(f"{path} holds {', '.join(tensors) or 'nothing'}, but no noise")
+    return tensors["noise"], about
+
+
+def load_lora(pipe: Any, path: str | Path) -> None:
+    """Load a LoRA into a pipeline by its own `load_lora_weights`: all of the file, or an error.
+
+    Args:
+        pipe: a pipeline of diffusers, which gets the adapter.
+        path: a safetensors file, or the folder that `save_lora` wrote.
+
+    Raises:
+        InputError: there is no such file, it is not in safetensors, the pipeline takes no LoRA, or some of the file's
+            layers are not in the pipeline.
+    """
+    file = Path(path)
+    file = file / "pytorch_lora_weights.safetensors" if file.is_dir() else file
+    tensors, _ = _safetensors("a LoRA", file)
+    loader = getattr(pipe, "load_lora_weights", None)
+    if loader is None:
+        raise InputError(f"{type(pipe).__name__} has no load_lora_weights, so it takes no LoRA")
     try:
-        with safe_open(str(path), "pt") as file:
-            if "noise" not in file.keys():  # noqa: SIM118, it is no mapping
-                raise InputError(f"{path} holds {', '.join(file.keys()) or 'nothing'}, but no noise")
-            return file.get_tensor("noise"), file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+        with quiet():
+            loader(file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # loaders raise whatever does not fit
         raise InputError(
-            f"{path} cannot be read as noise ({error}); give a file that save_noise wrote"
+            f"the LoRA {path} does not fit {type(pipe).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
+    layers = sum(name.endswith(_LORA_DOWN) for name in tensors)
+    modules = (
+        m for part in pipe.components.values() if isinstance(part, nn.Module) for m in part.modules()
+    )
+    loaded = sum(len(getattr(module, "lora_A", ())) for module in modules)
+    if loaded < max(layers, 1):
+        raise InputError(
+            f"the LoRA {path} is for another model: {type(pipe).__name__} has {loaded} of its {layers} layers"
+        )
+
+
+def load_textual_inversion(pipe: Any, path: str | Path) -> str:
+    """Load a learned token into a pipeline by its own `load_textual_inversion`, for both text encoders of SDXL.
+
+    Args:
+        pipe: a pipeline of diffusers, whose tokenizers and text encoders get the token.
+        path: the file that `save_textual_inversion` wrote.
+
+    Returns:
+        the token, as it stands in prompts.
+
+    Raises:
+        InputError: there is no such file, it holds something else, or the pipeline does not take it.
+    """
+    tensors, about = _safetensors("a textual inversion", path)
+    pair = set(tensors) == {"clip_l", "clip_g"} and "token" in about
+    if not pair and len(tensors) != 1:
+        raise InputError(
+            f"{path} holds {', '.join(sorted(tensors)[:5]) or 'nothing'}, but no token; give the "
+            "learned_embeds.safetensors that an inversion wrote"
+        )
+    loader = getattr(pipe, "load_textual_inversion", None)
+    if loader is None:
+        raise InputError(
+            f"{type(pipe).__name__} has no load_textual_inversion, so it takes no learned token"
+        )
+    token = about["token"] if pair else next(iter(tensors))
+    try:
+        with quiet():
+            if pair:
+                loader(tensors["clip_l"], token, pipe.tokenizer, pipe.text_encoder)
+                loader(tensors["clip_g"], token, pipe.tokenizer_2, pipe.text_encoder_2)
+            else:
+                loader(tensors[token], token)
+    except Exception as error:  # loaders raise whatever does not fit
+        raise InputError(
+            f"the token {token!r} of {path} does not fit {type(pipe).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    return token
+
+
+def _safetensors(what: str, path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Return the tensors and the metadata of a file.
+
+    Raises:
+        InputError: there is no such file, or it is not whole or not in safetensors.
+    """
+    try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise OSError("it is no ordinary file")
+        with safe_open(str(path), "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as {what} in safetensors ({error})") from error
 
 
 def as_written(name: str, tensor: Tensor) -> Tensor:

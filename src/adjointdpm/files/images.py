@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._types import InputError
 
-__all__ = ["as_8_bit", "image_file", "output_folder", "png", "read_image", "sheet"]
+__all__ = ["as_8_bit", "encoded", "image_file", "output_folder", "png", "read_image", "sheet"]
 
 # What needs no other program to be read, as EPS does.
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -47,19 +47,27 @@ def as_8_bit(images: Float[Tensor, "*batch c h w"]) -> UInt8[Tensor, "*batch c h
     return (images.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
-def png(image: UInt8[Tensor, "c h w"]) -> bytes:
-    """Encode an image as a PNG file: grey for one channel, RGB for three.
+def encoded(image: UInt8[Tensor, "c h w"], suffix: str) -> bytes:
+    """Encode an image as a file: grey for one channel, RGB for three.
 
     Args:
         image: (channels, height, width), uint8, with 1 or 3 channels.
+        suffix: png (lossless), jpg (of quality 95) or webp (lossless).
 
     Returns:
         the file's content.
     """
     buffer = io.BytesIO()
     content = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-    Image.fromarray(content.contiguous().numpy()).save(buffer, "PNG")
+    options: dict[str, Any] = {"jpg": {"quality": 95}, "webp": {"lossless": True}}.get(suffix, {})
+    kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[suffix]
+    Image.fromarray(content.contiguous().numpy()).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png(image: UInt8[Tensor, "c h w"]) -> bytes:
+    """Encode an image as a PNG file; see `encoded`."""
+    return encoded(image, "png")
 
 
 def read_image(content: bytes) -> Float[Tensor, "c h w"]:

@@ -48,32 +48,49 @@ def load_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
         return model
 
 
-def load_pretrained_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_pretrained_pipeline(
+    name: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Any:
     """Load a pipeline of diffusers whose models have every weight from their files.
 
     Args:
         name: a folder, or a pipeline's name on a hub.
         dtype: the dtype of its models.
+        revision: a branch, tag or commit on a hub; the hub's default if None.
+        variant: the variant of the weight files, such as "fp16", for the models that have files of it.
 
     Returns:
         the pipeline, on the CPU.
 
     Raises:
-        InputError: nothing can be loaded from there, weights are missing, not expected or of another size, or a model
-            has a loader that does not list its keys.
+        InputError: nothing can be loaded from there, weights are missing, not expected or of another size, a model
+            has a loader that does not list its keys, a revision of a folder, or a variant that no model has.
     """
     from diffusers import DiffusionPipeline  # takes seconds to import
 
     with refusing("pipeline", name), quiet():
-        path = _found("pipeline", name)
+        if revision is not None and Path(name).is_dir():
+            raise InputError(f"revision={revision!r} is that of a model on a hub, but {name} is a folder")
+        path = _found("pipeline", name, revision)
         if not Path(path).is_dir():
-            path = DiffusionPipeline.download(str(path), use_safetensors=True)
+            path = DiffusionPipeline.download(
+                str(path), use_safetensors=True, revision=revision, variant=variant
+            )
         index = Path(path) / "model_index.json"
         if not index.is_file():
             raise InputError(f"{index} is missing; give the folder of a whole pipeline")
+        if variant is not None and not any(_has_variant(each, variant) for each in Path(path).iterdir()):
+            raise InputError(f"no model of {name} has weight files of the variant {variant!r}")
         parts = {
-            part: load_pretrained(kind, Path(path) / part)
+            part: load_pretrained(
+                kind, folder, variant=variant if variant and _has_variant(folder, variant) else None
+            )
             for part, listed in _read_json(index).items()
+            for folder in [Path(path) / part]
             if isinstance(listed, list) and (kind := _module_class(*listed)) is not None
         }
         pipe = DiffusionPipeline.from_pretrained(path, use_safetensors=True, **parts)
@@ -145,7 +162,14 @@ def refusing(what: str, name: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _found(what: str, name: str | Path) -> str | Path:
+def _has_variant(folder: Path, variant: str) -> bool:
+    """Return whether a model's folder has weight files of a variant, such as model.fp16.safetensors."""
+    return any(
+        f".{variant}" in each.name.removesuffix(".safetensors") for each in folder.glob("*.safetensors")
+    )
+
+
+def _found(what: str, name: str | Path, revision: str | None = None) -> str | Path:
     """Return a folder, after its files have been checked, or a name on a hub that can be reached.
 
     Raises:
@@ -164,7 +188,7 @@ def _found(what: str, name: str | Path) -> str | Path:
         from huggingface_hub import snapshot_download
 
         try:
-            path = Path(snapshot_download(str(name), local_files_only=True))
+            path = Path(snapshot_download(str(name), revision=revision, local_files_only=True))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"no {what} could be loaded from {str(name)!r}: there is no such folder, no copy of a hub's model of "

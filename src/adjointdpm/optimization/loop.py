@@ -30,13 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from .._types import AdjointDPMError, InputError, NonFiniteError
 from ..files.atomic_write import SavingError
 from ..files.checkpoint import check_config, has_checkpoint, load_checkpoint, plain, save_checkpoint
 from .distributed import Processes
 from .gradient_step import GradientStep
+from .progress import progress
 from .run_folder import run_folder
 from .seeds import forked
 from .signals import Interrupted, ending, held, stop_once
@@ -185,14 +185,7 @@ class _Run:
 
     def _all(self) -> None:
         loop, state = self.loop, self.state
-        bar = tqdm(
-            total=loop.steps,
-            initial=state.step,
-            desc=type(self.task).__name__.lower(),
-            ncols=90,
-            disable=loop.run.quiet or not self.processes.first,
-        )
-        with bar:
+        with progress(type(self.task).__name__.lower(), loop.steps, loop.run.quiet, state.step) as bar:
             while state.step < loop.steps and not self._enough():
                 self._step(bar)
             self._last()

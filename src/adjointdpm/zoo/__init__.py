@@ -98,6 +98,8 @@ def load_bundled(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     split_guidance: bool = False,
+    height: int | None = None,
+    width: int | None = None,
     solver: Solver | None = None,
     steps: int = 25,
     grid: Grid | Tensor = uniform,
@@ -117,6 +119,7 @@ def load_bundled(
         device: the device of the networks.
         split_guidance: whether guidance takes two network calls a step, instead of one with both halves as one batch;
             it halves the graph's memory.
+        height, width: of the image, in pixels; 64 by default, the size that the model was trained on.
         solver: as in `FlowSampler`.
         steps: number of steps, at least 1.
         grid: the time grid, as in `FlowSampler`.
@@ -145,7 +148,14 @@ def load_bundled(
     about = json.loads((path / "emoji.json").read_text())
     phrases = [*about["concepts"], *about["colours"], *about["styles"][1:], "a an on background"]
     words = frozenset(" ".join(phrases).split())
-    model = PipelineModel(pipe.to(device), split_guidance, call_unet_directly=True, vocabulary=words)
+    model = PipelineModel(
+        pipe.to(device),
+        split_guidance,
+        call_unet_directly=True,
+        vocabulary=words,
+        height=height,
+        width=width,
+    )
     return FlowSampler(
         model, solver=solver, steps=steps, grid=grid, guidance_scale=guidance_scale, adjoint=adjoint
     )

@@ -25,6 +25,7 @@ from ...metrics.image_classifier import Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
+from ...optimization.progress import progress
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import RunOptions
@@ -202,8 +203,8 @@ class _Audit:
             draws = max(2, round(s.max_train_steps * costs["calls_a_step"] / costs["calls_a_sampling"]))
             given = (self.sampler, cond, start, s.ball, objective, draws, s.seed, s.train_batch_size)
             searches: dict[str, Callable[[], Tensor]] = {
-                "random noise": lambda: random_search(*given),
-                "SPSA": lambda: spsa(*given, s.learning_rate),
+                "random noise": lambda: random_search(*given, quiet=self.run.quiet),
+                "SPSA": lambda: spsa(*given, s.learning_rate, quiet=self.run.quiet),
             }
             for name, search in searches.items():
                 at = self.once(name, search).to(start)
@@ -236,21 +237,23 @@ class _Audit:
         why = dict.fromkeys(range(len(names)), "is the target itself")
         missing = [s.num_starts] * len(self.prompts)
         wanted = [0 if name == self.target else s.num_starts for name in names]
-        for turn in range(s.num_starts * s.tries):
-            open_ = [i for i, n in enumerate(wanted) if n]
-            if not open_:
-                break
-            noise = noise_of(self.sampler, [key(s.seed, "start", i, turn) for i in open_])
-            cond = self.sampler.encode([self.prompts[i] for i in open_])
-            images = saved(sampled(self.sampler, noise, cond, s.train_batch_size))
-            says = predict(self.classifier, images).argmax(1).tolist()
-            tried += len(open_)
-            for row, i in enumerate(open_):
-                if says[row] == self.labels[i]:
-                    missing[i], wanted[i] = missing[i] - 1, wanted[i] - 1
-                    kept.append((i, turn, noise[row]))
-                else:
-                    why[i] = f"read as {self.classifier.labels[says[row]]}"
+        with progress("starts", sum(wanted), self.run.quiet) as bar:
+            for turn in range(s.num_starts * s.tries):
+                open_ = [i for i, n in enumerate(wanted) if n]
+                if not open_:
+                    break
+                noise = noise_of(self.sampler, [key(s.seed, "start", i, turn) for i in open_])
+                cond = self.sampler.encode([self.prompts[i] for i in open_])
+                images = saved(sampled(self.sampler, noise, cond, s.train_batch_size))
+                says = predict(self.classifier, images).argmax(1).tolist()
+                tried += len(open_)
+                for row, i in enumerate(open_):
+                    if says[row] == self.labels[i]:
+                        missing[i], wanted[i] = missing[i] - 1, wanted[i] - 1
+                        kept.append((i, turn, noise[row]))
+                        bar.update()
+                    else:
+                        why[i] = f"read as {self.classifier.labels[says[row]]}"
         dropped = [Dropped(self.prompts[i], names[i], n, why[i]) for i, n in enumerate(missing) if n]
         if not kept:
             raise InputError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Cond
+from ...optimization.progress import progress
 from ...optimization.seeds import generator
 from ...samplers.base import Sampler
 from ..sampling import sampled
@@ -54,13 +55,16 @@ def random_search(
     calls: int,
     seed: int,
     batch: int,
+    quiet: bool = False,
 ) -> Tensor:
     """Return the best of `calls` random perturbations of the ball's full size, for each start."""
     best = _Best(start, objective)
-    for turn in range(calls):
-        moved = ball.direction(_drawn(start, seed, "random", turn), start)
-        noise = ball.project(start + moved, start)
-        best.offer(noise, sampled(sampler, noise, cond, batch))
+    with progress("random noise", calls, quiet) as bar:
+        for turn in range(calls):
+            moved = ball.direction(_drawn(start, seed, "random", turn), start)
+            noise = ball.project(start + moved, start)
+            best.offer(noise, sampled(sampler, noise, cond, batch))
+            bar.update()
     return best.noise
 
 
@@ -74,14 +78,17 @@ def spsa(
     seed: int,
     batch: int,
     rate: float,
+    quiet: bool = False,
 ) -> Tensor:
     """Return the best that `calls` samplings find along estimated gradients, two samplings an estimate."""
     best, x = _Best(start, objective), start.clone()
-    for turn in range(calls // 2):
-        d = _drawn(start, seed, "spsa", turn).sign()
-        probe = 0.5 * ball.direction(d, start)
-        pair = [ball.project(x + probe, start), ball.project(x - probe, start)]
-        up, down = (best.offer(noise, sampled(sampler, noise, cond, batch)) for noise in pair)
-        slope = (up - down).view(-1, *[1] * (x.ndim - 1)) * d
-        x = ball.project(x - rate * ball.direction(slope, start), start)
+    with progress("SPSA", calls // 2, quiet) as bar:
+        for turn in range(calls // 2):
+            d = _drawn(start, seed, "spsa", turn).sign()
+            probe = 0.5 * ball.direction(d, start)
+            pair = [ball.project(x + probe, start), ball.project(x - probe, start)]
+            up, down = (best.offer(noise, sampled(sampler, noise, cond, batch)) for noise in pair)
+            slope = (up - down).view(-1, *[1] * (x.ndim - 1)) * d
+            x = ball.project(x - rate * ball.direction(slope, start), start)
+            bar.update()
     return best.noise
