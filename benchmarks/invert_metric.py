@@ -5,7 +5,8 @@
 The image of an effect is one of the model's own, of a concept that is in no prompt, with the effect applied. Aims, on
 unseen concepts and noise: the style judge names the effect in 80 % and the judge names the concept in 90 %, for at
 least 3 of the 4 effects that one image can show. The same effect applied to the images without the token is what a
-perfect token would reach. Both judges are part of no loss. Started again, it goes on where it ended: effects in the
+perfect token would reach. Both judges are part of no loss, and the
+token never starts from the effect's own word. Started again, it goes on where it ended: effects in the
 record are kept, and an effect under way continues from its checkpoint.
 """
 
@@ -24,6 +25,7 @@ from adjointdpm.metrics import EFFECTS, Content, HiddenStates, Style, beside
 from adjointdpm.tasks import InvertSettings, MetricGoal, RunOptions, TokenVectors
 from adjointdpm.tasks.evaluation import recognized
 from adjointdpm.tasks.invert import invert
+from adjointdpm.tasks.invert.learned_token import worded
 
 
 def known(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
@@ -34,16 +36,35 @@ def known(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
     return record["effects"] if record["settings"] == settings else {}
 
 
+def best_start(sampler: adp.Sampler, metric: Any, texts: list[str], words: list[str]) -> tuple[str, float]:
+    """Return the known word whose images, in place of the token, have the lowest metric, and that metric."""
+    noise = torch.cat([sampler.noise(1, 500 + i) for i in range(len(texts))])
+    with torch.no_grad():
+        before = sampler(noise, sampler.encode([worded(text, "<effect>", "") for text in texts]))
+        means = {
+            word: float(
+                beside(metric, before)(
+                    sampler(noise, sampler.encode([worded(text, "<effect>", word) for text in texts]))
+                ).mean()
+            )
+            for word in words
+        }
+    return min(means.items(), key=lambda each: each[1])
+
+
 def main() -> None:
     """Run the protocol."""
-    parser = flags_of(__doc__, steps=40, prompts=8, held_out=24, noises=1, sampling=8)
-    parser.add_argument("--effects", nargs="+", default=["sepia", "night", "line drawing", "inverted"])
-    parser.add_argument("--background", default="", help="color in all prompts; left to the model if empty")
+    parser = flags_of(__doc__, steps=120, prompts=8, held_out=24, noises=1, sampling=8)
+    parser.add_argument("--effects", nargs="+", default=["night", "sepia", "line drawing", "inverted"])
+    parser.add_argument("--background", default="blue", help="color in all prompts; left out if empty")
     parser.add_argument("--layers", type=int, nargs="+", default=[0], help="of the style")
     parser.add_argument("--content_layers", type=int, nargs="+", default=[3])
-    parser.add_argument("--content", type=float, default=3.0, help="weight of the content beside the style")
+    parser.add_argument("--content", type=float, default=1.0, help="weight of the content beside the style")
     parser.add_argument("--vectors", type=int, default=2, help="vectors of the new token")
-    parser.add_argument("--start", default="a", help="known word from which the token starts")
+    words = ["a", "gray", "black", "white", "sepia", "night", "blurred", "inverted", "pixel", "drawing"]
+    parser.add_argument(
+        "--starts", nargs="+", default=words, help="known words, of which the token starts from one"
+    )
     parser.add_argument("--learning_rate", type=float, default=0.03)
     parser.add_argument("--batch", type=int, default=4)
     flags = parser.parse_args()
@@ -72,11 +93,16 @@ def main() -> None:
             cat = sampler(sampler.noise(1, 999), sampler.encode(f"a cat{place}"))
             image = EFFECTS[effect](cat.clamp(0, 1))[0]
         style = Style(features, image)
+        metric = style + flags.content * content
+        # The effect's own word is what a person does not have.
+        others = [word for word in flags.starts if word not in effect.split()]
+        start, lowest = best_start(sampler, metric, texts[:4], others)
+        print(f"{effect:13} starts from {start!r}, whose metric is {lowest:.3f}", flush=True)
         folder = flags.output / f"invert-metric-{effect.replace(' ', '-')}"
         found = invert(
             sampler,
-            TokenVectors(sampler, "<effect>", flags.start, flags.vectors),
-            MetricGoal(style + flags.content * content),
+            TokenVectors(sampler, "<effect>", start, flags.vectors),
+            MetricGoal(metric),
             texts[: flags.prompts],
             texts[flags.prompts :],
             output=folder,
@@ -85,7 +111,7 @@ def main() -> None:
                 learning_rate=flags.learning_rate,
                 train_batch_size=flags.batch,
                 num_validation_images=flags.noises,
-                validation_steps=flags.steps,
+                validation_steps=30,
                 seed=flags.seed,
             ),
             judge=styles,
@@ -96,7 +122,12 @@ def main() -> None:
         report = found.reports["unseen concepts"]
         drawn = EFFECTS[effect](report.before.clamp(0, 1))
         rows = {"without the token": report.before, "token": report.after, "effect itself": drawn}
-        results[effect] = {"seconds": found.costs["seconds"], "losses": found.losses, "images": {}}
+        results[effect] = {
+            "start": start,
+            "seconds": found.costs["seconds"],
+            "losses": found.losses,
+            "images": {},
+        }
         for name, images in rows.items():
             with torch.no_grad():
                 values = [float(f(images).mean()) for f in (style, beside(content, report.before))]
