@@ -62,7 +62,8 @@ def main() -> None:
         )
         results[effect] = {name: report.as_dict() for name, report in found.reports.items()}
         for name, report in found.reports.items():
-            print(f"{effect:14} {name:16} less by {100 * report.reduction:5.1f} %; judge: {report.judged}")
+            less = 100 * (report.reduction or 0)
+            print(f"{effect:14} {name:16} less by {less:5.1f} %; judge: {report.judged}")
         write_record(flags.record, "invert.py", sys.argv[1:], effects=results)
 
 

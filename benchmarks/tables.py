@@ -234,6 +234,17 @@ def invert(record: Record) -> str:
     )
 
 
+def invert_metric(record: Record) -> str:
+    """Tokens from one image each."""
+    head = ["effect", "images", "style distance", "effect named by the judge", "concept named by the judge"]
+    rows = [
+        [effect, name, f"{row['style']:.3f}", rate(row["effect_named"]), rate(row["concept_named"])]
+        for effect, each in record["effects"].items()
+        for name, row in each["images"].items()
+    ]
+    return markdown(head, rows)
+
+
 def tune(record: Record) -> str:
     """Styles from one image."""
     head = ["style", "weights trained for", "style distance", "less by", "concept seen by the judge"]
@@ -272,6 +283,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
         audit,
         hardening,
         invert,
+        invert_metric,
         tune,
         guide,
     )

@@ -3,6 +3,8 @@
 import torch
 from safetensors.torch import load_file
 
+from adjointdpm.files.images import as_8_bit, png
+from adjointdpm.tasks import load_result
 from tests.tiny.commands import SMALL, TWO, refused, run, without_seconds
 
 
@@ -33,18 +35,65 @@ def test_another_process_goes_on(tmp_path):
     assert " at 0x" not in (tmp_path / "result.json").read_text()
 
 
+def test_a_metric_is_a_goal_and_repeats_to_the_bit(tmp_path):
+    """The style of one image and the content without the token: nothing else says what the token is to do."""
+    reference = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "effect.png").write_bytes(png(as_8_bit(reference)))
+    first, second = tmp_path / "first", tmp_path / "second"
+    goal = ["--metric", f"style:{tmp_path / 'effect.png'}", "--metric", "0.3*content", "--layer", "0"]
+    judge = ["--judge", "emoji/judge/style", "--label", "sepia"]
+    ended = run(
+        ["invert", *TWO, *SMALL, *goal, *judge, "--output_dir", str(first)],
+        ["invert", "--config", str(first / "config.yaml"), "--output_dir", str(second)],
+    )
+    assert ended == ["done", "done"]
+    assert without_seconds(first) == without_seconds(second)
+    reports = load_result(first)["result"]["reports"]
+    assert set(reports) == {"seen noise", "unseen noise", "unseen concepts"}
+    for each in reports.values():
+        assert each["before"] is not None
+        assert each["after"] is not None
+        assert each["judged_before"]["of"] == sum(each["named"].values()) == 1
+        assert each["judged_target"] is None
+    assert "1*Style + 0.3*Content" in (first / "index.html").read_text()
+
+
+def test_target_images_are_one_for_each_prompt_and_noise(tmp_path):
+    """A run's images without the token are targets of the next run; another number or size raises before the work."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    many = ["invert", *TWO, "--prompt", "a <effect> dog", *SMALL]
+    given = [*many, "--target_images", str(first / "without-token")]
+    ended = run(
+        [*many, "--target_effect", "sepia", "--output_dir", str(first)],
+        [*given, "--output_dir", str(second)],
+        [*given, "--num_validation_images", "3", "--output_dir", str(tmp_path / "third")],
+    )
+    assert ended[:2] == ["done", "done"]
+    assert "holds 2 images, but 2 prompts with 3 noises each need 6" in ended[2]
+    reports = load_result(second)["result"]["reports"]
+    assert reports["seen noise"]["after"] is not None
+    assert reports["unseen noise"]["after"] is None
+    (first / "without-token" / "00001.png").write_bytes(png(as_8_bit(torch.zeros(3, 8, 8))))
+    (end,) = run([*given, "--output_dir", str(tmp_path / "fourth")])
+    assert "00001.png is 8 x 8 pixels, but 64 x 64 are compared with" in end
+
+
 def test_flags_that_contradict_one_another_are_refused(tmp_path):
     sepia = ["invert", *TWO, "--target_effect", "sepia"]
     word = ["invert", *TWO, "--target_word", "x"]
     refused(
         tmp_path,
         {
-            "--target_word or --target_effect": ["invert", *TWO],
-            "give --target_word": [*word, "--target_effect", "sepia"],
+            "no goal was given": ["invert", *TWO],
+            "--target_word and --target_effect was given": [*word, "--target_effect", "sepia"],
+            "--metric and --target_effect was given": [*sepia, "--metric", "chroma"],
             "no effect": ["invert", *TWO, "--target_effect", "glow"],
-            "Chroma has a goal of its own": [*sepia, "--metric", "pixels", "--metric", "chroma"],
-            "EffectDistance has a goal": [*sepia, "--metric", "effect:night"],
-            "--judge is not used without --label": [*word, "--judge", "emoji/judge"],
+            "no folder of images": ["invert", *TWO, "--target_images", str(tmp_path / "nowhere")],
+            "Chroma has a goal of its own": [*sepia, "--distance", "pixels", "--distance", "chroma"],
+            "EffectDistance has a goal": [*sepia, "--distance", "effect:night"],
+            "--distance is not used with --metric": [
+                *("invert", *TWO, "--metric", "chroma", "--distance", "pixels"),
+            ],
             "--num_vectors is not used": [*word, "--learn", "rows", "--num_vectors", "2"],
             "must hold the token": [
                 *("invert", "--prompt", "a cat", "--validation_prompt", "a car", "--target_word", "sepia"),

@@ -151,8 +151,8 @@ def _prompt(sampler: FlowSampler, page: Page, folder: Path, scale: Scale) -> Non
     page.heading("3. Prompt: from images to a word")
     page.text(
         f"The new word {token} starts as “blue” and learns what “yellow” does to images, without ever seeing that "
-        f"word. The squared distance to the target falls from {seen.distance_before:.3f} to "
-        f"{seen.distance_after:.3f}, and from {unseen.distance_before:.3f} to {unseen.distance_after:.3f} for objects "
+        f"word. The squared distance to the target falls from {seen.metric_before:.3f} to "
+        f"{seen.metric_after:.3f}, and from {unseen.metric_before:.3f} to {unseen.metric_after:.3f} for objects "
         "and noise that it was not trained on (below)."
     )
     rows = {"without the word": unseen.before, "with it": unseen.after, "target": unseen.target}

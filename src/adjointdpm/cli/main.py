@@ -24,7 +24,7 @@ COMMANDS = {
     "compare": "Measure the error and cost of every way to compute a gradient.",
     "demo": "Run the main job on the bundled model and write a page about it.",
     "tune": "Train weights (a LoRA) towards a metric of the finished image.",
-    "invert": "Learn a visual effect as a word of prompts.",
+    "invert": "Learn a token for a visual effect, from a metric or from images.",
     "audit": "Look for initial noise whose images a classifier gets wrong.",
     "guide": "Guide images to a metric, without training.",
 }

@@ -26,7 +26,6 @@ from .parse_sampler import SOLVERS, classifier_of, sampler_of
 
 __all__ = [
     "RESULTS",
-    "FeatureOptions",
     "FolderOptions",
     "MetricOptions",
     "ModelOptions",
@@ -193,36 +192,23 @@ class MetricOptions(TaskOptions):
 
 
 @dataclass(frozen=True)
-class FeatureOptions:
-    """The network whose features metrics compare.
+class NetworkOptions:
+    """The networks that metrics may need.
 
     Args:
         features: Classifier whose features style and content compare.
         layer: Index of a hidden state to compare. May be repeated; the first three are compared by default.
-    """
-
-    features: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
-    layer: Annotated[tuple[int, ...], Range(-1000, 1000)] = ()
-
-    def networks(self, sampler: Sampler) -> Networks:
-        """Return the networks that metrics may need."""
-        return Networks(sampler, self.features, self.layer, None)
-
-
-@dataclass(frozen=True)
-class NetworkOptions(FeatureOptions):
-    """All networks that metrics may need.
-
-    Args:
         clip_model: CLIP model for the metrics clip-text and clip-image.
         classifier: Classifier for the metrics label and margin.
     """
 
+    features: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
+    layer: Annotated[tuple[int, ...], Range(-1000, 1000)] = ()
     clip_model: str = Networks.clip_model
     classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
 
     def networks(self, sampler: Sampler) -> Networks:
-        """Return the networks that metrics may need."""
+        """Return the networks."""
         return Networks(sampler, self.features, self.layer, self.classifier, self.clip_model)
 
 

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ from ..metrics.image_classifier import Classifier
 from ..samplers.base import Sampler
 from .parse_sampler import classifier_of, using
 
-__all__ = ["Networks", "guarded_effect", "image_option", "metric_of"]
+__all__ = ["Networks", "guarded_effect", "image_folder", "image_option", "metric_of"]
 
 _TERM = re.compile(r"^\s*(?:(?P<weight>[^:*]*)\*)?\s*(?P<kind>[\w.-]+)\s*(?::(?P<rest>.*))?$", re.DOTALL)
 _KINDS = (
@@ -67,6 +68,18 @@ def image_option(path: str, size: tuple[int, ...] | None = None) -> Tensor:
             f"{path} is {w} x {h} pixels, but {size[1]} x {size[0]} are compared with; resize it"
         )
     return image
+
+
+def image_folder(path: str) -> list[Path]:
+    """Return the files of a folder in the order of their names, without hidden ones.
+
+    Raises:
+        InputError: it is no folder that can be read.
+    """
+    try:
+        return sorted(each for each in Path(path).iterdir() if each.is_file() and each.name[0] != ".")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no folder of images that can be read: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -435,9 +435,9 @@ def _safetensors(what: str, path: str | Path) -> tuple[dict[str, Tensor], Mappin
     Raises:
         InputError: there is no such file, or it is not whole or not in safetensors.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise InputError(f"{path} cannot be read as {what} in safetensors: it is no ordinary file")
     try:
-        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
-            raise OSError("it is no ordinary file")
         with safe_open(str(path), "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:

@@ -5,7 +5,17 @@ from ..optimization.task import LoopSettings, Losses, RunOptions, Task
 from .audit import AuditResult, AuditSettings, Ball, NoiseClassifier, audit, pixels
 from .guide import GuideResult, GuideSettings, LookAhead, guide, guided
 from .harden import HardenResult, HardenSettings, harden
-from .invert import EffectGoal, InvertResult, InvertSettings, PromptGoal, PromptRows, TokenVectors, invert
+from .invert import (
+    EffectGoal,
+    ImageGoal,
+    InvertResult,
+    InvertSettings,
+    MetricGoal,
+    PromptGoal,
+    PromptRows,
+    TokenVectors,
+    invert,
+)
 from .methods import MethodResult
 from .report import load_result
 from .tune import Lora, Subset, TuneResult, TuneSettings, tune
@@ -19,6 +29,7 @@ __all__ = [
     "GuideSettings",
     "HardenResult",
     "HardenSettings",
+    "ImageGoal",
     "InterruptedRunError",
     "InvertResult",
     "InvertSettings",
@@ -27,6 +38,7 @@ __all__ = [
     "Lora",
     "Losses",
     "MethodResult",
+    "MetricGoal",
     "NoiseClassifier",
     "Outcome",
     "PromptGoal",

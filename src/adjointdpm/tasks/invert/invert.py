@@ -1,9 +1,10 @@
-"""Invert a visual effect into a word: what a word does to images is learned from images.
+"""Invert a visual effect into a token, from a metric on the finished image.
 
-    learned = TokenVectors(sampler, "<effect>", "plain")
-    result = adp.tasks.invert(sampler, learned, PromptGoal("sepia"), ["a <effect> cat"], ["a <effect> car"], output=...)
+    goal = MetricGoal(Style(features, image_of_the_effect) + 0.3 * Content(features))
+    learned = TokenVectors(sampler, "<effect>", "a")
+    result = adp.tasks.invert(sampler, learned, goal, ["a <effect> cat"], ["a <effect> car"], output=...)
 
-    min_v  mean_i L(x(noise_i, c(v)); target_i)        through the whole sampling
+    min_v  mean_i L(x(noise_i, c_i(v)); y_i)        through the whole sampling; L and y_i are the goal's
 
 Trained on a fixed set of noises; reported on those, on other noises of the same prompts, and on prompts and noises
 that were not trained on. (Task of AdjointDPM, Pan et al., 2024, arXiv 2307.10711.)
@@ -11,6 +12,7 @@ that were not trained on. (Task of AdjointDPM, Pan et al., 2024, arXiv 2307.1071
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..._types import InputError
+from ...files.atomic_write import write_file
 from ...files.html_report import ImageTable, Page
-from ...files.images import as_8_bit, output_folder
-from ...metrics import EffectDistance, Pixels, Sum, beside
-from ...metrics.base import Paired
+from ...files.images import as_8_bit, output_folder, png
+from ...metrics import beside
 from ...metrics.check import score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
@@ -32,13 +34,14 @@ from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Losses, RunOptions, Task
 from ...samplers.base import Sampler
-from ..evaluation import Rate, check_on_gray, recognized
+from ..evaluation import Rate, check_on_gray, predict, recognized
 from ..report import write_report
-from ..sampling import each_of, needs_rgb, noise_of, parts, sampled
+from ..sampling import each_of, needs_rgb, noise_of, parts, sampled, saved
 from ..settings import Count, Length, TaskSettings, checkpointed
-from .learned_token import Goal, Learned, worded
+from .goals import Goal
+from .learned_token import Learned, worded
 
-__all__ = ["InvertResult", "InvertSettings", "Inverted", "check_distance", "invert"]
+__all__ = ["InvertResult", "InvertSettings", "Inverted", "invert"]
 
 SETS = ("seen noise", "unseen noise", "unseen concepts")
 
@@ -62,39 +65,45 @@ class InvertSettings(TaskSettings):
 class Inverted:
     """One of the three reports.
 
-    before, after, target     (images, 3, height, width): without the word, with it, and what was wanted
-    distance_before, distance_after     mean of the distance to the target
-    judged, judged_target     how often the judge sees the effect, in what was learned and in the target
+    before, after, target     images (batch, 3, height, width): without the token, with it, and what it is to reach;
+                              target is None where the goal has no images to reach
+    metric_before, metric_after     mean of the goal's metric; None where there are no images to compare with
+    judged_before, judged, judged_target     how often the judge gives the label: without the token, with it, targets
+    named     how often the judge gives each label to the images with the token
     """
 
     prompts: list[str]
     before: Tensor
     after: Tensor
-    target: Tensor
-    distance_before: float
-    distance_after: float
+    target: Tensor | None
+    metric_before: float | None
+    metric_after: float | None
+    judged_before: Rate | None
     judged: Rate | None
     judged_target: Rate | None
+    named: dict[str, int] | None
 
     @property
-    def reduction(self) -> float:
-        """1 - distance after / before."""
-        return 1 - self.distance_after / self.distance_before
+    def reduction(self) -> float | None:
+        """1 - metric after / before; None where the metric was not above 0 before."""
+        before, after = self.metric_before, self.metric_after
+        return None if before is None or after is None or before <= 0 else 1 - after / before
 
     def as_dict(self) -> dict[str, Any]:
         """Return what result.json says of it."""
+        rates = {name: getattr(self, name) for name in ("judged_before", "judged", "judged_target")}
         return {
-            "before": self.distance_before,
-            "after": self.distance_after,
+            "before": self.metric_before,
+            "after": self.metric_after,
             "reduction": self.reduction,
-            "judged": self.judged and self.judged.as_dict(),
-            "judged_target": self.judged_target and self.judged_target.as_dict(),
+            **{name: rate and rate.as_dict() for name, rate in rates.items()},
+            "named": self.named,
         }
 
 
 @dataclass(frozen=True, eq=False)
 class InvertResult:
-    """What an inversion found; the files lie in `folder`, the word in `artefact`."""
+    """What an inversion found; the files lie in `folder`, the token in `artefact`."""
 
     folder: Path
     artefact: Path
@@ -109,7 +118,17 @@ class InvertResult:
 
 
 class Invert(Task):
-    """The distance to fixed targets, of fixed pairs of prompt and noise."""
+    """The metric of a goal, on fixed pairs of prompt and noise.
+
+    Args:
+        sampler: makes the images.
+        learned: the token.
+        prompts: one a pair, with the token.
+        noise: one a pair, (batch, *shape).
+        compared: the images that paired terms compare with, (batch, 3, height, width).
+        metric: lower is better.
+        batch: number of images that are validated at once.
+    """
 
     def __init__(
         self,
@@ -117,21 +136,31 @@ class Invert(Task):
         learned: Learned,
         prompts: list[str],
         noise: Tensor,
-        target: Tensor,
-        distance: Any,
+        compared: Tensor,
+        metric: Any,
         batch: int,
     ) -> None:
         self.sampler, self.learned, self.prompts, self.batch = sampler, learned, prompts, batch
-        self.noise, self.target, self.distance = noise, target, distance
+        self.noise, self.compared, self.metric = noise, compared, metric
         self.variables, self.items = learned.variables, len(prompts)
 
     def losses(self, step: int, items: list[int]) -> Losses:
         images = self.sampler(self.noise[items], self.learned.encode([self.prompts[i] for i in items]))
-        return Losses(score(beside(self.distance, self.target[items]), images))
+        return Losses(score(beside(self.metric, self.compared[items]), images))
 
     def validate(self, step: int) -> float:
         found = [self.losses(step, part).values for part in parts(self.items, self.batch)]
         return float(torch.cat(found).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of prompt and noise, their images without the token, and the goal's images of comparison, if any."""
+
+    prompts: list[str]
+    noise: Tensor
+    before: Tensor
+    compared: Tensor | None
 
 
 @alone
@@ -145,124 +174,206 @@ def invert(
     token: str = "<effect>",
     output: str | Path,
     settings: InvertSettings | None = None,
-    distance: Any = None,
     judge: Classifier | None = None,
     label: str | None = None,
     run: RunOptions = RunOptions(),
 ) -> InvertResult:
-    """Learn a word from what it should do to images.
+    """Learn a token from what it is to do to finished images.
+
+        min_v  mean_i L(x(noise_i, c_i(v)); y_i)
 
     Args:
-        sampler: over a pipeline.
-        learned: the word: `TokenVectors` or `PromptRows`. It holds the best found afterwards.
-        goal: `PromptGoal` or `EffectGoal`.
-        prompts: trained on; each holds the token as a word.
-        held_out: reported on besides; each holds the token.
-        token: the word's name.
-        output: a folder for the word, the images, result.json and the page.
-        settings: how.
-        distance: a metric whose every term compares with the target; `metrics.Pixels()` by default.
-        judge, label: a classifier of effects, never part of a loss, and what it should say.
+        sampler: a sampler over a pipeline.
+        learned: the token: `TokenVectors` or `PromptRows`. It holds the best iterate afterwards.
+        goal: the metric L and its images of comparison y: `MetricGoal` (any metric, such as the style of one image),
+            `PromptGoal`, `EffectGoal` or `ImageGoal`.
+        prompts: prompts to train on; each holds the token as a word.
+        held_out: prompts to report on besides; each holds the token.
+        token: the token's name.
+        output: a folder for the token, the images, result.json and the page.
+        settings: how the token is learned.
+        judge: a classifier of effects, never part of a loss; reports count the labels that it gives.
+        label: the label that the judge should give the images with the token.
         run: whether the run is resumed, and what it reports.
 
     Returns:
-        InvertResult: the distances before and after, on seen noise, on unseen noise and on unseen concepts.
+        InvertResult: the metric before and after, on seen noise, on unseen noise and on unseen concepts.
 
     Raises:
-        InputError: a prompt without the token, a distance that does not compare with the target, an unknown label, a
-            word that cannot be saved for other tools, a folder that cannot be written, a checkpoint of another run.
+        InputError: a prompt without the token, a metric without a gradient, images of comparison of another number or
+            size, an unknown label, a token that cannot be saved for other tools, a folder that cannot be written, a
+            checkpoint of another run.
+
+    Examples:
+        One image of an effect, and prompts in which a new token stands for it:
+
+        >>> import tempfile
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=2)
+        >>> net = adp.load_classifier("emoji/resnet")
+        >>> features = adp.metrics.HiddenStates(net.model, net.normalized, layers=(0,))
+        >>> image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> goal = adp.tasks.MetricGoal(
+        ...     adp.metrics.Style(features, image) + 0.3 * adp.metrics.Content(features)
+        ... )
+        >>> learned = adp.tasks.TokenVectors(sampler, "<effect>", "a")
+        >>> settings = adp.tasks.InvertSettings(max_train_steps=2, num_validation_images=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     found = adp.tasks.invert(
+        ...         sampler, learned, goal, ["a <effect> cat"], ["a <effect> car"], output=folder,
+        ...         settings=settings, run=adp.tasks.RunOptions(quiet=True),
+        ...     )
+        >>> found.reports["seen noise"].metric_after <= found.losses[0]
+        True
     """
     if not prompts or not held_out:
         raise InputError("an inversion needs prompts to learn from, and others to report on")
     for each in (*prompts, *held_out):
         worded(each, token, "")
     folder, settings, began = output_folder(output), settings or InvertSettings(), time.perf_counter()
-    distance = Pixels() if distance is None else distance
-    check_distance(distance)
     needs_rgb(sampler, "invert")
     with tempfile.TemporaryDirectory() as trial:  # what cannot be saved is known before the work
         learned.save(Path(trial))
     wanted = None if judge is None or label is None else judge.index(label)
-    check_on_gray(sampler, distance)
-
-    def pairs(name: str, texts: Sequence[str]) -> tuple[list[str], Tensor, Tensor]:
-        each = each_of(texts, settings.num_validation_images)
-        noise = noise_of(sampler, [key(settings.seed, name, i) for i in range(len(each))])
-        targets = [
-            goal.targets(sampler, [each[i] for i in part], token, noise[part])
-            for part in parts(len(each), settings.train_batch_size)
-        ]
-        return each, noise, torch.cat(targets)
-
-    sets = {name: pairs(name, held_out if name == SETS[2] else prompts) for name in SETS}
-    about = checkpointed({"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **run.config})
+    check_on_gray(sampler, goal.loss)
+    sets = {
+        name: _pairs(sampler, goal, name, held_out if name == SETS[2] else prompts, token, settings)
+        for name in SETS
+    }
     seen = sets[SETS[0]]
-    batch = settings.train_batch_size or len(seen[0])
-    task = Invert(sampler, learned, *seen, distance, batch)
+    assert seen.compared is not None
+    if Processes.here().first:
+        _save_images(folder / "without-token", seen.before)
+    about = checkpointed({"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **run.config})
+    batch = settings.train_batch_size or len(seen.prompts)
+    task = Invert(sampler, learned, seen.prompts, seen.noise, seen.compared, goal.loss, batch)
     loop = replace(
         settings.loop(folder / "state", run, about),
         batch_size=settings.train_batch_size,
         validation_steps=settings.validation_steps if batch < task.items else 0,
     )
-    # No weight decay: it would pull the embedding towards zero, which is no word.
+    # No weight decay: it would pull the embedding towards zero, which is no token.
     outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
     costs: dict[str, Any] = {"bytes_saved": sampler.stats.bytes_saved}
     reports = {}
-    for name, (each, noise, target) in sets.items():
+    for name, pairs in sets.items():
         with torch.no_grad():
-            plain = sampler.encode([worded(text, token, "") for text in each])
-            before, after = (sampled(sampler, noise, c, batch) for c in (plain, learned.encode(each)))
-            far = [float(beside(distance, target)(images).mean()) for images in (before, after)]
-        rates = [recognized(judge, images, wanted) for images in (after, target)]
-        reports[name] = Inverted(each, before, after, target, far[0], far[1], rates[0], rates[1])
+            after = sampled(sampler, pairs.noise, learned.encode(pairs.prompts), batch)
+        reports[name] = _report(pairs, after, goal, judge, wanted)
     costs |= {"calls_a_sampling": sampler.stats.nfe_forward, "seconds": time.perf_counter() - began}
     artefact = learned.save(folder) if Processes.here().first else folder
     result = InvertResult(folder, artefact, reports, outcome.losses, costs)
     if Processes.here().first:
-        said = "The whole sampling, with respect to the word's embedding."
+        said = "The whole sampling, with respect to the token's embedding."
         write_report("invert", result, about, _page(result, about), said, run)
     return result
 
 
-def check_distance(distance: Any) -> None:
-    """Check that a metric measures how far images are from the target of an inversion, and from nothing else.
+def _pairs(
+    sampler: Sampler, goal: Goal, name: str, texts: Sequence[str], token: str, settings: InvertSettings
+) -> Pairs:
+    """Return the pairs of a set of prompts, whose noise is keyed by the set's name.
 
     Raises:
-        InputError: a term has a goal of its own, so that what is trained would not be what is reported.
+        InputError: the goal's images are of another number or size.
     """
-    for _, term in distance.terms if isinstance(distance, Sum) else ((1, distance),):
-        if not isinstance(term, Paired) or isinstance(term, EffectDistance):
+    prompts = each_of(texts, settings.num_validation_images)
+    noise = noise_of(sampler, [key(settings.seed, name, i) for i in range(len(prompts))])
+    known: dict[str, Tensor] = {}
+
+    def images_with(word: str) -> Tensor:
+        if word not in known:
+            with torch.no_grad():
+                cond = sampler.encode([worded(each, token, word) for each in prompts])
+                known[word] = sampled(sampler, noise, cond, settings.train_batch_size)
+        return known[word]
+
+    compared = None
+    if name == SETS[0] or not goal.seen_noise_only:
+        with torch.no_grad():
+            compared = goal.compared(images_with).to(noise)
+        if compared.shape != (len(prompts), *sampler.image_shape):
+            count, (_, height, width) = len(prompts), sampler.image_shape
             raise InputError(
-                f"{type(term).__name__} has a goal of its own beside the target that the word is to reach; use "
-                "metrics.Pixels(), metrics.Content(...) or a sum of them, or tune weights to that goal"
+                f"{goal!r} has images of comparison of shape {tuple(compared.shape)}, but {len(texts)} prompts with "
+                f"{settings.num_validation_images} noises each need {count} images of {width} x {height} pixels; give "
+                f"({count}, 3, {height}, {width})"
             )
+    return Pairs(prompts, noise, images_with(""), compared)
+
+
+def _report(
+    pairs: Pairs, after: Tensor, goal: Goal, judge: Classifier | None, wanted: int | None
+) -> Inverted:
+    """Return what the metric and the judge say of the images with the token."""
+    before = reached = None
+    target = pairs.compared if goal.has_targets else None
+    if pairs.compared is not None:
+        with torch.no_grad():
+            metric = beside(goal.loss, pairs.compared)
+            before, reached = (float(metric(images).mean()) for images in (pairs.before, after))
+    named = None
+    if judge is not None:
+        found = predict(judge, saved(after)).argmax(1).tolist()
+        named = dict(Counter(judge.labels[i] for i in found).most_common())
+    return Inverted(
+        pairs.prompts,
+        pairs.before,
+        after,
+        target,
+        before,
+        reached,
+        recognized(judge, pairs.before, wanted),
+        recognized(judge, after, wanted),
+        None if target is None else recognized(judge, target, wanted),
+        named,
+    )
+
+
+def _save_images(folder: Path, images: Tensor) -> None:
+    """Save images in files of their own, whose sorted names are their order.
+
+    Raises:
+        SavingError: the disk is full, or the folder cannot be written.
+    """
+    output_folder(folder)
+    for number, image in enumerate(as_8_bit(images)):
+        write_file(folder / f"{number:05}.png", png(image))
 
 
 def _page(result: InvertResult, about: Mapping[str, Any]) -> Page:
     """Return the page of the three reports, whose images are saved beside it, too."""
-    page = Page("adjointdpm invert: a visual effect as a word")
+    page = Page("adjointdpm invert: a visual effect as a token")
     page.text(
         f"Goal: {about['goal']}. Learned in {about['max_train_steps']} steps from {len(about['prompts'])} prompts."
     )
     page.table(
-        ["", "distance before", "after", "less by", "recognized by the judge", "... in the targets"],
         [
-            [
-                name,
-                f"{each.distance_before:.4f}",
-                f"{each.distance_after:.4f}",
-                f"{100 * each.reduction:.0f} %",
-                *("no judge" if rate is None else str(rate) for rate in (each.judged, each.judged_target)),
-            ]
-            for name, each in result.reports.items()
+            *("", "metric before", "after", "less by", "label given by the judge"),
+            *("... without the token", "... to the targets", "the judge names"),
         ],
+        [[name, *_figures(each)] for name, each in result.reports.items()],
     )
-    page.curve(result.losses, "step", "distance")
+    page.curve(result.losses, "step", "metric")
     for name, each in result.reports.items():
         page.heading(name)
-        rows = {"without the word": each.before, "with it": each.after, "target": each.target}
+        rows = {"without the token": each.before, "with it": each.after}
+        rows |= {} if each.target is None else {"target": each.target}
         page.images(
             *(ImageTable(k, as_8_bit(images[:6]), each.prompts[:6]) for k, images in rows.items()),
             file=result.folder / f"{name.replace(' ', '-')}.png",
         )
     return page
+
+
+def _figures(report: Inverted) -> list[str]:
+    """Return a report's cells of the page's table."""
+    means = ["no target" if x is None else f"{x:.4f}" for x in (report.metric_before, report.metric_after)]
+    rates = (report.judged, report.judged_before, report.judged_target)
+    return [
+        *means,
+        "" if report.reduction is None else f"{100 * report.reduction:.0f} %",
+        *("" if rate is None else str(rate) for rate in rates),
+        ", ".join(f"{label} {count}" for label, count in (report.named or {}).items()),
+    ]

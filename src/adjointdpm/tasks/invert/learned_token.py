@@ -1,16 +1,13 @@
 """What an effect is learned into: rows of the embedding table, or of the encoded prompt.
 
-    TokenVectors   e_i = v_k where token i is the k-th of the new word       portable: a textual inversion
-    PromptRows     c_i = v_k at the new word's places in the encoded prompt  the paper's; of this encoder's output
-
-and what it is to do to the images of a prompt: what a word of the prompt does, or what an effect does.
+TokenVectors   e_i = v_k where token i is the k-th of the new word       portable: a textual inversion
+PromptRows     c_i = v_k at the new word's places in the encoded prompt  the paper's; of this encoder's output
 """
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..sampling import pipeline_of
 
-__all__ = ["EffectGoal", "Goal", "Learned", "PromptGoal", "PromptRows", "TokenVectors", "worded"]
+__all__ = ["Learned", "PromptRows", "TokenVectors", "worded"]
 
 
 MARK = "\0"
@@ -60,48 +57,6 @@ def _placed(prompt: str, token: str, word: str) -> tuple[str, list[int]]:
     for part in rest:
         starts.append(starts[-1] + len(part))
     return text.replace(MARK, ""), starts[:-1]
-
-
-class Goal(ABC):
-    """What the new word is to do."""
-
-    @abstractmethod
-    def targets(self, sampler: Sampler, prompts: Sequence[str], token: str, noise: Tensor) -> Tensor:
-        """The images that prompts with the new word should give of this noise, row by row; no graph."""
-
-
-@dataclass(frozen=True)
-class PromptGoal(Goal):
-    """What the same noise gives with a word that the text encoder knows.
-
-    Args:
-        word: such as "sepia"; not used in anything but targets.
-    """
-
-    word: str
-
-    def targets(self, sampler: Sampler, prompts: Sequence[str], token: str, noise: Tensor) -> Tensor:
-        with torch.no_grad():
-            return sampler(noise, sampler.encode([worded(each, token, self.word) for each in prompts]))
-
-
-@dataclass(frozen=True, eq=False)
-class EffectGoal(Goal):
-    """An effect on the image that the same noise gives without the word.
-
-    Args:
-        effect: images to images, such as `metrics.effect("sepia")`.
-    """
-
-    effect: Callable[[Tensor], Tensor]
-
-    def __repr__(self) -> str:
-        return f"EffectGoal({getattr(self.effect, '__qualname__', type(self.effect).__name__)})"
-
-    def targets(self, sampler: Sampler, prompts: Sequence[str], token: str, noise: Tensor) -> Tensor:
-        with torch.no_grad():
-            plain = sampler(noise, sampler.encode([worded(each, token, "") for each in prompts]))
-            return self.effect(plain)
 
 
 class Learned(ABC):
