@@ -22,7 +22,7 @@ def test_the_index_links_the_page_of_every_task_and_loads_nothing_from_elsewhere
     assert links == ["audit/index.html", "invert/index.html", "tune/index.html"]
     assert all((page.parent / each).is_file() for each in links)
     assert text.count("<h2>") == 6
-    assert text.count('class="pixels"') == 20 + 8 + 6 + 12
+    assert text.count("<td><figure>") == 20 + 8 + 6 + 12
 
 
 def test_the_figures_are_those_of_the_tasks(page):
