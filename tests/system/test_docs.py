@@ -118,7 +118,7 @@ def test_block(page, title):
         assert seen[0] > 0
     else:
         assert names["image"].requires_grad
-    promised = re.findall(r"\b(noise|embeds|scale|told|start)\.grad\b", code)
+    promised = re.findall(r"\b(noise|embeds|scale|embedded|start)\.grad\b", code)
     promised = [names[name].grad for name in promised]
     promised += [names["cond"][name].grad for name in re.findall(r'cond\["(\w+)"\]\.grad', code)]
     promised += [rows.grad for rows in names["rows"].values] if "rows" in names else []
