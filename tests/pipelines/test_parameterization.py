@@ -29,7 +29,7 @@ def test_exact_or_refused_by_name(name):
     if seen.refusal:
         assert name.split(" ")[0] in seen.refusal or "cannot be made" in seen.refusal
         return
-    assert seen.decoded
+    assert seen.image
     assert seen.gradient
     assert seen.growth <= 1.15
 
