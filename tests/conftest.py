@@ -68,6 +68,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(folder).with_suffix("").as_posix() in FAST:
             item.add_marker(pytest.mark.fast)
+    # The longest tests begin first, so that no process waits for another one at the end.
+    items.sort(key=lambda item: item.path.name != "test_training.py")
 
 
 def scaled_linear(first: float = 0.00085, last: float = 0.012, steps: int = 1000) -> Tensor:
