@@ -225,7 +225,7 @@ class SplitGuidance(WrappedDenoiser):
 
     def forward(self, x: Batch, t: Scalar, cond: Cond) -> Batch:
         positive = {k: v for k, v in cond.items() if not k.startswith("negative_") and k != self.guidance}
-        if len(cond) - len(positive) - (self.guidance in cond) == 0:
+        if not any(name.startswith("negative_") for name in cond):
             return self.denoiser(x, t, Cond(positive))
         negative = {k: cond.get(f"negative_{k}", v) for k, v in positive.items()}
         unguided = self.denoiser(x, t, Cond(negative))

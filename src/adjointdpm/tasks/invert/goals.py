@@ -88,8 +88,22 @@ class MetricGoal(Goal):
         return images_with("")
 
 
+class DistanceGoal(Goal):
+    """A goal whose loss is a distance to the images of comparison."""
+
+    distance: Any
+    """A metric whose every term compares with these images."""
+
+    def __post_init__(self) -> None:
+        check_distance(self.distance)
+
+    @property
+    def loss(self) -> Any:
+        return self.distance
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class PromptGoal(Goal):
+class PromptGoal(DistanceGoal):
     """The images that the same noise gives with a word that the text encoder knows.
 
     Args:
@@ -103,19 +117,12 @@ class PromptGoal(Goal):
     word: str
     distance: Any = field(default_factory=Pixels)
 
-    def __post_init__(self) -> None:
-        check_distance(self.distance)
-
-    @property
-    def loss(self) -> Any:
-        return self.distance
-
     def compared(self, images_with: ImagesWith) -> Tensor:
         return images_with(self.word)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EffectGoal(Goal):
+class EffectGoal(DistanceGoal):
     """An effect on the image that the same noise gives without the token.
 
     Args:
@@ -129,19 +136,12 @@ class EffectGoal(Goal):
     effect: Callable[[Tensor], Tensor]
     distance: Any = field(default_factory=Pixels)
 
-    def __post_init__(self) -> None:
-        check_distance(self.distance)
-
-    @property
-    def loss(self) -> Any:
-        return self.distance
-
     def compared(self, images_with: ImagesWith) -> Tensor:
         return self.effect(images_with(""))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ImageGoal(Goal):
+class ImageGoal(DistanceGoal):
     """Given images of the noise that is trained on, as in the paper.
 
     An inversion saves the images of its seen noise without the token (the folder `without-token`): edit these in any
@@ -162,13 +162,6 @@ class ImageGoal(Goal):
     seen_noise_only: ClassVar[bool] = True
     images: Tensor
     distance: Any = field(default_factory=Pixels)
-
-    def __post_init__(self) -> None:
-        check_distance(self.distance)
-
-    @property
-    def loss(self) -> Any:
-        return self.distance
 
     def compared(self, images_with: ImagesWith) -> Tensor:
         return self.images
