@@ -3,8 +3,11 @@
 import torch
 from safetensors.torch import load_file
 
+import adjointdpm as adp
 from adjointdpm.files.images import as_8_bit, png
+from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import load_result
+from adjointdpm.tasks.sampling import noise_of
 from tests.tiny.commands import SMALL, TWO, refused, run, without_seconds
 
 
@@ -33,6 +36,30 @@ def test_another_process_goes_on(tmp_path):
     # The tensor and not the file: safetensors writes its metadata in an order of the process's own.
     assert torch.equal(load_file(tmp_path / "learned_embeds.safetensors")["<effect>"], learned)
     assert " at 0x" not in (tmp_path / "result.json").read_text()
+
+
+def test_a_run_that_ended_is_extended_to_more_steps(tmp_path):
+    given = ["invert", *TWO, *SMALL, "--target_word", "sepia", "--output_dir", str(tmp_path)]
+    more = ["--resume", "--config", str(tmp_path / "config.yaml"), "--max_train_steps"]
+    first, second, third = run(given, ["invert", *more, "4"], ["invert", *more, "3"])
+    assert (first, second) == ("done", "done")
+    assert "made with max_train_steps = 4" in third
+    found = load_result(tmp_path)
+    assert len(found["result"]["losses"]) == 5
+    assert found["settings"]["max_train_steps"] == 4
+
+
+def test_all_images_of_a_task_are_guided_away_from_the_negative_prompt(tmp_path):
+    """Those of the page, too: what is saved is what the sampler makes with this negative prompt."""
+    given = ["invert", *TWO, *SMALL, "--target_word", "sepia", "--negative_prompt", "blue"]
+    assert run([*given, "--output_dir", str(tmp_path)]) == ["done"]
+    sampler = adp.load_bundled("emoji", steps=2, guidance_scale=4.0)
+    noise = noise_of(sampler, [key(0, "seen noise", 0)])
+    with torch.no_grad():
+        away, plain = (
+            png(as_8_bit(sampler(noise, sampler.encode("a cat", each)))[0]) for each in ("blue", "")
+        )
+    assert (tmp_path / "without-token" / "00000.png").read_bytes() == away != plain
 
 
 def test_a_metric_is_a_goal_and_repeats_to_the_bit(tmp_path):

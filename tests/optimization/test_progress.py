@@ -1,6 +1,6 @@
 """Progress bars on the error stream."""
 
-from adjointdpm.optimization.progress import progress
+from adjointdpm.optimization.progress import progress, size
 
 
 def test_a_bar_has_its_name_and_the_time_left_and_can_be_off(capfd, monkeypatch):
@@ -16,6 +16,11 @@ def test_a_bar_has_its_name_and_the_time_left_and_can_be_off(capfd, monkeypatch)
     with progress("work", 4) as bar:
         bar.update()
     assert capfd.readouterr() == ("", "")
+
+
+def test_bytes_are_shown_in_the_largest_unit_below_them():
+    shown = [size(each) for each in (0, 1023, 1024, 3 * 2**20, int(3.5 * 2**30), 2**50)]
+    assert shown == ["0B", "1023B", "1KiB", "3MiB", "3.5GiB", "1024TiB"]
 
 
 class Other:

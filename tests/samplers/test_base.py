@@ -48,6 +48,20 @@ def test_the_samplers_guidance_scale_counts_whatever_encoded_the_prompt(kind):
     assert float(slope) == pytest.approx(float(up - down) / 2e-2, rel=0.02)
 
 
+@pytest.mark.parametrize("kind", ["flow", "pipeline"])
+def test_a_samplers_negative_prompt_is_that_of_every_prompt_without_one(kind):
+    flow = adp.load_bundled("emoji", steps=2, guidance_scale=3.0)
+    flow.model.pipe.set_progress_bar_config(disable=True)
+    plain = flow if kind == "flow" else adp.PipelineSampler(flow.model.pipe, steps=2, guidance_scale=3.0)
+    blue = plain.replace(negative_prompt="blue")
+    name = "negative_prompt_embeds"
+    given = plain.encode("a red apple", "blue")[name]
+    assert torch.equal(blue.encode("a red apple")[name], given)
+    assert torch.equal(blue.replace(steps=3).encode("a red apple")[name], given)
+    assert torch.equal(blue.encode("a red apple", "")[name], plain.encode("a red apple")[name])
+    assert not torch.equal(plain.encode("a red apple")[name], given)
+
+
 def test_guidance_for_want_of_negative_embeddings_is_an_error():
     sampler = adp.load_bundled("emoji", steps=2, guidance_scale=1.0)
     noise, cond = sampler.noise(1), sampler.encode("a red apple")

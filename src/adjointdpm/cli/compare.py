@@ -12,8 +12,8 @@ from ..tasks.sampling import network_of, sampled
 from .flags import Given, Group, Positional
 from .options import (
     FolderOptions,
+    ModelOptions,
     NetworkOptions,
-    PromptedModel,
     check_networks,
     free_folder,
     in_one_process,
@@ -56,7 +56,7 @@ class Compare:
 
     task: CompareOptions
     networks: NetworkOptions
-    model: Annotated[PromptedModel, Group(without=("adjoint",))]
+    model: Annotated[ModelOptions, Group(without=("adjoint",))]
     output: FolderOptions = FolderOptions(Path("outputs/compare"))
 
     def run(self, given: Given) -> None:
@@ -73,7 +73,7 @@ class Compare:
         metric = metric_of(task.metric, networks)
         check_networks(given, networks)
         network_of(sampler).requires_grad_(task.weights)
-        noise, cond = sampler.noise(1, task.seed), sampler.encode(task.prompt, self.model.negative_prompt)
+        noise, cond = sampler.noise(1, task.seed), sampler.encode(task.prompt)
         found = compare_gradients(
             sampler,
             beside(metric, sampled(sampler, noise, cond, 1)),

@@ -7,6 +7,7 @@ typed wins over what a `--config` file says, and that over the defaults. All val
 """
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -20,6 +21,7 @@ from click.core import ParameterSource
 from .._types import InputError, OneOf
 from ..zoo import bundled
 from .config_file import read_config
+from .log import show
 from .prompt_files import rows_of
 
 __all__ = [
@@ -33,7 +35,8 @@ __all__ = [
     "flags_of",
 ]
 
-UNSAVED = ("resume", "overwrite", "quiet")  # They say how a run goes on, not what to compute.
+logger = logging.getLogger(__name__)
+UNSAVED = ("resume", "overwrite", "quiet", "verbose")  # They say how a run goes on, not what to compute.
 
 
 @dataclass(frozen=True)
@@ -333,6 +336,9 @@ def command_of(name: str, settings: type, about: str) -> click.Command:
         sources = {each: ctx.get_parameter_source(each) for each in values}
         typed = frozenset(k for k, source in sources.items() if source is ParameterSource.COMMANDLINE)
         given = Given(name, values, typed)
+        show(values["verbose"])
+        for each in given.as_yaml().splitlines():
+            logger.info("%s", each)
         if print_config:
             print(given.as_yaml(), end="")
         else:

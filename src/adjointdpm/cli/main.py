@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 2 input that cannot be used, in one line on the error stream; 130 Ctrl-C and 143 SIGTERM, with
 what was done saved; 1 an error of this library's own, to be reported. ADJOINTDPM_TRACEBACK=1 shows the traceback of
-any of them.
+any of them. Warnings, and with --verbose what is done, come as lines of the logger `adjointdpm`.
 """
 
 import difflib
@@ -11,11 +11,11 @@ import sys
 import traceback
 import warnings
 from importlib import import_module, metadata
-from typing import Any
 
 import click
 
 from ..optimization.signals import Interrupted, end_once, ending
+from .log import line, listen, warn
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -83,7 +83,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     stdin = sys.stdin
     with open(os.devnull) as nothing, warnings.catch_warnings():
-        warnings.showwarning = _warn
+        warnings.showwarning = warn
+        listen()
         sys.stdin = (
             nothing  # No command reads it, and a user's module that does must not wait for a terminal.
         )
@@ -108,7 +109,7 @@ def _run() -> int:
         if os.environ.get("ADJOINTDPM_TRACEBACK"):
             traceback.print_exc()
         code, says = _outcome(error)
-        print(_line(says), file=sys.stderr)
+        print(line(says), file=sys.stderr)
         return code
 
 
@@ -146,20 +147,11 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     )
 
 
-def _line(text: str) -> str:
-    """Return a text as one printable line of the error stream."""
-    return "adjointdpm: " + "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-
-
 def _refuse_bytes(argument: str) -> None:
     try:
         argument.encode()
     except UnicodeEncodeError as error:
         raise click.UsageError(f"the argument {argument!a} is not a text in UTF-8") from error
-
-
-def _warn(message: Any, *_: Any, **__: Any) -> None:
-    print(_line(f"warning: {message}"), file=sys.stderr)
 
 
 def _leave_group() -> None:
@@ -176,6 +168,6 @@ def _flushed(code: int) -> int:
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for what the interpreter flushes at its end
         if not isinstance(error, BrokenPipeError):  # whoever read a pipe may leave early
-            print(_line(f"cannot write the output: {error.strerror}"), file=sys.stderr)
+            print(line(f"cannot write the output: {error.strerror}"), file=sys.stderr)
             return code or 2
     return code

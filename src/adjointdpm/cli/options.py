@@ -31,7 +31,6 @@ __all__ = [
     "ModelOptions",
     "NetworkOptions",
     "OutputOptions",
-    "PromptedModel",
     "TaskOptions",
     "announce",
     "announce_methods",
@@ -63,6 +62,7 @@ class ModelOptions:
         num_inference_steps: Number of sampling steps.
         guidance_scale: Weight of classifier-free guidance; there is no guidance at 1 or less. [default: 4 with the
             bundled model, else the pipeline's own]
+        negative_prompt: Prompt that all images are guided away from.
         solver: Solver of the sampling ODE: dpm++, euler, midpoint, heun, rk4, ab1 to ab4, or coupled:euler (also
             coupled:midpoint, coupled:heun and coupled:rk4), which is reversible; pipeline stands for the pipeline's
             own scheduler.
@@ -82,6 +82,7 @@ class ModelOptions:
     width: Annotated[int | None, Range(1, 16_384)] = None
     num_inference_steps: Annotated[int, Range(1, 10_000)] = 25
     guidance_scale: Annotated[float | None, Range(0, 1000)] = None
+    negative_prompt: str = ""
     solver: Annotated[str, OneOf((*SOLVERS, "pipeline"))] = "dpm++"
     adjoint: str = "checkpointed"
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -93,6 +94,7 @@ class ModelOptions:
             self.pretrained_model_name_or_path,
             steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
+            negative_prompt=self.negative_prompt,
             solver=self.solver,
             adjoint=self.adjoint,
             mixed_precision=self.mixed_precision,
@@ -107,17 +109,6 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class PromptedModel(ModelOptions):
-    """The model, how it is sampled, and what its images avoid.
-
-    Args:
-        negative_prompt: Prompt that the images are guided away from.
-    """
-
-    negative_prompt: str = ""
-
-
-@dataclass(frozen=True)
 class FolderOptions:
     """Where results go.
 
@@ -125,11 +116,13 @@ class FolderOptions:
         output_dir: Folder for the results.
         overwrite: Write over the results of an earlier run in the folder.
         quiet: Show no progress bars.
+        verbose: Say what is done: all settings, the model, validations, checkpoints.
     """
 
     output_dir: Path
     overwrite: bool = False
     quiet: bool = False
+    verbose: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ solver    dpm++ (2M), euler (= ddim), midpoint, heun, rk4, ab1 ... ab4, coupled:
 adjoint   checkpointed[:keep or budget], backprop, reversible, truncated:last, coarse[:steps], continuous[:steps]
 """
 
+import logging
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +36,7 @@ from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
 from ..samplers.pipeline_sampler import PipelineSampler
 from ..solvers import RK4, AdamsBashforth, Coupled, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from ..tasks.sampling import network_of
 from ..zoo import bundled, folder, load_bundled, load_classifier
 
 __all__ = [
@@ -46,6 +49,8 @@ __all__ = [
     "sampler_of",
     "using",
 ]
+
+logger = logging.getLogger(__name__)
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "dpm++": lambda: DPMSolverPP(order=2),
@@ -233,6 +238,7 @@ def sampler_of(
     *,
     steps: int,
     guidance_scale: float | None,
+    negative_prompt: str = "",
     solver: str = "dpm++",
     adjoint: str = "checkpointed",
     mixed_precision: str = "no",
@@ -252,6 +258,7 @@ def sampler_of(
         name: such as "emoji", a folder of diffusers, or "stable-diffusion-v1-5/stable-diffusion-v1-5".
         steps: see `FlowSampler`.
         guidance_scale: of classifier-free guidance; None for the pipeline's own, and for 4 with the bundled model.
+        negative_prompt: what all images are guided away from.
         solver, adjoint: see the head of this module.
         mixed_precision: no, fp16 or bf16: the network's dtype; states stay in float32.
         device: where it runs; see `device_of`.
@@ -264,6 +271,7 @@ def sampler_of(
         InputError: an unknown name or word, a folder that holds no pipeline in safetensors, or a pipeline that takes
             no prompts, does not fit the files or cannot be run.
     """
+    began = time.perf_counter()
     _choice("solver", solver, [*SOLVERS, "pipeline"])
     _choice("mixed_precision", mixed_precision, DTYPES)
     in_range("steps", steps, 1)
@@ -278,7 +286,7 @@ def sampler_of(
     files = {"revision": revision, "variant": variant}
     if bundled(name) and any(files.values()):
         raise InputError("revision and variant are not used with a bundled model, which has one of each")
-    shared: dict[str, Any] = {"steps": steps, "adjoint": made}
+    shared: dict[str, Any] = {"steps": steps, "adjoint": made, "negative_prompt": negative_prompt}
     if guidance_scale is not None or bundled(name):
         shared["guidance_scale"] = 4.0 if guidance_scale is None else guidance_scale
     sizes = {"height": height, "width": width}
@@ -310,6 +318,19 @@ def sampler_of(
             if not len(cond):
                 raise InputError(f"the model {name!r} takes no prompts, which this command needs")
             trial(trial.noise(1), cond)
+    logger.info(
+        "model %s: %d million weights in %s on %s, %s with %s in %s steps, images of %d x %d, ready in %.1f s",
+        name,
+        sum(weight.numel() for weight in network_of(sampler).parameters()) // 10**6,
+        dtype,
+        place,
+        type(sampler).__name__,
+        "the pipeline's scheduler" if sampler.solver is None else sampler.solver,
+        sampler.steps,
+        wide,
+        high,
+        time.perf_counter() - began,
+    )
     return sampler
 
 

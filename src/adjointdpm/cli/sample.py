@@ -14,7 +14,7 @@ from ..files.diffusers_files import load_noise
 from ..files.images import as_8_bit, encoded
 from ..optimization.progress import progress
 from .flags import Given, Group, Positional, PromptTexts
-from .options import FolderOptions, PromptedModel, free_folder, in_one_process
+from .options import FolderOptions, ModelOptions, free_folder, in_one_process
 from .parse_sampler import check_memory
 
 __all__ = ["Sample", "SampleOptions"]
@@ -47,13 +47,13 @@ class Sample:
     """The flags of `adjointdpm sample`."""
 
     task: SampleOptions
-    model: Annotated[PromptedModel, Group(without=("adjoint",))]
+    model: Annotated[ModelOptions, Group(without=("adjoint",))]
     output: FolderOptions = FolderOptions(Path("outputs/sample"))
 
     def run(self, given: Given) -> None:
         """Make the images, and print where they are."""
         in_one_process(given.command)
-        task, negative = self.task, self.model.negative_prompt
+        task = self.task
         saved = None if task.noise is None else load_noise(task.noise)
         if saved is not None:
             given.refuse_unused(("batch", "seed"), "with --noise, which holds the noise of every image")
@@ -61,7 +61,7 @@ class Sample:
         folder = free_folder(self.output.output_dir, *patterns, overwrite=self.output.overwrite)
         sampler = self.model.sampler()
         check_memory(sampler, task.batch, TOGETHER)
-        conditions = [sampler.encode(each, negative) for each in task.prompt]
+        conditions = [sampler.encode(each) for each in task.prompt]
         drawn = sampler.noise(task.batch if saved is None else 1, task.seed)
         noise = drawn if saved is None else saved[0].to(drawn.device)
         if saved is not None and saved[1].get("steps") not in (None, "", str(sampler.steps)):

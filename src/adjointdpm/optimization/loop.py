@@ -18,6 +18,7 @@ A run that is resumed may have more steps than before. With a constant rate it e
 rate that falls over the N steps is that of the new N from there on, and a warning says so.
 """
 
+import logging
 import math
 import time
 import warnings
@@ -36,7 +37,7 @@ from ..files.atomic_write import SavingError
 from ..files.checkpoint import check_config, has_checkpoint, load_checkpoint, plain, save_checkpoint
 from .distributed import Processes
 from .gradient_step import GradientStep
-from .progress import progress
+from .progress import progress, size
 from .run_folder import run_folder
 from .seeds import forked
 from .signals import Interrupted, ending, held, stop_once
@@ -53,6 +54,9 @@ __all__ = [
     "Task",
     "optimize",
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +141,7 @@ class _Run:
         self.state = LoopState.fresh(task.variables, task.items if task.per_item else 1)
         self.batch = GradientStep(task, loop, self.processes)
         self.start = time.perf_counter()
+        self.most_bytes = 0  # that a step held
         self.between = False  # in the middle of a step: nothing that is worth saving
         if loop.run.resume and loop.checkpoint is not None and has_checkpoint(loop.checkpoint):
             self._resume(loop.checkpoint)
@@ -185,10 +190,29 @@ class _Run:
 
     def _all(self) -> None:
         loop, state = self.loop, self.state
-        with progress(type(self.task).__name__.lower(), loop.steps, loop.run.quiet, state.step) as bar:
+        name = type(self.task).__name__.lower()
+        values = sum(leaf.numel() for leaf in self.leaves)
+        logger.info(
+            "%s: step %d of %d, with %d items; %d numbers change, on %s, in %d processes",
+            name,
+            state.step,
+            loop.steps,
+            self.task.items,
+            values,
+            self.leaves[0].device,
+            self.processes.world,
+        )
+        with progress(name, loop.steps, loop.run.quiet, state.step) as bar:
             while state.step < loop.steps and not self._enough():
                 self._step(bar)
             self._last()
+        logger.info(
+            "%s: ended after %d steps in %.1f s; the best iterate has a loss of %.4g",
+            name,
+            state.step,
+            time.perf_counter() - self.start,
+            float(state.best_loss.mean()),
+        )
 
     def _found(self) -> Outcome:
         state = self.state
@@ -238,6 +262,7 @@ class _Run:
     def _step(self, bar: Any) -> None:
         loop, state = self.loop, self.state
         values, batch = self.batch.losses(self.state.step, differentiate=True)
+        taken = self._bytes_held()
         valid = self._validated()
         self._check_gradients()
         with held(), torch.no_grad():
@@ -254,7 +279,7 @@ class _Run:
             self.between = False
             if loop.checkpointing_steps and state.step % loop.checkpointing_steps == 0:
                 self._save()
-        bar.set_postfix(loss=f"{state.losses[-1]:.4g}")
+        bar.set_postfix({"loss": f"{state.losses[-1]:.4g}"} | ({"memory": size(taken)} if taken else {}))
         bar.update()
         if loop.run.report is not None and self.processes.first:
             loop.run.report(state.step, {"loss": state.losses[-1]})
@@ -291,12 +316,22 @@ class _Run:
             if leaf.grad is not None and not bool(leaf.grad.isfinite().all()):
                 raise NonFiniteError(f"the gradient of {name!r} is not finite, though the loss is")
 
+    def _bytes_held(self) -> int:
+        """Return the most bytes that a step has held so far: the peak of a GPU, else what backward passes needed."""
+        device = self.leaves[0].device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        self.most_bytes = max(self.most_bytes, self.task.bytes_saved() or 0)
+        return self.most_bytes
+
     def _validated(self, last: bool = False) -> float | None:
         every = self.loop.validation_steps
         if not every or (self.state.step % every and not last):
             return None
         with forked(self.loop.seed, "validation"), torch.no_grad():
-            return float(self.task.validate(self.state.step))
+            found = float(self.task.validate(self.state.step))
+        logger.info("step %d: the validation's loss is %.4g", self.state.step, found)
+        return found
 
     def _note(self, values: Losses, batch: list[int], valid: float | None) -> None:
         """Remember the step's losses, and the iterate where it is the best."""
@@ -319,6 +354,7 @@ class _Run:
         tensors, about = self.state.packed(self.task.variables, self.optimizer)
         settings = self._about() | {"steps": self.loop.steps}
         save_checkpoint(path, tensors, {**about, "config": dict(self.loop.run.config), "loop": settings})
+        logger.debug("step %d is saved in %s", self.state.step, path)
 
 
 def _made(optimizer: Callable[[list[Tensor]], Optimizer], leaves: list[Tensor]) -> Optimizer:

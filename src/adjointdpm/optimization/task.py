@@ -48,6 +48,10 @@ class Task(ABC):
     def project(self) -> None:  # noqa: B027
         """Put the variables back where they must be, in place, after the step; nothing by default."""
 
+    def bytes_saved(self) -> int | None:
+        """What the newest step held for its backward pass, in bytes, for the progress bar; None if not counted."""
+        return None
+
     def validate(self, step: int) -> float:
         """What decides the best iterate where `LoopSettings.validation_steps` is set: lower is better.
 

@@ -44,12 +44,15 @@ class Sampler(nn.Module, ABC):
     settings: ClassVar[tuple[str, ...]] = ()
     """The names that `replace` accepts: arguments of the constructor, kept as attributes of the same names."""
 
-    # These four are of narrower types in the samplers that have them.
+    # Most of these are of narrower types in the samplers that have them.
     steps: Any = None
     """Number of steps, an int, where there is such a number."""
 
     guidance_scale: Any = None
     """w of classifier-free guidance, a float, where there is guidance."""
+
+    negative_prompt: str = ""
+    """What `encode` takes for the negative prompt where none is given."""
 
     adjoint: Any = None
     """How the gradient is made, an `Adjoint`; None where it is plain autograd's."""
@@ -66,12 +69,14 @@ class Sampler(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+    def encode(
+        self, prompts: Sequence[str] | str, negative: str | None = None, graph: bool = False
+    ) -> Cond:
         """Encode one or more prompts.
 
         Args:
             prompts: one or more prompts.
-            negative: the negative prompt of all of them.
+            negative: the negative prompt of all of them; the sampler's `negative_prompt` if None.
             graph: whether the tensors keep the graph to the text encoder, for the gradient of its weights. A graph
                 serves one backward pass. Within `TokenRows` there always is one.
 

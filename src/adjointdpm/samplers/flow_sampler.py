@@ -41,6 +41,7 @@ class FlowSampler(Sampler):
         grid: how the N + 1 times are chosen, or the times themselves: a decreasing float64 vector in
             the network's unit, which gets a gradient if it requires one (then `steps` is not read).
         guidance_scale: w of classifier-free guidance; no guidance at w <= 1.
+        negative_prompt: what `encode` guides away from where it is given no other.
         adjoint: how the gradient is made; exact in the memory of one graph by default.
 
     Raises:
@@ -52,7 +53,7 @@ class FlowSampler(Sampler):
     guidance_scale: float
     adjoint: Adjoint
 
-    settings = ("model", "solver", "steps", "grid", "guidance_scale", "adjoint")
+    settings = ("model", "solver", "steps", "grid", "guidance_scale", "negative_prompt", "adjoint")
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class FlowSampler(Sampler):
         steps: int = 25,
         grid: Grid | Tensor = uniform,
         guidance_scale: float = 5.0,
+        negative_prompt: str = "",
         adjoint: Adjoint | None = None,
     ) -> None:
         super().__init__()
@@ -70,6 +72,7 @@ class FlowSampler(Sampler):
         self.image_shape, self.pipe = model.image_shape, model.pipe
         self.solver = DPMSolverPP(order=2) if solver is None else solver
         self.steps, self.grid, self.guidance_scale = steps, grid, guidance_scale
+        self.negative_prompt = negative_prompt
         self.adjoint = Checkpointed() if adjoint is None else adjoint
         self.stats = Stats()
         self._time_grid = self._times()
@@ -87,6 +90,7 @@ class FlowSampler(Sampler):
         steps: int = 25,
         grid: Grid | Tensor | None = None,
         guidance_scale: float | None = None,
+        negative_prompt: str = "",
         adjoint: Adjoint | None = None,
     ) -> "FlowSampler":
         """A sampler over a stock pipeline of diffusers, which shares its modules and is not changed.
@@ -107,6 +111,7 @@ class FlowSampler(Sampler):
             grid: as in `FlowSampler`; of a flow model the pipeline's own by default, with the shift for the
                 resolution.
             guidance_scale: as in `FlowSampler`; the pipeline's own by default.
+            negative_prompt: as in `FlowSampler`.
 
         Returns:
             the sampler.
@@ -121,6 +126,7 @@ class FlowSampler(Sampler):
             steps=steps,
             grid=model.grid if grid is None else grid,
             guidance_scale=model.guidance_scale if guidance_scale is None else guidance_scale,
+            negative_prompt=negative_prompt,
             adjoint=adjoint,
         )
 
@@ -132,6 +138,7 @@ class FlowSampler(Sampler):
         steps: int | None = None,
         grid: Grid | Tensor | None = None,
         guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
         adjoint: Adjoint | None = None,
     ) -> "FlowSampler":
         """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
@@ -142,6 +149,7 @@ class FlowSampler(Sampler):
             steps: as in the constructor.
             grid: as in the constructor.
             guidance_scale: as in the constructor.
+            negative_prompt: as in the constructor.
             adjoint: as in the constructor.
 
         Returns:
@@ -153,12 +161,16 @@ class FlowSampler(Sampler):
             steps=steps,
             grid=grid,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             adjoint=adjoint,
         )
 
-    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+    def encode(
+        self, prompts: Sequence[str] | str, negative: str | None = None, graph: bool = False
+    ) -> Cond:
         texts, w = listed(prompts), float(self.guidance_scale)
-        return encoded(self.pipe, lambda: self.model.encode(texts, negative, w), graph)
+        avoided = self.negative_prompt if negative is None else negative
+        return encoded(self.pipe, lambda: self.model.encode(texts, avoided, w), graph)
 
     def with_guidance(self, cond: Cond) -> Cond:
         return with_scale(cond, self.model.denoiser.guidance, self.guidance_scale)

@@ -51,6 +51,7 @@ class PipelineSampler(Sampler):
         pipe: the pipeline; its modules are shared and it is not changed.
         steps: num_inference_steps, at least 1.
         guidance_scale: w of classifier-free guidance; the pipeline's own default if None.
+        negative_prompt: what `encode` guides away from where it is given no other.
         seed: the seed of the noise within steps (ancestral and SDE schedulers).
         adjoint: `Checkpointed()` by default, or `Backprop()`, or `Truncated(last=)`.
         arguments: further arguments of the pipeline's call, such as height and width.
@@ -71,7 +72,7 @@ class PipelineSampler(Sampler):
     guidance_scale: float
     adjoint: Adjoint
 
-    settings = ("pipe", "steps", "guidance_scale", "seed", "adjoint", "arguments")
+    settings = ("pipe", "steps", "guidance_scale", "negative_prompt", "seed", "adjoint", "arguments")
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class PipelineSampler(Sampler):
         *,
         steps: int = 25,
         guidance_scale: float | None = None,
+        negative_prompt: str = "",
         seed: int = 0,
         adjoint: Adjoint | None = None,
         arguments: Mapping[str, Any] | None = None,
@@ -89,6 +91,7 @@ class PipelineSampler(Sampler):
         self._takes = arguments_of(type(pipe))
         self.steps, self.seed = steps, seed
         self.guidance_scale = self._takes.default if guidance_scale is None else guidance_scale
+        self.negative_prompt = negative_prompt
         self.adjoint = Checkpointed() if adjoint is None else adjoint
         self.arguments = dict(arguments or {})
         self._refuse_unknown(self.arguments, type(pipe).__name__)
@@ -121,11 +124,12 @@ class PipelineSampler(Sampler):
         size = [self.arguments.get("height", factor * height), self.arguments.get("width", factor * width)]
         return (3, *size)
 
-    def encode(self, prompts: Sequence[str] | str, negative: str = "", graph: bool = False) -> Cond:
+    def encode(
+        self, prompts: Sequence[str] | str, negative: str | None = None, graph: bool = False
+    ) -> Cond:
         texts, w = listed(prompts), float(self.guidance_scale)
-        return encoded(
-            self.pipe, lambda: read_prompts(self.pipe, texts, negative, w, self.arguments), graph
-        )
+        avoided = self.negative_prompt if negative is None else negative
+        return encoded(self.pipe, lambda: read_prompts(self.pipe, texts, avoided, w, self.arguments), graph)
 
     def with_guidance(self, cond: Cond) -> Cond:
         name = self._takes.guidance
@@ -194,6 +198,7 @@ class PipelineSampler(Sampler):
         pipe: Any = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
         seed: int | None = None,
         adjoint: Adjoint | None = None,
         arguments: Mapping[str, Any] | None = None,
@@ -204,6 +209,7 @@ class PipelineSampler(Sampler):
             pipe: as in the constructor.
             steps: as in the constructor.
             guidance_scale: as in the constructor.
+            negative_prompt: as in the constructor.
             seed: as in the constructor.
             adjoint: as in the constructor.
             arguments: as in the constructor.
@@ -215,6 +221,7 @@ class PipelineSampler(Sampler):
             pipe=pipe,
             steps=steps,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             seed=seed,
             adjoint=adjoint,
             arguments=arguments,

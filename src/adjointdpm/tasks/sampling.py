@@ -10,6 +10,7 @@ from .._types import Cond, InputError
 from ..files.diffusers_files import network_in
 from ..files.images import as_8_bit
 from ..optimization.distributed import Processes
+from ..optimization.progress import progress
 from ..samplers.base import Sampler
 
 
@@ -34,16 +35,37 @@ def saved(images: Tensor) -> Tensor:
 
 
 def sampled(
-    sampler: Sampler, noise: Tensor, cond: Cond, batch: int | None, processes: Processes | None = None
+    sampler: Sampler,
+    noise: Tensor,
+    cond: Cond,
+    batch: int | None,
+    processes: Processes | None = None,
+    *,
+    what: str | None = None,
+    quiet: bool = False,
 ) -> Tensor:
-    """Return images of many noises without a gradient, in parts and over processes, the same in all of them."""
+    """Sample images of many noises without a gradient, in parts and over processes.
+
+    Args:
+        sampler: makes the images.
+        noise: one an image, (n, *shape).
+        cond: of each image, or of all.
+        batch: images at once; all of them if None.
+        processes: over which the images are spread; those of this run if None.
+        what: the name of a progress bar; None for no bar.
+        quiet: whether there is none whatever its name is.
+
+    Returns:
+        the images (n, channels, height, width), the same in all processes.
+    """
     processes = processes or Processes.here()
     images = torch.zeros(len(noise), *sampler.image_shape, dtype=noise.dtype, device=noise.device)
     mine = processes.part(range(len(noise)))
-    with torch.no_grad():
+    with torch.no_grad(), progress(what or "", len(mine), quiet or what is None) as bar:
         for places in parts(len(mine), batch):
             part = [mine[place] for place in places]
             images[part] = sampler(noise[part], rows(cond, part))
+            bar.update(len(part))
     processes.sum_([images])
     return images
 

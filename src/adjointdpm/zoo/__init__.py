@@ -104,6 +104,7 @@ def load_bundled(
     steps: int = 25,
     grid: Grid | Tensor = uniform,
     guidance_scale: float = 5.0,
+    negative_prompt: str = "",
     adjoint: Adjoint | None = None,
 ) -> FlowSampler:
     """Load a bundled text-to-image model as a sampler, its weights frozen.
@@ -124,6 +125,7 @@ def load_bundled(
         steps: number of steps, at least 1.
         grid: the time grid, as in `FlowSampler`.
         guidance_scale: the initial guidance scale; 1 is no guidance.
+        negative_prompt: as in `FlowSampler`.
         adjoint: as in `FlowSampler`.
 
     Returns:
@@ -157,7 +159,13 @@ def load_bundled(
         width=width,
     )
     return FlowSampler(
-        model, solver=solver, steps=steps, grid=grid, guidance_scale=guidance_scale, adjoint=adjoint
+        model,
+        solver=solver,
+        steps=steps,
+        grid=grid,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        adjoint=adjoint,
     )
 
 

@@ -94,6 +94,9 @@ class Attack(Task):
         images = self.sampler(self.variables["noise"][items], rows(self.cond, items))
         return self.objective(images, items)
 
+    def bytes_saved(self) -> int | None:
+        return self.sampler.stats.bytes_saved
+
     def prepare(self) -> None:
         noise = self.variables["noise"]
         assert noise.grad is not None

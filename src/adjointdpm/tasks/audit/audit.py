@@ -184,10 +184,16 @@ class _Audit:
             s.confidence,
             self.features,
             s.keep_weight,
-            sampled(self.sampler, start, cond, s.train_batch_size),
+            sampled(self.sampler, start, cond, s.train_batch_size, what="originals", quiet=self.run.quiet),
         )
         evaluator = Evaluator(
-            self.sampler, self.classifier, self.judge, self.target, self.folder, s.train_batch_size
+            self.sampler,
+            self.classifier,
+            self.judge,
+            self.target,
+            self.folder,
+            s.train_batch_size,
+            self.run.quiet,
         )
         before = evaluator.found("before", start, start, cond, labels, s.ball)
         costs = self.costs(start, cond, objective)

@@ -31,6 +31,7 @@ class Evaluator:
         target: the label that the classifier should give all images; None for any wrong one.
         folder: where images are saved.
         batch: images at once.
+        quiet: whether no progress is shown.
     """
 
     sampler: Sampler
@@ -39,12 +40,13 @@ class Evaluator:
     target: str | None
     folder: Path
     batch: int
+    quiet: bool = False
 
     def found(
         self, name: str | None, noise: Tensor, start: Tensor, cond: Cond, labels: Tensor, ball: Ball
     ) -> AttackOutcome:
         """Return the labels of the images of some noise, as the images lie in their files."""
-        made = sampled(self.sampler, noise, cond, self.batch)
+        made = sampled(self.sampler, noise, cond, self.batch, what="images judged", quiet=self.quiet)
         files, images = as_8_bit(made), saved(made)
         if name is not None and Processes.here().first:
             where = output_folder(self.folder / name)

@@ -26,6 +26,7 @@ from ...metrics.check import score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
+from ...optimization.progress import progress
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Losses, RunOptions, Task
@@ -36,7 +37,7 @@ from ..methods import Evaluation, MethodsResult, write_methods
 from ..report import write_report
 from ..sampling import each_of, needs_rgb, noise_of, parts, rows, sampled
 from ..settings import Count, TaskSettings, checkpointed
-from .look_ahead import LookAhead, guided
+from .look_ahead import Guided, LookAhead, guided
 
 __all__ = ["GuideResult", "GuideSettings", "guide"]
 
@@ -77,6 +78,9 @@ class Guide(Task):
     def losses(self, step: int, items: list[int]) -> Losses:
         images = self.sampler(self.variables["noise"][items], rows(self.cond, items))
         return Losses(score(beside(self.metric, self.originals[items]), images))
+
+    def bytes_saved(self) -> int | None:
+        return self.sampler.stats.bytes_saved
 
     def project(self) -> None:
         noise = self.variables["noise"]
@@ -129,7 +133,7 @@ def guide(
     with torch.no_grad():
         cond = sampler.encode(each)
     check_on_gray(sampler, metric)
-    originals = sampled(sampler, noise, cond, batch)
+    originals = sampled(sampler, noise, cond, batch, what="no guidance", quiet=run.quiet)
     evaluate = Evaluation({"metric": metric}, originals, judge, truth, batch)
     plain_calls = sampler.stats.nfe_forward
     # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
@@ -145,14 +149,20 @@ def guide(
     best = outcome.best["noise"]
     methods = {
         "no guidance": evaluate(originals, calls=plain_calls),
-        "noise": evaluate(sampled(sampler, best, cond, batch), outcome.losses, budget + plain_calls),
+        "noise": evaluate(
+            sampled(sampler, best, cond, batch, what="noise", quiet=run.quiet),
+            outcome.losses,
+            budget + plain_calls,
+        ),
     }
     for name, steps in (("look-ahead", s.ahead.look_ahead), ("one step", 1)):
         ahead = _equal(replace(s.ahead, look_ahead=steps), len(sampler.times()) - 1, budget)
-        made = [
-            guided(sampler, beside(metric, originals[part]), noise[part], rows(cond, part), ahead)
-            for part in parts(len(each), batch)
-        ]
+        made: list[Guided] = []
+        with progress(name, len(each), run.quiet) as bar:
+            for part in parts(len(each), batch):
+                beside_it = beside(metric, originals[part])
+                made.append(guided(sampler, beside_it, noise[part], rows(cond, part), ahead))
+                bar.update(len(part))
         methods[name] = evaluate(torch.cat([part.images for part in made]), calls=made[0].calls)
     costs = {
         "budget": budget,

@@ -75,10 +75,11 @@ def attacked_in(found: AuditResult) -> Labelled:
 
 
 def clean_images(
-    sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings
+    sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings, quiet: bool = False
 ) -> Labelled:
     """Return images of every prompt as files hold them."""
     prompts = [prompt for prompt in pairs for _ in range(each)]
     noise = noise_of(sampler, [key(seed, "clean", prompt, i % each) for i, prompt in enumerate(prompts)])
-    images = as_8_bit(sampled(sampler, noise, sampler.encode(prompts), s.train_batch_size))
-    return Labelled(images, [pairs[prompt] for prompt in prompts], ["clean"] * len(prompts))
+    cond = sampler.encode(prompts)
+    images = sampled(sampler, noise, cond, s.train_batch_size, what="clean images", quiet=quiet)
+    return Labelled(as_8_bit(images), [pairs[prompt] for prompt in prompts], ["clean"] * len(prompts))

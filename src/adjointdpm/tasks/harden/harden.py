@@ -193,10 +193,10 @@ def harden(
             run=quietly,
         )
 
-    clean = clean_images(sampler, pairs, settings.clean, settings.seed, attack)
+    clean = clean_images(sampler, pairs, settings.clean, settings.seed, attack, run.quiet)
     more = clean
     if more_pairs:
-        more += clean_images(sampler, more_pairs, settings.clean_others, settings.seed, attack)
+        more += clean_images(sampler, more_pairs, settings.clean_others, settings.seed, attack, run.quiet)
     for turn in range(settings.rounds):
         if turn:
             seed = key(attack.seed, "round", turn)
@@ -228,7 +228,9 @@ def harden(
 
     def right(of: Mapping[str, str]) -> tuple[Rate, Rate]:
         seed = key(settings.seed, "held out")
-        images, labels = clean_images(sampler, of, settings.held_out, seed, attack).of(classifier)
+        images, labels = clean_images(sampler, of, settings.held_out, seed, attack, run.quiet).of(
+            classifier
+        )
         before, after = (predict(each, images).argmax(1) == labels for each in (classifier, hard))
         return Rate.of_mask(before), Rate.of_mask(after)
 

@@ -148,6 +148,9 @@ class Invert(Task):
         images = self.sampler(self.noise[items], self.learned.encode([self.prompts[i] for i in items]))
         return Losses(score(beside(self.metric, self.compared[items]), images))
 
+    def bytes_saved(self) -> int | None:
+        return self.sampler.stats.bytes_saved
+
     def validate(self, step: int) -> float:
         found = [self.losses(step, part).values for part in parts(self.items, self.batch)]
         return float(torch.cat(found).mean())
@@ -238,7 +241,9 @@ def invert(
     wanted = None if judge is None or label is None else judge.index(label)
     check_on_gray(sampler, goal.loss)
     sets = {
-        name: _pairs(sampler, goal, name, held_out if name == SETS[2] else prompts, token, settings)
+        name: _pairs(
+            sampler, goal, name, held_out if name == SETS[2] else prompts, token, settings, run.quiet
+        )
         for name in SETS
     }
     seen = sets[SETS[0]]
@@ -259,7 +264,8 @@ def invert(
     reports = {}
     for name, pairs in sets.items():
         with torch.no_grad():
-            after = sampled(sampler, pairs.noise, learned.encode(pairs.prompts), batch)
+            cond, what = learned.encode(pairs.prompts), f"{name}, with the token"
+            after = sampled(sampler, pairs.noise, cond, batch, what=what, quiet=run.quiet)
         reports[name] = _report(pairs, after, goal, judge, wanted)
     costs |= {"calls_a_sampling": sampler.stats.nfe_forward, "seconds": time.perf_counter() - began}
     artefact = learned.save(folder) if Processes.here().first else folder
@@ -271,7 +277,13 @@ def invert(
 
 
 def _pairs(
-    sampler: Sampler, goal: Goal, name: str, texts: Sequence[str], token: str, settings: InvertSettings
+    sampler: Sampler,
+    goal: Goal,
+    name: str,
+    texts: Sequence[str],
+    token: str,
+    settings: InvertSettings,
+    quiet: bool,
 ) -> Pairs:
     """Return the pairs of a set of prompts, whose noise is keyed by the set's name.
 
@@ -286,7 +298,8 @@ def _pairs(
         if word not in known:
             with torch.no_grad():
                 cond = sampler.encode([worded(each, token, word) for each in prompts])
-                known[word] = sampled(sampler, noise, cond, settings.train_batch_size)
+                batch, what = settings.train_batch_size, f"{name}, {word or 'without the token'}"
+                known[word] = sampled(sampler, noise, cond, batch, what=what, quiet=quiet)
         return known[word]
 
     compared = None

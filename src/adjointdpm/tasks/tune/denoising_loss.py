@@ -69,7 +69,7 @@ class Denoise(Task):
         self.sampler, self.variables, self.items, self.seed = sampler, leaves, items, seed
         self.x0 = latents_of(sampler, image)
         with torch.no_grad():
-            self.cond = sampler.replace(guidance_scale=1.0).encode([prompt])
+            self.cond = sampler.replace(guidance_scale=1.0, negative_prompt="").encode([prompt])
 
     def losses(self, step: int, items: list[int]) -> Losses:
         return self._of(f"step {step}", items)

@@ -131,7 +131,7 @@ def tune(
     noise = noise_of(sampler, [key(settings.seed, "held out", i, j) for i, j in numbers])
     with torch.no_grad():
         cond = sampler.encode(each_of(held_out, n))
-    originals = sampled(sampler, noise, cond, batch)
+    originals = sampled(sampler, noise, cond, batch, what="untuned", quiet=run.quiet)
     evaluate = Evaluation(measures, originals, judge, truth, batch)
     methods = {"untuned": evaluate(originals)}
 
@@ -144,7 +144,8 @@ def tune(
             validation_steps=settings.validation_steps,
         )
         outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
-        methods[name] = evaluate(sampled(sampler, noise, cond, batch), outcome.losses)
+        images = sampled(sampler, noise, cond, batch, what=f"tuned ({name})", quiet=run.quiet)
+        methods[name] = evaluate(images, outcome.losses)
 
     if instance_image is not None and isinstance(sampler, FlowSampler):
         with _training(weights, network, settings.seed, before) as leaves:

@@ -67,6 +67,9 @@ class TuneToMetric(Task):
             found = [self._of("validation", part).values for part in parts(self.items, self.batch)]
         return float(torch.cat(found).mean())
 
+    def bytes_saved(self) -> int | None:
+        return self.sampler.stats.bytes_saved
+
     def _of(self, draw: str, items: list[int]) -> Losses:
         noise = noise_of(self.sampler, [key(self.seed, "tune", draw, i) for i in items])
         cond = rows(self.cond, items)
