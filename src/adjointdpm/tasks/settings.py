@@ -9,7 +9,7 @@ from .._types import Range, check_settings
 from ..files.images import output_folder
 from ..optimization.task import LoopSettings, RunOptions
 
-__all__ = ["Count", "Length", "TaskSettings", "checkpointed"]
+__all__ = ["BatchSettings", "Count", "Length", "TaskSettings", "checkpointed"]
 
 Count = Annotated[int, Range(1)]
 Length = Annotated[float, Range(0, open_low=True)]
@@ -54,6 +54,25 @@ class TaskSettings:
             folder=output_folder(folder),
             checkpointing_steps=self.checkpointing_steps,
             run=replace(run, config=config),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(TaskSettings):
+    """How a task optimizes what all of its images share: a step takes the mean gradient of a batch.
+
+    Args:
+        gradient_accumulation_steps: Number of batches, one after the other, whose mean gradient one step takes.
+    """
+
+    gradient_accumulation_steps: Count = 1
+
+    def loop(self, folder: Path, run: RunOptions, config: Mapping[str, Any]) -> LoopSettings:
+        each, parts = self.train_batch_size, self.gradient_accumulation_steps
+        return replace(
+            super().loop(folder, run, config),
+            batch_size=None if each is None else each * parts,
+            accumulation=parts,
         )
 
 

@@ -76,6 +76,26 @@ def test_beside_the_denoising_loss_and_a_resumption(tmp_path):
         )
 
 
+def test_batches_that_accumulate_are_one_large_batch(tmp_path):
+    """Steps are the same to rounding, and no graph of more than one image is held."""
+
+    def run(name, **sizes):
+        ours = sampler()
+        settings = TuneSettings(max_train_steps=3, num_validation_images=1, **sizes)
+        found = tune(
+            ours, Chroma(), PROMPTS, HELD_OUT, output=tmp_path / name, settings=settings,
+            run=RunOptions(quiet=True),
+        )  # fmt: skip
+        return found.methods["metric"].losses
+
+    assert len(PROMPTS) > 1
+    whole = run("whole")
+    parts = run("parts", train_batch_size=1, gradient_accumulation_steps=len(PROMPTS))
+    single = run("single", train_batch_size=1)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert single != pytest.approx(whole, rel=1e-3)
+
+
 def test_a_metric_without_a_gradient_is_refused_before_the_work(tmp_path):
     for metric in (lambda images: images.detach().mean((1, 2, 3)), lambda images: images.mean()):
         with pytest.raises(adp.InputError, match="metric"):

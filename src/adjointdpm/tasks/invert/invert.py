@@ -37,7 +37,7 @@ from ...samplers.base import Sampler
 from ..evaluation import Rate, check_on_gray, predict, recognized
 from ..report import write_report
 from ..sampling import each_of, needs_rgb, noise_of, parts, sampled, saved
-from ..settings import Count, Length, TaskSettings, checkpointed
+from ..settings import BatchSettings, Count, Length, checkpointed
 from .goals import Goal
 from .learned_token import Learned, worded
 
@@ -47,7 +47,7 @@ SETS = ("seen noise", "unseen noise", "unseen concepts")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvertSettings(TaskSettings):
+class InvertSettings(BatchSettings):
     """What an inversion does.
 
     Args:
@@ -253,11 +253,9 @@ def invert(
     about = checkpointed({"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **run.config})
     batch = settings.train_batch_size or len(seen.prompts)
     task = Invert(sampler, learned, seen.prompts, seen.noise, seen.compared, goal.loss, batch)
-    loop = replace(
-        settings.loop(folder / "state", run, about),
-        batch_size=settings.train_batch_size,
-        validation_steps=settings.validation_steps if batch < task.items else 0,
-    )
+    loop = settings.loop(folder / "state", run, about)
+    if loop.batch_size is not None and loop.batch_size < task.items:
+        loop = replace(loop, validation_steps=settings.validation_steps)
     # No weight decay: it would pull the embedding towards zero, which is no token.
     outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
     costs: dict[str, Any] = {"bytes_saved": sampler.stats.bytes_saved}

@@ -34,7 +34,7 @@ from ..evaluation import check_on_gray, labels_of
 from ..methods import Evaluation, MethodsResult, write_methods
 from ..report import write_report
 from ..sampling import each_of, network_of, noise_of, pipeline_of, rows, sampled
-from ..settings import Count, Length, TaskSettings, checkpointed
+from ..settings import BatchSettings, Count, Length, checkpointed
 from .adapters import NetworkState
 from .denoising_loss import Denoise, latents_of
 from .trainable_weights import Lora, Weights
@@ -44,11 +44,11 @@ __all__ = ["TuneResult", "TuneSettings", "tune"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneSettings(TaskSettings):
+class TuneSettings(BatchSettings):
     """What a tuning does.
 
     Args:
-        train_batch_size: Number of prompts for each step; all of them if it is not given.
+        train_batch_size: Number of prompts that are differentiated at once; all of them if it is not given.
         max_grad_norm: Norm to which longer gradients are scaled down.
         num_validation_images: Number of images for each validation prompt.
         validation_steps: Number of steps between validations, which choose the best iterate.
@@ -139,7 +139,6 @@ def tune(
         own = replace(run, report=run.report if name == "metric" else None)
         loop = replace(
             settings.loop(folder / "state" / name, own, {**about, "method": name}),
-            batch_size=settings.train_batch_size,
             max_grad_norm=settings.max_grad_norm,
             validation_steps=settings.validation_steps,
         )
@@ -149,8 +148,8 @@ def tune(
 
     if instance_image is not None and isinstance(sampler, FlowSampler):
         with _training(weights, network, settings.seed, before) as leaves:
-            image = instance_image.to(noise)
-            train("denoising", Denoise(sampler, image, instance_prompt, leaves, batch, settings.seed))
+            image, draws = instance_image.to(noise), batch * settings.gradient_accumulation_steps
+            train("denoising", Denoise(sampler, image, instance_prompt, leaves, draws, settings.seed))
     with _training(weights, network, settings.seed, before, keep=True) as leaves:
         train("metric", TuneToMetric(sampler, metric, prompts, leaves, settings.seed, batch))
         costs = _costs(sampler, metric, noise, cond, originals[:1], leaves)
