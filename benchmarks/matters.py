@@ -80,9 +80,10 @@ def audited(sampler: adp.FlowSampler, steps: int, seed: int, options: argparse.N
 def guided(sampler: adp.FlowSampler, metric: Any, steps: int, seed: int, starts: int) -> Tensor:
     """The metric of each image after so many steps on its noise."""
     noise = noise_of(sampler, [key(seed, "matters", i) for i in range(starts)])
-    cond = sampler.encode([f"{phrase} on a blue background" for _, phrase in spread(starts)])
+    prompts = [f"{phrase} on a blue background" for _, phrase in spread(starts)]
+    cond = sampler.encode(prompts)
     originals = sampled(sampler, noise, cond, starts)
-    task = Guide(sampler, metric, noise, cond, originals)
+    task = Guide(sampler, metric, prompts, noise, cond, originals)
     with tempfile.TemporaryDirectory() as folder:
         loop = LoopSettings(
             steps=steps, decay="cosine", seed=seed, folder=Path(folder), run=RunOptions(quiet=True)

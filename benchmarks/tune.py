@@ -78,7 +78,8 @@ def main() -> None:
         untuned = found.methods["untuned"].images
         drawn = EFFECTS[name](untuned.clamp(0, 1))
         truth = torch.tensor([judge.index(label) for label in labels for _ in range(flags.noises)])
-        evaluate = Evaluation({"style": style, "content": content}, untuned, judge, truth, None)
+        prompts = [text for text in texts[flags.prompts :] for _ in range(flags.noises)]
+        evaluate = Evaluation({"style": style, "content": content}, prompts, untuned, judge, truth, None)
         methods = {**found.methods, "effect itself": evaluate(drawn)}
         results[name] = {
             method: {

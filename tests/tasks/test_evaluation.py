@@ -54,6 +54,6 @@ def test_a_judge_sees_the_saved_image_and_no_judge_is_no_rate():
 
 def test_metrics_are_tried_before_the_work():
     sampler = mixture_sampler()
-    check_on_gray(sampler, Pixels(), lambda images: images.mean((1, 2, 3)))
+    check_on_gray(sampler, ["a cat"], Pixels(), lambda images: images.mean((1, 2, 3)))
     with pytest.raises(adp.InputError, match="metric"):
-        check_on_gray(sampler, Pixels(), lambda images: images.detach().mean((1, 2, 3)))
+        check_on_gray(sampler, ["a cat"], Pixels(), lambda images: images.detach().mean((1, 2, 3)))

@@ -19,7 +19,9 @@ def images(seed):
 def test_measures_in_parts_are_those_of_the_whole():
     originals, made = images(0), images(1)
     whole, in_parts = (
-        Evaluation({"pixels": Pixels(), "chroma": Chroma()}, originals, None, None, batch)(made)
+        Evaluation(
+            {"pixels": Pixels(), "chroma": Chroma()}, ["a"] * len(made), originals, None, None, batch
+        )(made)
         for batch in (None, 2)
     )
     expected = (made - originals).square().mean((1, 2, 3))
@@ -37,13 +39,13 @@ def test_a_judge_counts_on_saved_images():
             return torch.stack([1.5 - batch.mean((1, 2, 3)), batch.mean((1, 2, 3))], 1)
 
     made = torch.stack([torch.full((3, 2, 2), value) for value in (0.2, 1.0, 3.0)])
-    evaluate = Evaluation({}, made, Bright(), torch.tensor([0, 1, 0]), None)
+    evaluate = Evaluation({}, ["a"] * 3, made, Bright(), torch.tensor([0, 1, 0]), None)
     assert (evaluate(made).judged.hits, evaluate(made).judged.of) == (1 + 1, 3)
 
 
 def test_the_page_has_every_method_and_its_images_are_saved(tmp_path):
     originals, made = images(0), images(1)
-    evaluate = Evaluation({"distance": Pixels()}, originals, None, None, None)
+    evaluate = Evaluation({"distance": Pixels()}, ["a"] * len(originals), originals, None, None, None)
     methods = {"none": evaluate(originals), "<b>ours": evaluate(made, [2.0, 1.0], calls=1234)}
     result = MethodsResult(tmp_path, tmp_path, methods, {})
     page = Page("a title")

@@ -7,7 +7,7 @@ from typing import Annotated
 from .._types import Range
 from ..analysis.comparison import compare as compare_gradients
 from ..files.atomic_write import write_file
-from ..metrics import beside
+from ..metrics import beside, for_prompts
 from ..tasks.sampling import network_of, sampled
 from .flags import Given, Group, Positional
 from .options import (
@@ -76,7 +76,7 @@ class Compare:
         noise, cond = sampler.noise(1, task.seed), sampler.encode(task.prompt)
         found = compare_gradients(
             sampler,
-            beside(metric, sampled(sampler, noise, cond, 1)),
+            beside(for_prompts(metric, [task.prompt]), sampled(sampler, noise, cond, 1)),
             adjoints or None,
             noise=noise,
             cond=cond,

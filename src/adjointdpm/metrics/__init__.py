@@ -1,10 +1,12 @@
 """Metrics on finished images: one differentiable value an image, from (batch, 3, height, width).
 
 Any callable from images to values can serve as a metric. The metrics here are frozen dataclasses: they can be added
-up (`style + 0.5 * content`), and each contains its own preprocessing. Lower is better in all of them.
+up (`style + 0.5 * content`), and each contains its own preprocessing. Lower is better in all of them; a reward,
+whose higher values are better, counts with a minus (`metrics.rewards`).
 """
 
-from .base import Paired, Sum, Weighable, beside
+from . import rewards
+from .base import Paired, Prompted, Sum, Weighable, beside, for_prompts
 from .classifier_losses import Logit, LogProbability, Margin
 from .clip import ClipDistance, load_clip
 from .effects import EFFECTS, EffectDistance, effect
@@ -32,12 +34,15 @@ __all__ = [
     "PixelDistance",
     "Pixels",
     "Preprocess",
+    "Prompted",
     "Style",
     "Sum",
     "Weighable",
     "beside",
     "effect",
+    "for_prompts",
     "gram",
     "load_clip",
+    "rewards",
     "user_function",
 ]

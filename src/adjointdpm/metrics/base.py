@@ -1,14 +1,15 @@
-"""Metrics as values: sums, products with numbers, and metrics that look at a second image.
+"""Metrics as values: sums, products with numbers, and metrics that look at a second image or at the prompt.
 
     L(x) = w_1 L_1(x) + w_2 L_2(x)            `Sum`, or written with + and *
     L(x; y) = metric.beside(y)(x)             y the image that x is compared with, row by row
+    L(x; p) = metric.for_prompts(p)(x)        p the prompt that x was made for, row by row
 
-A metric is any callable from (batch, 3, height, width) to (batch,); lower is better. A reference that is
-not known before the sampling (the untuned model's image of the same noise) is passed to `beside`.
+A metric is any callable from (batch, 3, height, width) to (batch,); lower is better. What is not known before the
+sampling (the untuned model's image of the same noise, the prompt) is passed to `beside` and `for_prompts`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +18,19 @@ from torch import Tensor
 
 from .._types import InputError
 
-__all__ = ["AnyImages", "Images", "Metric", "Paired", "Plain", "Sum", "Values", "Weighable", "beside"]
+__all__ = [
+    "AnyImages",
+    "Images",
+    "Metric",
+    "Paired",
+    "Plain",
+    "Prompted",
+    "Sum",
+    "Values",
+    "Weighable",
+    "beside",
+    "for_prompts",
+]
 
 Images = Float[Tensor, "batch 3 height width"]
 Metric = Callable[[Images], Float[Tensor, "batch"]]
@@ -90,6 +103,34 @@ class Paired(Weighable, ABC):
         )
 
 
+class Prompted(Weighable, ABC):
+    """A metric that reads the prompt of each image, such as a reward.
+
+    Tasks call `for_prompts` with the prompts of the images. A call without prompts is an error. Where one text is known
+    in advance, use a metric that holds it (`ClipDistance`).
+
+    Raises:
+        InputError: when called directly.
+    """
+
+    @abstractmethod
+    def for_prompts(self, prompts: Sequence[str]) -> Plain:
+        """Return the metric of images that were made for given prompts.
+
+        Args:
+            prompts: one for each image of a batch, or a single one for all of them.
+
+        Returns:
+            a metric of images alone.
+        """
+
+    def __call__(self, images: AnyImages) -> Values:
+        raise InputError(
+            f"{type(self).__name__} reads the prompts of the images; give it them with .for_prompts(prompts), or use "
+            "it in a task, which passes its prompts"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Sum(Weighable):
     """A weighted sum of metrics.
@@ -136,6 +177,17 @@ class Sum(Weighable):
         """
         return Sum(tuple((weight, beside(metric, others)) for weight, metric in self.terms))
 
+    def for_prompts(self, prompts: Sequence[str]) -> "Sum":
+        """Return the same sum with each `Prompted` term for the given prompts.
+
+        Args:
+            prompts: one for each image of a batch, or a single one for all of them.
+
+        Returns:
+            the sum, in which no term is a `Prompted`.
+        """
+        return Sum(tuple((weight, for_prompts(metric, prompts)) for weight, metric in self.terms))
+
 
 def beside(metric: Plain, others: AnyImages) -> Plain:
     """Pass the images of comparison to a metric, if it is a `Paired` or a `Sum`.
@@ -156,6 +208,28 @@ def beside(metric: Plain, others: AnyImages) -> Plain:
         [0.25]
     """
     return metric.beside(others) if isinstance(metric, Paired | Sum) else metric
+
+
+def for_prompts(metric: Plain, prompts: Sequence[str]) -> Plain:
+    """Pass the prompts of images to a metric, if it is a `Prompted` or a `Sum`.
+
+    Args:
+        metric: any metric.
+        prompts: one for each image of a batch, or a single one for all of them.
+
+    Returns:
+        the metric of images that were made for these prompts; the metric itself if it is of another kind.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> def length(images, prompts):
+        ...     return images.mean((1, 2, 3)) * torch.tensor([len(each) for each in prompts])
+        >>> reward = adp.metrics.rewards.FunctionReward(length)
+        >>> adp.metrics.for_prompts(reward, ["a cat"])(torch.full((1, 3, 8, 8), 0.5)).tolist()
+        [-2.5]
+    """
+    return metric.for_prompts(prompts) if isinstance(metric, Prompted | Sum) else metric
 
 
 def _terms(metric: Any) -> tuple[tuple[float | int, Plain], ...]:

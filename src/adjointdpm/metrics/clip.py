@@ -19,7 +19,7 @@ from .base import Images, Values, Weighable
 from .image_processor import has_processor, one_line, probe_image, processing_of, read_processor
 from .preprocess import CLIP, Preprocess
 
-__all__ = ["ClipDistance", "load_clip"]
+__all__ = ["ClipDistance", "image_features", "load_clip", "text_features"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class ClipDistance(Weighable):
     preprocess: Callable[[Tensor], Tensor] = CLIP
 
     def __call__(self, images: Images) -> Values:
-        found = _pixels(self.model, self.preprocess, images)
+        found = image_features(self.model, self.preprocess, images)
         return 1 - functional.cosine_similarity(found, self.goal.to(found).expand_as(found), dim=1)
 
     @classmethod
@@ -66,17 +66,7 @@ class ClipDistance(Weighable):
         Raises:
             InputError: the text is empty, or has more tokens than the model takes.
         """
-        if not text.strip():
-            raise InputError("CLIP needs a text to compare with, but it is empty")
-        device = next(model.parameters()).device
-        with quiet():  # of what the next lines say
-            tokens = tokenizer([text], return_tensors="pt").to(device)
-        most, length = model.config.text_config.max_position_embeddings, tokens["input_ids"].shape[1]
-        if length > most:
-            raise InputError(f"CLIP takes {most} tokens, but the text {text!r} has {length}; shorten it")
-        with torch.no_grad():
-            goal = model.text_projection(model.text_model(**tokens).pooler_output)
-        return cls(model, goal[0], preprocess)
+        return cls(model, text_features(model, tokenizer, text), preprocess)
 
     @classmethod
     def of_image(
@@ -93,18 +83,22 @@ class ClipDistance(Weighable):
             the metric.
         """
         with torch.no_grad():
-            goal = _pixels(model, preprocess, image[None])
+            goal = image_features(model, preprocess, image[None])
         return cls(model, goal[0], preprocess)
 
 
-def load_clip(name: str) -> tuple[Any, Any, Callable[[Tensor], Tensor]]:
-    """Load a CLIP model with its tokenizer and its preprocessing, the weights frozen and in float32.
+def load_clip(
+    name: str, *, processor: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any, Callable[[Tensor], Tensor]]:
+    """Load a CLIP model with its tokenizer and its preprocessing, the weights frozen.
 
     The preprocessing repeats the model's image processor (`metrics.image_processor`), which crops images that are not
     square. Where the folder has no image processor, it is CLIP's own at the size of the image tower.
 
     Args:
         name: a folder of transformers, or a model's name on a hub.
+        processor: where the tokenizer and the image processor come from, if they are not beside the model.
+        dtype: of the model's weights; its projections are computed in float32 or wider whatever it is.
 
     Returns:
         the model, the tokenizer and the preprocessing, as `ClipDistance.of_text` takes them.
@@ -117,20 +111,61 @@ def load_clip(name: str) -> tuple[Any, Any, Callable[[Tensor], Tensor]]:
         from transformers import AutoTokenizer, CLIPModel
 
         model: Any = load_pretrained(CLIPModel, name)
-        with refusing("tokenizer", name):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = model.float().requires_grad_(False).eval()
+        beside = processor or name
+        with refusing("tokenizer", beside):
+            tokenizer = AutoTokenizer.from_pretrained(beside, trust_remote_code=False)
+        model = model.to(dtype).requires_grad_(False).eval()
         vision: Any = model.config.vision_config
         preprocess: Callable[[Tensor], Tensor] = Preprocess(int(vision.image_size), CLIP.mean, CLIP.std)
-        if has_processor(name):
-            preprocess = processing_of(read_processor(name), name, channels=3)
+        if has_processor(beside):
+            preprocess = processing_of(read_processor(beside), beside, channels=3)
         try:
-            _pixels(model, preprocess, probe_image(3, 64, 64))
+            image_features(model, preprocess, probe_image(3, 64, 64))
         except Exception as error:
             raise InputError(f"the CLIP model {name!r} fails on an image: {one_line(error)}") from error
     return model, tokenizer, preprocess
 
 
-def _pixels(model: Any, preprocess: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def image_features(model: Any, preprocess: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return CLIP's embeddings of images, with a graph to them.
+
+    Args:
+        model: a transformers CLIPModel, of any dtype.
+        preprocess: a function from images in [0, 1] to the image tower's input.
+        images: (batch, 3, height, width), in [0, 1].
+
+    Returns:
+        (batch, width), not normalized; projected in float32 or wider, whatever the tower's dtype is.
+    """
     pooled = model.vision_model(pixel_values=preprocess(images).to(model.dtype)).pooler_output
-    return model.visual_projection(pooled).to(images.dtype)
+    return _projected(model.visual_projection, pooled).to(images.dtype)
+
+
+def text_features(model: Any, tokenizer: Any, text: str) -> Tensor:
+    """Return CLIP's embedding of a text, without a graph.
+
+    Args:
+        model: a transformers CLIPModel, of any dtype.
+        tokenizer: its tokenizer.
+        text: the text, not empty.
+
+    Returns:
+        (width,), not normalized, in float32 or wider.
+
+    Raises:
+        InputError: the text is empty, or has more tokens than the model takes.
+    """
+    if not text.strip():
+        raise InputError("CLIP needs a text to compare with, but it is empty")
+    with quiet():  # of what the next lines say
+        tokens = tokenizer([text], return_tensors="pt").to(next(model.parameters()).device)
+    most, length = model.config.text_config.max_position_embeddings, tokens["input_ids"].shape[1]
+    if length > most:
+        raise InputError(f"CLIP takes {most} tokens, but the text {text!r} has {length}; shorten it")
+    with torch.no_grad():
+        return _projected(model.text_projection, model.text_model(**tokens).pooler_output)[0]
+
+
+def _projected(projection: Any, pooled: Tensor) -> Tensor:
+    wide = torch.promote_types(pooled.dtype, torch.float32)
+    return functional.linear(pooled.to(wide), projection.weight.to(wide))

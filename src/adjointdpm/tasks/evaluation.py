@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .._types import InputError
-from ..metrics import beside
+from ..metrics import beside, for_prompts
 from ..metrics.check import check_metric
 from ..metrics.image_classifier import Labelled
+from ..metrics.rewards.reward import check_prompts_matter, reads_prompts
 from ..samplers.base import Sampler
 from .sampling import saved
 
@@ -110,16 +111,25 @@ def recognized(judge: nn.Module | None, images: Tensor, labels: Tensor | int | N
     return Rate.of_mask(found == (labels if isinstance(labels, int) else labels.cpu()))
 
 
-def check_on_gray(sampler: Sampler, *metrics: Any) -> None:
+def check_on_gray(sampler: Sampler, prompts: Sequence[str], *metrics: Any) -> None:
     """Try metrics on a gray image of the sampler's size, beside another one, before there is any work to lose.
 
+    Args:
+        sampler: makes the images.
+        prompts: those of the images; each is read once, and a reward must tell them apart.
+        metrics: what is tried.
+
     Raises:
-        InputError: a metric fails on it, has no value an image, or has no gradient.
+        InputError: a metric fails on it, has no value an image, or has no gradient; or a reward ignores the prompt.
     """
     like = sampler.noise(1)
     gray = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
     for metric in metrics:
-        check_metric(beside(metric, gray), sampler.image_shape, 1, like)
+        for prompt in dict.fromkeys(prompts):
+            check_metric(for_prompts(beside(metric, gray), [prompt]), sampler.image_shape, 1, like)
+            if not reads_prompts(metric):
+                break
+        check_prompts_matter(metric, prompts, like.device)
 
 
 def labels_of(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..files.html_report import ImageTable, Page
 from ..files.images import as_8_bit
-from ..metrics import beside
+from ..metrics import beside, for_prompts
 from .evaluation import Mean, Rate, recognized
+from .sampling import parts
 
 __all__ = ["Evaluation", "MethodResult", "MethodsResult", "write_methods"]
 
@@ -55,6 +56,7 @@ class Evaluation:
 
     Args:
         measures: metrics by name.
+        prompts: one an image, for metrics that read them.
         originals: (images, 3, height, width), what paired metrics compare with.
         judge: a classifier that is in no loss; None for no judge.
         labels: (images,) the judge's label of each; None for no judge.
@@ -62,6 +64,7 @@ class Evaluation:
     """
 
     measures: Mapping[str, Any]
+    prompts: Sequence[str]
     originals: Tensor
     judge: nn.Module | None
     labels: Tensor | None
@@ -72,13 +75,17 @@ class Evaluation:
     ) -> MethodResult:
         """Return what is measured of a method's images; the rest is passed on."""
         size = self.batch or len(images)
-        pairs = list(zip(images.split(size), self.originals.split(size), strict=True))
-        with torch.no_grad():
-            values = {
-                name: torch.cat([beside(metric, original)(image) for image, original in pairs])
-                for name, metric in self.measures.items()
-            }
+        values = {name: self._measured(metric, images, size) for name, metric in self.measures.items()}
         return MethodResult(images, values, recognized(self.judge, images, self.labels), losses, calls)
+
+    def _measured(self, metric: Any, images: Tensor, size: int) -> Tensor:
+        """Return the metric of each image, in parts."""
+        found: list[Tensor] = []
+        with torch.no_grad():
+            for part in parts(len(images), size):
+                asked = for_prompts(metric, [self.prompts[i] for i in part])
+                found.append(beside(asked, self.originals[part])(images[part]))
+        return torch.cat(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ def test_the_gradient_of_the_rows_is_that_of_plain_autograd():
             without = each(noise, each.encode(["a cat", "a dog"]))
         if each is ours:
             compared = MetricGoal(metric).compared(lambda word, known=without: {"": known}[word])
-            task = Invert(each, learned, PROMPTS, noise, compared, MetricGoal(metric).loss, 2)
+            task = Invert(each, learned, PROMPTS, PROMPTS, noise, compared, MetricGoal(metric).loss, 2)
             values = task.losses(0, [0, 1]).values
         else:
             images = each(noise, learned.encode(PROMPTS))

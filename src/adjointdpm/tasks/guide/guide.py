@@ -21,7 +21,7 @@ from ..._types import Cond, InputError, Range
 from ...files.diffusers_files import save_noise
 from ...files.html_report import Page
 from ...files.images import output_folder
-from ...metrics import beside
+from ...metrics import beside, for_prompts
 from ...metrics.check import score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
@@ -70,14 +70,24 @@ class Guide(Task):
 
     per_item = True
 
-    def __init__(self, sampler: Sampler, metric: Any, noise: Tensor, cond: Cond, originals: Tensor) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        metric: Any,
+        prompts: Sequence[str],
+        noise: Tensor,
+        cond: Cond,
+        originals: Tensor,
+    ) -> None:
         self.sampler, self.metric, self.cond, self.originals = sampler, metric, cond, originals
+        self.prompts = prompts
         self.norm = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
         self.items, self.variables = len(noise), {"noise": noise.clone()}
 
     def losses(self, step: int, items: list[int]) -> Losses:
         images = self.sampler(self.variables["noise"][items], rows(self.cond, items))
-        return Losses(score(beside(self.metric, self.originals[items]), images))
+        metric = for_prompts(self.metric, [self.prompts[i] for i in items])
+        return Losses(score(beside(metric, self.originals[items]), images))
 
     def bytes_saved(self) -> int | None:
         return self.sampler.stats.bytes_saved
@@ -132,9 +142,9 @@ def guide(
     noise = noise_of(sampler, [key(s.seed, "guide", i) for i in range(len(each))])
     with torch.no_grad():
         cond = sampler.encode(each)
-    check_on_gray(sampler, metric)
+    check_on_gray(sampler, each, metric)
     originals = sampled(sampler, noise, cond, batch, what="no guidance", quiet=run.quiet)
-    evaluate = Evaluation({"metric": metric}, originals, judge, truth, batch)
+    evaluate = Evaluation({"metric": metric}, each, originals, judge, truth, batch)
     plain_calls = sampler.stats.nfe_forward
     # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
     budget = 2 * plain_calls * s.max_train_steps
@@ -142,7 +152,7 @@ def guide(
     loop = replace(s.loop(folder / "state", run, about), accumulation=-(-len(each) // batch))
     # No weight decay: it would pull the noise towards zero, off its sphere.
     outcome = optimize(
-        Guide(sampler, metric, noise, cond, originals),
+        Guide(sampler, metric, each, noise, cond, originals),
         lambda leaves: torch.optim.Adam(leaves, s.learning_rate),
         loop,
     )
@@ -160,8 +170,8 @@ def guide(
         made: list[Guided] = []
         with progress(name, len(each), run.quiet) as bar:
             for part in parts(len(each), batch):
-                beside_it = beside(metric, originals[part])
-                made.append(guided(sampler, beside_it, noise[part], rows(cond, part), ahead))
+                bound = beside(for_prompts(metric, [each[i] for i in part]), originals[part])
+                made.append(guided(sampler, bound, noise[part], rows(cond, part), ahead))
                 bar.update(len(part))
         methods[name] = evaluate(torch.cat([part.images for part in made]), calls=made[0].calls)
     costs = {

@@ -25,7 +25,7 @@ from ..._types import InputError
 from ...files.atomic_write import write_file
 from ...files.html_report import ImageTable, Page
 from ...files.images import as_8_bit, output_folder, png
-from ...metrics import beside
+from ...metrics import beside, for_prompts
 from ...metrics.check import score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
@@ -124,6 +124,7 @@ class Invert(Task):
         sampler: makes the images.
         learned: the token.
         prompts: one a pair, with the token.
+        asked: the same without it, for metrics that read prompts.
         noise: one a pair, (batch, *shape).
         compared: the images that paired terms compare with, (batch, 3, height, width).
         metric: lower is better.
@@ -135,18 +136,21 @@ class Invert(Task):
         sampler: Sampler,
         learned: Learned,
         prompts: list[str],
+        asked: list[str],
         noise: Tensor,
         compared: Tensor,
         metric: Any,
         batch: int,
     ) -> None:
         self.sampler, self.learned, self.prompts, self.batch = sampler, learned, prompts, batch
+        self.asked = asked
         self.noise, self.compared, self.metric = noise, compared, metric
         self.variables, self.items = learned.variables, len(prompts)
 
     def losses(self, step: int, items: list[int]) -> Losses:
         images = self.sampler(self.noise[items], self.learned.encode([self.prompts[i] for i in items]))
-        return Losses(score(beside(self.metric, self.compared[items]), images))
+        metric = for_prompts(self.metric, [self.asked[i] for i in items])
+        return Losses(score(beside(metric, self.compared[items]), images))
 
     def bytes_saved(self) -> int | None:
         return self.sampler.stats.bytes_saved
@@ -161,6 +165,7 @@ class Pairs:
     """Pairs of prompt and noise, their images without the token, and the goal's images of comparison, if any."""
 
     prompts: list[str]
+    asked: list[str]
     noise: Tensor
     before: Tensor
     compared: Tensor | None
@@ -239,7 +244,7 @@ def invert(
     with tempfile.TemporaryDirectory() as trial:  # what cannot be saved is known before the work
         learned.save(Path(trial))
     wanted = None if judge is None or label is None else judge.index(label)
-    check_on_gray(sampler, goal.loss)
+    check_on_gray(sampler, [worded(each, token, "") for each in (*prompts, *held_out)], goal.loss)
     sets = {
         name: _pairs(
             sampler, goal, name, held_out if name == SETS[2] else prompts, token, settings, run.quiet
@@ -252,7 +257,7 @@ def invert(
         _save_images(folder / "without-token", seen.before)
     about = checkpointed({"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **run.config})
     batch = settings.train_batch_size or len(seen.prompts)
-    task = Invert(sampler, learned, seen.prompts, seen.noise, seen.compared, goal.loss, batch)
+    task = Invert(sampler, learned, seen.prompts, seen.asked, seen.noise, seen.compared, goal.loss, batch)
     loop = settings.loop(folder / "state", run, about)
     if loop.batch_size is not None and loop.batch_size < task.items:
         loop = replace(loop, validation_steps=settings.validation_steps)
@@ -311,7 +316,7 @@ def _pairs(
                 f"{settings.num_validation_images} noises each need {count} images of {width} x {height} pixels; give "
                 f"({count}, 3, {height}, {width})"
             )
-    return Pairs(prompts, noise, images_with(""), compared)
+    return Pairs(prompts, [worded(each, token, "") for each in prompts], noise, images_with(""), compared)
 
 
 def _report(
@@ -322,7 +327,7 @@ def _report(
     target = pairs.compared if goal.has_targets else None
     if pairs.compared is not None:
         with torch.no_grad():
-            metric = beside(goal.loss, pairs.compared)
+            metric = beside(for_prompts(goal.loss, pairs.asked), pairs.compared)
             before, reached = (float(metric(images).mean()) for images in (pairs.before, after))
     named = None
     if judge is not None:

@@ -21,7 +21,7 @@ from ..._types import Cond, InputError, Range
 from ...files.diffusers_files import unwrapped
 from ...files.html_report import Page
 from ...files.images import output_folder
-from ...metrics import beside
+from ...metrics import beside, for_prompts
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
@@ -119,7 +119,7 @@ def tune(
     pipe, network = pipeline_of(sampler), network_of(sampler)
     if instance_image is not None:
         latents_of(sampler, instance_image)
-    check_on_gray(sampler, metric, *measures.values())
+    check_on_gray(sampler, [*prompts, *held_out], metric, *measures.values())
     before = NetworkState.of(unwrapped(network))
     # Weights that cannot be attached or saved are an error before the work.
     with _training(weights, network, settings.seed, before) as leaves, TemporaryDirectory() as trial:
@@ -132,7 +132,7 @@ def tune(
     with torch.no_grad():
         cond = sampler.encode(each_of(held_out, n))
     originals = sampled(sampler, noise, cond, batch, what="untuned", quiet=run.quiet)
-    evaluate = Evaluation(measures, originals, judge, truth, batch)
+    evaluate = Evaluation(measures, each_of(held_out, n), originals, judge, truth, batch)
     methods = {"untuned": evaluate(originals)}
 
     def train(name: str, task: Task) -> None:
@@ -152,7 +152,8 @@ def tune(
             train("denoising", Denoise(sampler, image, instance_prompt, leaves, draws, settings.seed))
     with _training(weights, network, settings.seed, before, keep=True) as leaves:
         train("metric", TuneToMetric(sampler, metric, prompts, leaves, settings.seed, batch))
-        costs = _costs(sampler, metric, noise, cond, originals[:1], leaves)
+        asked = for_prompts(metric, held_out[:1])
+        costs = _costs(sampler, asked, noise, cond, originals[:1], leaves)
         artefact = weights.save(folder, pipe, leaves) if Processes.here().first else folder
     costs["seconds"] = time.perf_counter() - began
     result = TuneResult(folder, artefact, methods, costs)

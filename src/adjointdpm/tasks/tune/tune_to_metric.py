@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...metrics import beside
+from ...metrics import beside, for_prompts
 from ...metrics.check import score
 from ...optimization.seeds import key
 from ...optimization.task import Losses, Task
@@ -53,7 +53,7 @@ class TuneToMetric(Task):
         batch: int = 1,
     ) -> None:
         self.sampler, self.metric, self.seed, self.batch = sampler, metric, seed, batch
-        self.variables, self.items = leaves, len(prompts)
+        self.prompts, self.variables, self.items = list(prompts), leaves, len(prompts)
         self.start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         with torch.no_grad():
             self.cond = sampler.encode(prompts)
@@ -75,5 +75,6 @@ class TuneToMetric(Task):
         cond = rows(self.cond, items)
         with untuned(self.variables, self.start), torch.no_grad():
             originals = self.sampler(noise, cond)
-        values = score(beside(self.metric, originals), self.sampler(noise, cond))
+        metric = for_prompts(self.metric, [self.prompts[i] for i in items])
+        values = score(beside(metric, originals), self.sampler(noise, cond))
         return Losses(scaled(values, list(self.variables.values()), network_of(self.sampler)))
