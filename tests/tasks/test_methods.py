@@ -8,8 +8,10 @@ import torch
 from adjointdpm.files.html_report import Page
 from adjointdpm.files.images import read_image
 from adjointdpm.metrics import Chroma, Pixels
+from adjointdpm.metrics.rewards import FunctionReward
 from adjointdpm.tasks.evaluation import Rate
 from adjointdpm.tasks.methods import Evaluation, MethodResult, MethodsResult, percent, write_methods
+from tests.tiny.metrics import bright_for_long_prompts
 
 
 def images(seed):
@@ -29,6 +31,13 @@ def test_measures_in_parts_are_those_of_the_whole():
     for name, values in whole.values.items():
         torch.testing.assert_close(in_parts.values[name], values)
         assert whole.means[name] == pytest.approx(float(values.mean()))
+
+
+def test_a_reward_reads_the_prompt_of_each_image_in_parts_too():
+    made, prompts = images(1), ["a", "bc", "def"]
+    reward = FunctionReward(bright_for_long_prompts)
+    found = Evaluation({"reward": reward}, prompts, images(0), None, None, 2)(made).values["reward"]
+    assert torch.allclose(found, -made.mean((1, 2, 3)) * torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_a_judge_counts_on_saved_images():
