@@ -17,7 +17,18 @@ from torch import Tensor
 
 from .._types import InputError
 
-__all__ = ["AnyImages", "Images", "Metric", "Paired", "Plain", "Sum", "Values", "Weighable", "beside"]
+__all__ = [
+    "AnyImages",
+    "Images",
+    "Metric",
+    "Paired",
+    "Plain",
+    "Sum",
+    "Values",
+    "Weighable",
+    "beside",
+    "name_of",
+]
 
 Images = Float[Tensor, "batch 3 height width"]
 Metric = Callable[[Images], Float[Tensor, "batch"]]
@@ -156,6 +167,21 @@ def beside(metric: Plain, others: AnyImages) -> Plain:
         [0.25]
     """
     return metric.beside(others) if isinstance(metric, Paired | Sum) else metric
+
+
+def name_of(metric: Any) -> str:
+    """Return a metric's name, the same in every process, such as "Style + 0.3*Content".
+
+    Args:
+        metric: any metric.
+
+    Returns:
+        the names of its terms with their weights; that of its class or function.
+    """
+    if isinstance(metric, Sum):
+        terms = [(weight, name_of(term)) for weight, term in metric.terms]
+        return " + ".join(name if weight == 1 else f"{weight:g}*{name}" for weight, name in terms)
+    return getattr(metric, "__qualname__", type(metric).__name__)
 
 
 def _terms(metric: Any) -> tuple[tuple[float | int, Plain], ...]:
