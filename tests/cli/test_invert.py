@@ -95,7 +95,7 @@ def test_a_metric_is_a_goal_and_repeats_to_the_bit(tmp_path):
         assert each["after"] is not None
         assert each["judged_before"]["of"] == sum(each["named"].values()) == 1
         assert each["judged_target"] is None
-    assert "1*Style + 0.3*Content" in (first / "index.html").read_text()
+    assert "Style + 0.3*Content" in (first / "index.html").read_text()
 
 
 def test_target_images_are_one_for_each_prompt_and_noise(tmp_path):

@@ -7,7 +7,9 @@ from typing import Annotated
 from .._types import Range
 from ..analysis.comparison import compare as compare_gradients
 from ..files.atomic_write import write_file
+from ..files.html_report import Page
 from ..metrics import beside, for_prompts
+from ..tasks.report import facts_of
 from ..tasks.sampling import network_of, sampled
 from .flags import Given, Group, Positional
 from .options import (
@@ -60,7 +62,7 @@ class Compare:
     output: FolderOptions = FolderOptions(Path("outputs/compare"))
 
     def run(self, given: Given) -> None:
-        """Measure, print the table, and write the files."""
+        """Measure, print the table, and write the files and the page."""
         in_one_process(given.command)
         task = self.task
         adjoints = [adjoint_of(each) for each in task.adjoint]
@@ -87,4 +89,33 @@ class Compare:
         print(found)
         write_file(folder / "compare.json", found.to_json().encode())
         write_file(folder / "compare.csv", found.to_csv().encode())
-        print(found.plot(folder / "compare.png"))
+        plot = found.plot(folder / "compare.png")
+        print(plot)
+        page = Page("adjointdpm compare: the error and cost of every gradient")
+        page.verdict = found.recommendation
+        agreeing = [check.variable for check in found.checks if check.agrees]
+        if agreeing:
+            page.verdict += f" Finite differences agree with the exact gradient of {', '.join(agreeing)}."
+        metric = f"{' + '.join(task.metric)}; lower is better"
+        page.facts = {"Metric": metric, "Prompt": task.prompt}
+        page.facts |= facts_of(sampler, given.resolved()) | {"Gradient": "each of those in the table"}
+        head, *rows = found.cells()
+        page.text(
+            "Each row is one way to compute the gradient of the metric with respect to one variable. “error” is "
+            "|g - g*| / |g*| and “cosine” that of the angle between g and g*, where g* is the exact gradient; “norm” "
+            "is |g| / |g*|. “MB saved” is what is held for the backward pass, and “calls f/b” are the denoiser's calls "
+            "forward, recomputation included, and backward."
+        )
+        page.table(head, rows)
+        for sentence in found.confirmations:
+            page.text(sentence)
+        page.plot(
+            "Left: error against seconds. Middle and right: error and norm along the trajectory.",
+            plot.read_bytes(),
+        )
+        page.heading("How to load the result")
+        page.code(f'rows = json.load(open("{folder / "compare.json"}"))["rows"]')
+        page.heading("How to repeat this")
+        write_file(folder / "config.yaml", given.as_yaml().encode())
+        page.code(f"adjointdpm compare --config {folder / 'config.yaml'} --overwrite")
+        print(f"page: {page.write(folder / 'index.html').resolve()}")

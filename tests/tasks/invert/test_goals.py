@@ -165,6 +165,6 @@ def test_a_distance_with_a_goal_of_its_own_raises():
 
 
 def test_names_of_goals_are_the_same_in_every_process():
-    assert repr(MetricGoal(style_and_content())) == "MetricGoal(1*Style + 0.3*Content)"
+    assert repr(MetricGoal(style_and_content())) == "MetricGoal(Style + 0.3*Content)"
     assert repr(PromptGoal("sepia")) == "PromptGoal('sepia', Pixels)"
     assert repr(ImageGoal(torch.zeros(2, 3, 8, 8))) == "ImageGoal(images of shape (2, 3, 8, 8), Pixels)"

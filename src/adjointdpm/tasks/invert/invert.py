@@ -34,8 +34,8 @@ from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Losses, RunOptions, Task
 from ...samplers.base import Sampler
-from ..evaluation import Rate, check_on_gray, predict, recognized
-from ..report import write_report
+from ..evaluation import Rate, change, check_on_gray, predict, recognized
+from ..report import About, write_report
 from ..sampling import each_of, needs_rgb, noise_of, parts, sampled, saved
 from ..settings import BatchSettings, Count, Length, checkpointed
 from .goals import Goal
@@ -304,8 +304,17 @@ def invert(
     artefact = learned.save(folder) if Processes.here().first else folder
     result = InvertResult(folder, artefact, reports, starts, outcome.losses, costs)
     if Processes.here().first:
-        said = "The whole sampling, with respect to the token's embedding."
-        write_report("invert", result, about, _page(result, about), said, run)
+        closing = About(
+            sampler,
+            goal.words,
+            "lower is better",
+            "The metric through the decoder and every step of the sampling, with respect to the token's embedding.",
+            "the token",
+            learned.loading(artefact),
+        )
+        write_report(
+            "invert", result, {**about, "goal": goal.words}, _page(result, about, label), closing, run
+        )
     return result
 
 
@@ -388,16 +397,26 @@ def _save_images(folder: Path, images: Tensor) -> None:
         write_file(folder / f"{number:05}.png", png(image))
 
 
-def _page(result: InvertResult, about: Mapping[str, Any]) -> Page:
+def _page(result: InvertResult, about: Mapping[str, Any], label: str | None) -> Page:
     """Return the page of the three reports, whose images are saved beside it, too."""
     page = Page("adjointdpm invert: a visual effect as a token")
+    page.verdict = _verdict(result.reports)
+    prompts = len(about["prompts"])
     page.text(
-        f"Goal: {about['goal']}. Learned in {about['max_train_steps']} steps from {len(about['prompts'])} prompts."
+        f"The token was learned in {about['max_train_steps']} steps from {prompts} prompt{'s' if prompts > 1 else ''}. "
+        "“seen noise” is what it was trained on, “unseen noise” the same prompts with other noise, and “unseen "
+        "concepts” are prompts and noise that it was not trained on."
     )
+    judged = "judge's label" if label is None else f"judge says {label}"
     page.table(
         [
-            *("", "metric before", "after", "less by", "label given by the judge"),
-            *("... without the token", "... to the targets", "the judge names"),
+            *("", "metric without the token", "with it", "change"),
+            *(
+                f"{judged}, with the token",
+                "without it",
+                "of the targets",
+                "what the judge names, with the token",
+            ),
         ],
         [[name, *_figures(each)] for name, each in result.reports.items()],
     )
@@ -427,13 +446,33 @@ def _page(result: InvertResult, about: Mapping[str, Any]) -> Page:
     return page
 
 
+def _verdict(reports: Mapping[str, Inverted]) -> str:
+    """Return in whole sentences how far the token came."""
+    found = {name: each for name, each in reports.items() if each.metric_before is not None}
+    sentence = "; ".join(
+        f"{change(each.metric_before, each.metric_after)} on {name} ({each.metric_before:.4g} without the token, "
+        f"{each.metric_after:.4g} with it)"
+        for name, each in found.items()
+    )
+    text = f"With the token, the metric is {sentence}. Lower is better."
+    if len(found) < len(reports):
+        text += " There are no images to compare with for the others."
+    last = reports[SETS[2]]
+    if last.judged is not None and last.judged_before is not None:
+        text += (
+            f" The judge gives {last.judged.hits} of {last.judged.of} images of unseen concepts the wanted label with "
+            f"the token, and {last.judged_before.hits} without it."
+        )
+    return text
+
+
 def _figures(report: Inverted) -> list[str]:
     """Return a report's cells of the page's table."""
     means = ["no target" if x is None else f"{x:.4f}" for x in (report.metric_before, report.metric_after)]
     rates = (report.judged, report.judged_before, report.judged_target)
     return [
         *means,
-        "" if report.reduction is None else f"{100 * report.reduction:.0f} %",
+        "" if report.reduction is None else f"{-100 * report.reduction:+.0f} %",
         *("" if rate is None else str(rate) for rate in rates),
         ", ".join(f"{label} {count}" for label, count in (report.named or {}).items()),
     ]

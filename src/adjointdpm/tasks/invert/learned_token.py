@@ -78,6 +78,10 @@ class Learned(ABC):
     def save(self, folder: Path) -> Path:
         """Write it for other tools; returns where."""
 
+    def loading(self, path: Path) -> list[str]:
+        """Return lines of Python or of a shell, each of which loads what was saved."""
+        return [f'rows = safetensors.torch.load_file("{path}")']
+
 
 class TokenVectors(Learned):
     """A new token of the pipeline's tokenizers and text encoders, which grow by it.
@@ -136,6 +140,12 @@ class TokenVectors(Learned):
         path = folder / "learned_embeds.safetensors"
         save_textual_inversion(path, self.token, *self.rows.values)
         return path
+
+    def loading(self, path: Path) -> list[str]:
+        return [
+            f'pipe.load_textual_inversion("{path}")',
+            f'adjointdpm sample "a {self.token} cat" --learned_embeds {path}',
+        ]
 
 
 class PromptRows(Learned):
