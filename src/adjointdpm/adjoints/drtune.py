@@ -30,7 +30,7 @@ class DRTune(Planned):
     it for noise, whose gradient is refused.
 
     The published method evaluates the reward on the data prediction at the early stop. Here the image is the
-    sampler's own, and the gradient of that prediction is taken at it; with `early_stop=0` the sampling itself is
+    sampler's own, and the gradient of that prediction is taken at it; with `early_stop=0.0` the sampling itself is
     differentiated, and both are the same. The data prediction is an Euler step to the end of the grid. For a model of
     noise the noise is detached and DDIM's steps carry the gradient, for a rectified flow the velocity and
     Euler's steps: both are the published form.
@@ -67,21 +67,22 @@ class DRTune(Planned):
         in_range("early_stop, a share of the calls,", self.early_stop, 0, 1)
 
     def plan(self, ivp: IVP, quadrature: Quadrature, choices: random.Random) -> Plan:
-        N = quadrature.calls
-        last = round(N * self.early_stop)
-        if not last:
-            own = quadrature.weights(N)
-            return Plan({i: own[i] for i in equally_spaced(self.steps, N, choices)})
-        e = N - choices.randint(1, last)
-        own = quadrature.weights(e)
-        own[e] = quadrature.end - quadrature.taus[e]
-        return Plan({i: own[i] for i in equally_spaced(self.steps, e + 1, choices)})
+        calls = quadrature.useful
+        last = round(len(calls) * self.early_stop)
+        own = quadrature.weights(quadrature.calls)
+        if last:
+            calls = calls[: len(calls) - choices.randint(1, last) + 1]
+            e = calls[-1]
+            own = quadrature.weights(e)
+            own[e] = quadrature.end - quadrature.taus[e]
+        chosen = (calls[place] for place in equally_spaced(self.steps, len(calls), choices))
+        return Plan({i: own[i] for i in chosen})
 
     def in_pipeline(self) -> DetachedCalls:
         if self.early_stop:
             raise InputError(
                 f"{self!r} stops before the last step, which a pipeline's own call cannot; use "
-                f"DRTune(steps={self.steps}, early_stop=0) here, or FlowSampler.from_pipeline(pipe, adjoint=...)"
+                f"DRTune(steps={self.steps}, early_stop=0.0) here, or FlowSampler.from_pipeline(pipe, adjoint=...)"
             )
         return DetachedCalls(
             self, lambda calls, choices: equally_spaced(self.steps, calls, choices), self.seed

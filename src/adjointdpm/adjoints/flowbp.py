@@ -95,12 +95,11 @@ class FlowBP(Planned):
             in_range("similarity, a distance,", self.similarity, 0, open_low=True)
 
     def plan(self, ivp: IVP, quadrature: Quadrature, choices: random.Random) -> Plan:
-        N = quadrature.calls
+        calls, N = quadrature.useful, quadrature.calls
         if self.connector == "sparse":
-            own = quadrature.weights(N)
-            active = late_biased(range(N), self.steps, self.bias, choices)
-            return Plan(self._rescaled(own, active, range(N)))
-        if N < 2:
+            active = late_biased(calls, self.steps, self.bias, choices)
+            return Plan(self._rescaled(quadrature.weights(N), active, calls))
+        if len(calls) < 2:
             raise InputError(
                 f"{self!r} needs at least 2 steps, one on each side of the cut, but the sampler has {N}"
             )
@@ -120,16 +119,17 @@ class FlowBP(Planned):
         )
 
     def _bridge(self, quadrature: Quadrature, choices: random.Random) -> Plan:
-        N = quadrature.calls
-        j = max(choices.sample(range(N), 2))
+        calls = quadrature.useful
+        N = len(calls)
+        cut = max(choices.sample(range(N), 2))
         total = min(self.steps, N)
-        before = min(max(round(total * j / N), 1, total - (N - j)), j, total - 1)
-        early = late_biased(range(j), before, self.bias, choices)
-        late = [j, *late_biased(range(j + 1, N), total - before - 1, self.bias, choices, first=j + 1)]
-        own, inner = quadrature.weights(N), quadrature.weights(j)
-        weights = self._rescaled(own, [*early, *late], range(N))
-        factor = self._factor(own, [*early, *late], range(N))
-        return Plan(weights, j, self.coupling, {i: factor * inner[i] for i in early})
+        before = min(max(round(total * cut / N), 1, total - (N - cut)), total - 1)
+        early = late_biased(calls[:cut], before, self.bias, choices)
+        late = [calls[cut], *late_biased(calls[cut + 1 :], total - before - 1, self.bias, choices)]
+        own, inner = quadrature.weights(quadrature.calls), quadrature.weights(calls[cut])
+        factor = self._factor(own, [*early, *late], calls)
+        weights = self._rescaled(own, [*early, *late], calls)
+        return Plan(weights, calls[cut], self.coupling, {i: factor * inner[i] for i in early})
 
     def _lagrange(self, ivp: IVP, quadrature: Quadrature, choices: random.Random) -> Plan:
         quadrature.refuse_leaps(ivp, self)
@@ -160,27 +160,24 @@ class FlowBP(Planned):
         return {i: factor * own[i] for i in active}
 
 
-def late_biased(
-    calls: Sequence[int], count: int, bias: float, choices: random.Random, first: int = 0
-) -> list[int]:
-    """Draw calls without replacement, with probability proportional to (i + 1)^bias, i counted from `first`.
+def late_biased(calls: Sequence[int], count: int, bias: float, choices: random.Random) -> list[int]:
+    """Draw calls without replacement, with probability proportional to (i + 1)^bias, i the place in the sequence.
 
     Args:
         calls: the calls to draw from.
         count: how many; all if there are fewer.
         bias: the exponent.
         choices: makes the draws.
-        first: the call at which i is 0.
 
     Returns:
         the calls, increasing.
     """
-    left, found = list(calls), []
+    left, found = list(range(len(calls))), []
     while left and len(found) < count:
-        (i,) = choices.choices(left, [(call - first + 1) ** bias for call in left])
+        (i,) = choices.choices(left, [(place + 1) ** bias for place in left])
         left.remove(i)
         found.append(i)
-    return sorted(found)
+    return [calls[i] for i in sorted(found)]
 
 
 def lagrange_weights(points: Sequence[float], start: float, target: float) -> list[float]:

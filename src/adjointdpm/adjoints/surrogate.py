@@ -128,6 +128,14 @@ class Quadrature:
         """The number of calls."""
         return len(self._units)
 
+    @property
+    def useful(self) -> list[int]:
+        """The calls whose velocity the final state depends on, states apart; all of them with most solvers.
+
+        The first stage of `Midpoint` is none, since it only leads to the second one's state.
+        """
+        return [i for i, weight in enumerate(self.weights(self.calls)) if weight]
+
     def weights(self, target: int) -> list[float]:
         """W_ji for every i.
 
@@ -153,8 +161,7 @@ class Quadrature:
         Raises:
             InputError: the solver adds noise, or evaluates the velocity more than once a step.
         """
-        falls = all(after < before for before, after in zip(self.taus, self.taus[1:], strict=False))
-        if ivp.solver.drift != 1 or not falls:
+        if ivp.solver.drift != 1 or self.calls != len(ivp.grid):
             why = "adds noise in its steps" if ivp.solver.drift != 1 else "makes several calls a step"
             raise InputError(
                 f"{adjoint!r} leaps over several steps along the ODE, and {ivp.solver!r} {why}; use a solver with one "
@@ -218,7 +225,7 @@ class Surrogate(Adjoint):
         """
         raise InputError(
             f"{self!r} needs steps of this library's own, and a pipeline takes its scheduler's; use "
-            "FlowSampler.from_pipeline(pipe, adjoint=...) for it, or DRTune(early_stop=0), "
+            "FlowSampler.from_pipeline(pipe, adjoint=...) for it, or DRTune(early_stop=0.0), "
             'FlowBP(connector="sparse"), Truncated(last=) or Checkpointed() here'
         )
 

@@ -200,7 +200,7 @@ def default_surrogates(sampler: Sampler) -> list[Adjoint]:
             noise, and a pipeline's own scheduler has the two that follow its steps.
     """
     if not isinstance(sampler, FlowSampler):
-        return [DRTune(early_stop=0), FlowBP()]
+        return [DRTune(early_stop=0.0), FlowBP()]
     one_call = sampler.solver.drift == 1 and sampler.solver.calls(4) == 4
     leaps: list[Adjoint] = (
         [FlowBP(connector="lagrange"), LeapAlign()] if one_call and sampler.length > 1 else []

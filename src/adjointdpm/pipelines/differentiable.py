@@ -51,7 +51,7 @@ def differentiable(pipe: Any, adjoint: Adjoint | None = None) -> "PipelineCall":
 
     Args:
         pipe: a pipeline; its modules are shared.
-        adjoint: `Checkpointed()` by default, or `Backprop()`, `Truncated(last=)`, `DRTune(early_stop=0)` or
+        adjoint: `Checkpointed()` by default, or `Backprop()`, `Truncated(last=)`, `DRTune(early_stop=0.0)` or
             `FlowBP(connector="sparse")`.
 
     Returns:

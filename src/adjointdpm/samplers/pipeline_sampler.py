@@ -52,7 +52,7 @@ class PipelineSampler(Sampler):
         steps: num_inference_steps, at least 1.
         guidance_scale: w of classifier-free guidance; the pipeline's own default if None.
         seed: the seed of the noise within steps (ancestral and SDE schedulers).
-        adjoint: `Checkpointed()` by default, or `Backprop()`, `Truncated(last=)`, `DRTune(early_stop=0)` or
+        adjoint: `Checkpointed()` by default, or `Backprop()`, `Truncated(last=)`, `DRTune(early_stop=0.0)` or
             `FlowBP(connector="sparse")`.
         arguments: further arguments of the pipeline's call, such as height and width.
 
