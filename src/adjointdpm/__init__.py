@@ -29,7 +29,19 @@ if TYPE_CHECKING:
         RecomputationError,
         Stats,
     )
-    from .adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Reversible, Truncated
+    from .adjoints import (
+        Adjoint,
+        Backprop,
+        Checkpointed,
+        CoarseAdjoint,
+        Continuous,
+        DirectAlign,
+        DRTune,
+        FlowBP,
+        LeapAlign,
+        Reversible,
+        Truncated,
+    )
     from .analysis.comparison import compare
     from .analysis.comparison_report import Comparison
     from .analysis.gradients import Gradients, gradients
@@ -76,16 +88,20 @@ __all__ = [
     "Continuous",
     "Coupled",
     "DPMSolverPP",
+    "DRTune",
     "Denoiser",
     "DiffusionModel",
+    "DirectAlign",
     "DriftError",
     "EDMSchedule",
     "Euler",
     "EulerMaruyama",
+    "FlowBP",
     "FlowSampler",
     "Gradients",
     "Heun",
     "InputError",
+    "LeapAlign",
     "Metric",
     "Midpoint",
     "NetworkDenoiser",
@@ -131,7 +147,8 @@ __version__ = "0.1.0"
 # once; files, pages and tasks, which take half of the time, come one by one.
 _GRADIENTS = {
     "_types": "AdjointDPMError Cond DriftError InputError NonFiniteError RecomputationError Stats",
-    "adjoints": "Adjoint Backprop Checkpointed CoarseAdjoint Continuous Reversible Truncated",
+    "adjoints": "Adjoint Backprop Checkpointed CoarseAdjoint Continuous DRTune DirectAlign FlowBP LeapAlign "
+    "Reversible Truncated",
     "analysis.gradients": "Gradients gradients",
     "flow": "grids",
     "flow.denoisers": "Denoiser NetworkDenoiser Prediction",
