@@ -19,6 +19,7 @@ rate that falls over the N steps is that of the new N from there on, and a warni
 """
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -116,7 +117,7 @@ def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: L
     plain(loop.run.config)  # it is saved after the first steps, and that is late to fail
     with ExitStack() as stack:
         if loop.folder is not None:
-            stack.enter_context(run_folder(loop.folder, loop.run.resume, loop.run.quiet))
+            stack.enter_context(run_folder(loop.folder, loop.run.earlier, loop.run.quiet))
         run = _Run(task, optimizer, loop)
         stack.enter_context(stop_once(terminate=loop.folder is not None))
         return run.outcome()
@@ -185,7 +186,8 @@ class _Run:
 
     def _all(self) -> None:
         loop, state = self.loop, self.state
-        with progress(type(self.task).__name__.lower(), loop.steps, loop.run.quiet, state.step) as bar:
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self.task).__name__).lower()
+        with progress(words, loop.steps, loop.run.quiet, state.step) as bar:
             while state.step < loop.steps and not self._enough():
                 self._step(bar)
             self._last()
