@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .analysis.comparison_report import Comparison
     from .analysis.gradients import Gradients, gradients
     from .files.diffusers_files import load_noise, save_lora, save_noise, save_textual_inversion
+    from .files.image_grid import image_grid
     from .flow import grids
     from .flow.denoisers import Denoiser, NetworkDenoiser, Prediction
     from .flow.model import DiffusionModel
@@ -129,6 +130,7 @@ __all__ = [
     "differentiable",
     "gradients",
     "grids",
+    "image_grid",
     "load_bundled",
     "load_classifier",
     "load_noise",
@@ -170,6 +172,7 @@ _LATER = {
     "analysis.comparison": "compare",
     "analysis.comparison_report": "Comparison",
     "files.diffusers_files": "load_noise save_lora save_noise save_textual_inversion",
+    "files.image_grid": "image_grid",
     "zoo": "load_bundled load_classifier",
 }
 _MODULES = ("metrics", "optimization", "tasks", "zoo")

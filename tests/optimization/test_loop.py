@@ -50,6 +50,15 @@ class Parabola(Task):
         return Losses(value * float("nan") if spoilt else value)
 
 
+class SmallParabola(Parabola):
+    """Its name is of two words."""
+
+
+def test_the_bar_names_the_task_in_words(capfd):
+    optimize(SmallParabola(), sgd(0.1), LoopSettings(steps=1))
+    assert "small parabola: 100%" in capfd.readouterr().err
+
+
 class Killed(BaseException):
     pass
 
