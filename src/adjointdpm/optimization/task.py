@@ -65,6 +65,8 @@ class RunOptions:
         resume: go on from the checkpoint in the run's folder; without one, a line says that the run starts anew.
         quiet: run without progress bars.
         report: called with (step, {"loss": ...}) after each step.
+        stop: called before each step; where it returns True, the run ends there as if that were its last step. Of
+            several processes, all must get the same answer.
         config: further settings that a checkpoint must agree on, for JSON; the number of steps in it may differ.
         repeat: a command that repeats the run, for a task's page.
     """
@@ -72,6 +74,7 @@ class RunOptions:
     resume: bool = False
     quiet: bool = False
     report: Callable[[int, dict[str, float]], None] | None = None
+    stop: Callable[[], bool] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     repeat: str = ""
 
