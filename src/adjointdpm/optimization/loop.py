@@ -204,7 +204,7 @@ class _Run:
             self.processes.world,
         )
         with progress(name, loop.steps, loop.run.quiet, state.step) as bar:
-            while state.step < loop.steps and not self._enough():
+            while state.step < loop.steps and not self._enough() and not self._stopped():
                 self._step(bar)
             self._last()
         logger.info(
@@ -303,6 +303,10 @@ class _Run:
         loop, state = self.loop, self.state
         aim = loop.stop_at is not None and bool((state.best_rank <= loop.stop_at).all())
         return aim or (loop.patience is not None and state.stale >= loop.patience)
+
+    def _stopped(self) -> bool:
+        """Return whether the caller ends the run; the iterate that was reached is still scored."""
+        return self.loop.run.stop is not None and self.loop.run.stop()
 
     def _check_gradients(self) -> None:
         """Refuse gradients that would spoil the variables for good.

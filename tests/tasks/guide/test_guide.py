@@ -66,6 +66,17 @@ def test_three_methods_at_equal_calls(tmp_path):
         assert torch.equal(again.methods[name].images, each.images)
 
 
+def test_without_baselines_a_stopped_run_counts_the_calls_it_made(tmp_path):
+    asked = iter([False, False, True])
+    settings = GuideSettings(max_train_steps=8, num_validation_images=1, baselines=False)
+    run = RunOptions(quiet=True, stop=lambda: next(asked))
+    found = guide(mixture_sampler(5), GOAL, ["x"], output=tmp_path, settings=settings, run=run)
+    assert list(found.methods) == ["no guidance", "noise"]
+    assert found.methods["noise"].calls == 2 * 2 * 5 + 5
+    assert len(found.methods["noise"].losses) == 3
+    assert load_result(tmp_path)["settings"]["baselines"] is False
+
+
 def test_settings_out_of_range():
     for value in (float("nan"), float("inf"), 0.0, -1.0):
         with pytest.raises(adp.InputError, match="learning_rate must be above 0"):

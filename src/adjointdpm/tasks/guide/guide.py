@@ -50,6 +50,7 @@ class GuideSettings(TaskSettings):
         learning_rate: Step length of the optimizer (Adam) on the noise, above 0.
         train_batch_size: Number of images that are differentiated at once.
         num_validation_images: Number of images for each prompt.
+        baselines: Also guide the trajectory, with and without looking ahead, at as many denoiser calls.
         ahead: How the trajectory is guided; its repeats follow from equal calls.
     """
 
@@ -57,6 +58,7 @@ class GuideSettings(TaskSettings):
     train_batch_size: Count = 8
     checkpointing_steps: Annotated[int, Range(0)] = 5
     num_validation_images: Count = 2
+    baselines: bool = True
     ahead: LookAhead = field(default_factory=lambda: LookAhead(look_ahead=4))
 
 
@@ -125,7 +127,8 @@ def guide(
         run: whether the run is resumed, and what it reports.
 
     Returns:
-        GuideResult: the images of "no guidance", "noise", "look-ahead" and "one step", and their metric.
+        GuideResult: the images of "no guidance", "noise" and, as baselines, "look-ahead" and "one step", and their
+            metric.
 
     Raises:
         InputError: no prompts, another kind of sampler or of images, a metric without a gradient, an unknown label, a
@@ -149,8 +152,6 @@ def guide(
     originals = sampled(sampler, noise, cond, batch, what="no guidance", quiet=run.quiet)
     evaluate = Evaluation({"metric": metric}, each, originals, judge, truth, batch)
     plain_calls = sampler.stats.nfe_forward
-    # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
-    budget = 2 * plain_calls * s.max_train_steps
     about = checkpointed({"prompts": list(prompts), **asdict(s), **run.config})
     loop = replace(s.loop(folder / "state", run, about), accumulation=-(-len(each) // batch))
     # No weight decay: it would pull the noise towards zero, off its sphere.
@@ -160,7 +161,8 @@ def guide(
         lambda leaves: torch.optim.Adam(leaves, s.learning_rate),
         loop,
     )
-    best = outcome.best["noise"]
+    # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
+    best, budget = outcome.best["noise"], 2 * plain_calls * outcome.steps
     methods = {
         "no guidance": evaluate(originals, calls=plain_calls),
         "noise": evaluate(
@@ -169,7 +171,8 @@ def guide(
             budget + plain_calls,
         ),
     }
-    for name, steps in (("look-ahead", s.ahead.look_ahead), ("one step", 1)):
+    others = {"look-ahead": s.ahead.look_ahead, "one step": 1} if s.baselines else {}
+    for name, steps in others.items():
         ahead = _equal(replace(s.ahead, look_ahead=steps), len(sampler.times()) - 1, budget)
         made: list[Guided] = []
         with progress(name, len(each), run.quiet) as bar:
