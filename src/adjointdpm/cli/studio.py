@@ -83,6 +83,7 @@ class Studio:
 
         Raises:
             InputError: A flag cannot be used, or the port is taken.
+            ModuleNotFoundError: A module of this package is missing.
         """
         in_one_process(given.command)
         try:
