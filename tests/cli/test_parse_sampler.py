@@ -27,6 +27,14 @@ def test_memory_is_estimated_before_the_work(emoji):
         check_memory(emoji, 10**9, 1)
 
 
+def test_an_image_that_cannot_fit_is_refused_before_it_is_tried():
+    """A map of the decoder's 32 channels at 60,000 x 60,000 pixels alone is 429 GiB."""
+    with pytest.raises(
+        adp.InputError, match=r"1 image of 3 x 60000 x 60000 .* at least 6.. GiB .* smaller ones"
+    ):
+        sampler_of("emoji", steps=2, guidance_scale=None, height=60_000, width=60_000)
+
+
 @pytest.mark.parametrize("name", ["", "/dev/null", "a/b/c", "../x", "no such"])
 def test_what_can_be_no_model(name):
     with pytest.raises(adp.InputError, match="neither a bundled one nor a folder"):
