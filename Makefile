@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Waiting threads sleep instead of spinning, which matters where two cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install browser demo test test-fast test-lowest test-newest check docs bench clean
+.PHONY: install browser demo test test-fast test-lowest test-newest check notebooks docs bench clean
 
 install: .venv/.installed
 
@@ -69,6 +69,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Runs every notebook from top to bottom and keeps its outputs in the file, which is then committed with them.
+notebooks: install
+	$(BIN)/python notebooks/run.py
 
 # The documentation as a site, in site/; a warning, such as a dead link, is an error.
 docs: .venv-docs/.installed

@@ -43,7 +43,9 @@ def test_every_page_is_in_the_navigation():
         )
 
     nav = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    assert sorted(nav) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+    there = [path.relative_to(DOCS) for path in DOCS.rglob("*.md")]
+    there += [path.relative_to(ROOT) for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert sorted(nav) == sorted(map(str, there))
 
 
 def test_the_first_page_runs():
