@@ -25,7 +25,16 @@ def test_nothing_is_wrong_with_the_pages_of_tasks(tmp_path):
     ended = run(
         ["sample", "a cat", "--batch", "2", *few, str(tmp_path / "sample")],
         ["compare", "a cat", "--repeats", "1", "--no_check", *few, str(tmp_path / "compare")],
-        ["guide", *SMALL, "--metric", "chroma", "--prompt", "a cat", "--output_dir", str(tmp_path / "guide")],
+        [
+            "guide",
+            *SMALL,
+            "--metric",
+            "chroma",
+            "--prompt",
+            "a cat",
+            "--output_dir",
+            str(tmp_path / "guide"),
+        ],
     )
     assert ended == ["done"] * 3
     pages = [f"{name}/index.html" for name in ("compare", "guide", "sample")]

@@ -89,7 +89,13 @@ def test_a_result_comes_back_as_it_was(task, tmp_path):
 
 
 # What stands in every page, whatever the task: the verdict, what made it, which values are better, how to go on.
-ON_EVERY_PAGE = ('class="verdict"', "<dt>Model</dt>", "<dt>Metric</dt>", "<dt>Versions</dt>", "<dt>Date</dt>")
+ON_EVERY_PAGE = (
+    'class="verdict"',
+    "<dt>Model</dt>",
+    "<dt>Metric</dt>",
+    "<dt>Versions</dt>",
+    "<dt>Date</dt>",
+)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,13 @@ ON_EVERY_PAGE = ('class="verdict"', "<dt>Model</dt>", "<dt>Metric</dt>", "<dt>Ve
 def test_a_page_says_what_was_found_with_what_and_how_to_load_it(task, says, loads, tmp_path):
     result = task(tmp_path)
     page = (result.folder / "index.html").read_text()
-    for part in (*ON_EVERY_PAGE, f"adjointdpm {adp.__version__}, torch", "How to load the result", says, loads):
+    for part in (
+        *ON_EVERY_PAGE,
+        f"adjointdpm {adp.__version__}, torch",
+        "How to load the result",
+        says,
+        loads,
+    ):
         assert part in page, part
     assert page.index('class="verdict"') < page.index("<dt>Model</dt>") < page.index("<table")
     verdict = re.findall(r'<p class="verdict">(.*?)</p>', page, re.DOTALL)[0]

@@ -115,7 +115,9 @@ def looked_at(folder, names, width, scheme):
         page, errors = context.new_page(), []
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("response", lambda got: errors.append(f"{got.status} {got.url}") if got.status > 399 else None)
+        page.on(
+            "response", lambda got: errors.append(f"{got.status} {got.url}") if got.status > 399 else None
+        )
         for name in names:
             errors.clear()
             page.goto(f"{address}/{name}", wait_until="load")
