@@ -161,11 +161,8 @@ FEWER = {
     },
     "your-classifier.md": {
         r"(classifier,\n    adp.tasks.AuditSettings\()max_train_steps=28": r"\1max_train_steps=1",
-        **{
-            r"steps=12": "steps=5",
-            r"max_train_steps=28": "max_train_steps=6",
-            r"num_starts=2": "num_starts=1",
-        },
+        **{r"steps=12": "steps=6", r"max_train_steps=28": "max_train_steps=8"},
+        '"a cat on a blue background", "a red apple"': '"a red apple"',
         r"rounds=1, steps=500, clean=16": "rounds=1, steps=1, clean=1, held_out=1, batch_size=2",
     },
     "your-reward.md": {
@@ -182,7 +179,7 @@ FEWER = {
             "stabilityai/stable-diffusion-3.5-medium": "sd3",
             "torch.bfloat16": "torch.float32",
         },
-        "a red apple": "a cat",
+        **{"a red apple": "a cat", "a cat on a dog": "a cat"},
     },
     "index.md": {},
 }
