@@ -247,15 +247,14 @@ def invert_metric(record: Record) -> str:
 
 def tune(record: Record) -> str:
     """Styles from one image."""
-    head = ["style", "weights trained for", "style distance", "less by", "concept seen by the judge"]
+    head = ["style", "weights trained for", "style distance", "change", "concept seen by the judge"]
     rows = []
     for style, ways in record["styles"].items():
         before = ways["untuned"]["distances"]["style"]
         for way, each in ways.items():
             now = each["distances"]["style"]
-            rows.append(
-                [style, way, f"{now:.3f}", f"{100 * (1 - now / before):.0f} %", rate(each["judged"])]
-            )
+            change = "" if way == "untuned" else f"{100 * (now / before - 1):+.0f} %"
+            rows.append([style, way, f"{now:.3f}", change, rate(each["judged"])])
     return markdown(head, rows)
 
 

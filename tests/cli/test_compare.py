@@ -20,6 +20,15 @@ def test_compare_prints_a_table_and_writes_json_csv_and_a_plot(tmp_path):
     assert all(check["verdict"] != "does not agree" for check in found["checks"])
     assert any(check["agrees"] for check in found["checks"])
     assert found["recommendation"] in done.stdout
+    page = (tmp_path / "index.html").read_text()
+    for part in (
+        "<dt>Metric</dt><dd>chroma; lower is better</dd>",
+        "<dt>Date</dt>",
+        "Checkpointed()",
+        "compare.json",
+    ):
+        assert part in page, part
+    assert page.count("data:image/png;base64") == 1
     assert (tmp_path / "compare.png").stat().st_size > 1000
     exact = [row for row in found["rows"] if row["adjoint"] in ("Backprop()", "CoarseAdjoint(steps=2)")]
     assert all(row["relative_error"] < 1e-5 for row in exact)

@@ -199,7 +199,7 @@ class Page:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=all(float(each).is_integer() for each in at)))
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="png", bbox_inches="tight")
         self.plot(f"{y} against {x}", buffer.getvalue())
 
     def write(self, path: Path) -> Path:
