@@ -11,7 +11,7 @@ import gradio as gr
 
 from .._types import InputError
 from ..files.images import as_8_bit, read_image
-from .choice import ADJOINTS, LEARNING_RATES, Choice, colour_metric
+from .choice import ADJOINTS, LEARNING_RATES, Choice, colour_metric, number, whole
 from .drawing import colored, curve, figures, images, status
 from .jobs import Finished, First, Progress
 from .run import Failed, Loading, Session, Studio, Waiting
@@ -272,11 +272,11 @@ class _Page:
         label: str,
         colour: str,
         text: str,
-        steps: float,
-        sampling_steps: float,
+        steps: Any,
+        sampling_steps: Any,
         adjoint: str,
-        rate: float,
-        seed: float,
+        rate: Any,
+        seed: Any,
         request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:
         session = self._session(request)
@@ -289,7 +289,7 @@ class _Page:
                 steps=whole("the number of steps", steps),
                 sampling_steps=whole("the number of sampling steps", sampling_steps),
                 adjoint=adjoint,
-                learning_rate=rate,
+                learning_rate=number("the step length", rate),
                 seed=whole("the seed", seed),
             )
         except InputError as error:
@@ -380,21 +380,6 @@ class _Page:
         session = self.sessions.pop(str(request.session_hash), None)
         if session is not None:
             self.studio.stop(session)
-
-
-def whole(name: str, value: float) -> int:
-    """Return a number of the page as an integer.
-
-    Args:
-        name: what it is.
-        value: the number; None where the field is empty.
-
-    Raises:
-        InputError: it is none.
-    """
-    if not isinstance(value, int | float) or value != int(value):
-        raise InputError(f"{name} must be a whole number, but is {value!r}")
-    return int(value)
 
 
 def _read(path: Path) -> Any:
