@@ -4,11 +4,13 @@ It runs in a process of its own, as gradio leaves event loops behind.
 """
 
 import json
+import signal
 
 import pytest
 
 from adjointdpm.studio.jobs import Finished
 from adjointdpm.studio.run import Studio
+from adjointdpm.studio.upload import MOST_BYTES
 from tests.tiny.studios import choice, get, load, model, serving
 
 
@@ -16,7 +18,7 @@ from tests.tiny.studios import choice, get, load, model, serving
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     (folder / "outside.txt").write_text("secret")
-    with serving(folder / "out") as url:
+    with serving(folder / "out", signal.SIGTERM) as url:
         (root,) = (folder / "out").iterdir()
         yield url, folder, root
 
@@ -51,6 +53,14 @@ def test_the_page_sends_nothing_to_others(served):
         assert address not in content
     config = json.loads(get(url, "/config")[1])
     assert config["analytics_enabled"] is False
+
+
+def test_a_large_upload_is_refused_before_it_is_read(served):
+    url, _, root = served
+    before = sorted(root.rglob("*"))
+    headers = {"Content-Length": str(2 * MOST_BYTES), "Content-Type": "multipart/form-data; boundary=x"}
+    assert get(url, "/gradio_api/upload", headers, method="POST")[0] == 413
+    assert sorted(root.rglob("*")) == before
 
 
 def test_another_site_cannot_use_the_server(served):

@@ -46,9 +46,9 @@ def free_port():
 
 
 @contextmanager
-def serving(folder, *flags):
-    """The real command; yields the page's address, and ends it by Ctrl-C, which leaves no process."""
-    command = [sys.executable, "-m", "adjointdpm", "studio", "--output_dir", str(folder), *flags]
+def serving(folder, end=signal.SIGINT):
+    """The real command; yields the page's address, and ends it by a signal, which leaves no process."""
+    command = [sys.executable, "-m", "adjointdpm", "studio", "--output_dir", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [*command, "--port", str(free_port())], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -59,7 +59,7 @@ def serving(folder, *flags):
             assert line.startswith("studio: http://127.0.0.1:"), line + process.stderr.read()
             yield line.split()[1]
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(end)
             try:
                 out, err = process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
@@ -71,10 +71,10 @@ def serving(folder, *flags):
             os.killpg(process.pid, 0)
 
 
-def get(url, path, headers=None):
+def get(url, path, headers=None, method="GET"):
     """The status, the content and the headers of an answer."""
     connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=30)
-    connection.request("GET", path, headers=headers or {})
+    connection.request(method, path, headers=headers or {})
     response = connection.getresponse()
     content = response.read()
     connection.close()
