@@ -55,6 +55,12 @@ def resident(pid: int) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def processor(pid: int) -> float:
+    """Processor seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def idle(pid: int) -> int:
     """Resident memory once it has stayed the same for a second, 10 s later at the latest."""
     before = 0
@@ -163,7 +169,8 @@ def main() -> None:
             person = Visitor(browser, url, wrong)
             person.page.click("#run")
             person.page.wait_for_selector("#live img")
-            first_image = time.monotonic() - began
+            first_image, of_it = time.monotonic() - began, processor(process.pid)
+            load = os.getloadavg()[0]
             person.end()
             first = [("noise", person.end())]
             for kind in ("token", "lora"):
@@ -201,6 +208,8 @@ def main() -> None:
     figures = {
         "seconds to the page's address": listening,
         "seconds to the first image": first_image,
+        "of these, processor seconds of the server": of_it,
+        "processes that wanted a core meanwhile (load average)": load,
         "runs in a row": given.runs,
         "sessions at once": given.sessions,
         "cancels": cancelled,

@@ -14,6 +14,8 @@ def test_turns_come_in_the_order_of_arrival():
     first, second, third = line.join(), line.join(), line.join()
     assert [line.before(each) for each in (first, second, third)] == [0, 1, 2]
     line.leave(second)
+    assert first in line
+    assert second not in line
     assert line.before(second) is None
     assert line.before(third) == 1
     line.leave(first)

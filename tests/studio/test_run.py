@@ -55,14 +55,14 @@ def test_a_run_is_stopped_after_its_step_or_before_it_begins(tmp_path, loaded):
     events = [next(first), next(first), next(first)]
     assert kinds(events) == [Loading, First, Progress]
     assert next(second) == Waiting(1)
-    studio.stop(waiting)
+    assert studio.stop(waiting)
     assert list(second) == [Failed("Stopped before it began.", stopped=True)]
     studio.stop(working)
     last = list(first)[-1]
     assert isinstance(last, Finished)
     assert last.step < 200
     assert last.artefact.is_file()
-    studio.stop(working)  # nothing happens
+    assert not studio.stop(working)  # there is none any more
 
 
 def test_another_run_of_a_session_stops_its_first(tmp_path, loaded):

@@ -29,11 +29,11 @@ LEARNING_RATES = {"noise": 0.1, "token": 0.1, "lora": 0.01}
 """Step lengths with which some twelve steps show something."""
 
 ADJOINTS = {
-    "checkpointed": "Checkpointed: exact, one graph in memory",
-    "backprop": "Backprop: exact, all graphs in memory",
-    "reversible": "Reversible: states rebuilt backwards",
-    "coarse": "Coarse: through fewer steps, not exact",
-    "continuous": "Continuous: the paper's ODE, not exact",
+    "checkpointed": "Checkpointed: exact, one graph",
+    "backprop": "Backprop: exact, all graphs",
+    "reversible": "Reversible: states are rebuilt",
+    "coarse": "Coarse: fewer steps, not exact",
+    "continuous": "Continuous: the paper's ODE",
 }
 """The adjoints of the page, by the names that the command line has for them."""
 

@@ -45,6 +45,9 @@ class Line:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, place: Place) -> bool:
+        return place in self._places
+
     def join(self) -> Place:
         """Return a new place at the end.
 

@@ -70,9 +70,12 @@ class _Page:
         self.missing = [
             text
             for there, text in (
-                (model.labels, "A label needs a classifier: start the studio with --classifier."),
-                (model.has_features, "The style of an image needs a classifier's features: --features."),
-                (model.has_clip, "A text needs a CLIP model: --clip_model FOLDER_OR_NAME."),
+                (model.labels, "To reach a label, start the studio with --classifier NAME."),
+                (
+                    model.has_features,
+                    "To reach the style of an image, start it with --features CLASSIFIER.",
+                ),
+                (model.has_clip, "To reach any text, start it with --clip_model FOLDER_OR_NAME."),
             )
             if not there
         ]
@@ -153,6 +156,7 @@ class _Page:
                     [(text, name) for name, text in ADJOINTS.items()],
                     value="checkpointed",
                     label="5. Adjoint: how the gradient is made",
+                    info="All but the last two are exact; they differ in memory and time.",
                     elem_id="adjoint",
                 )
                 with gr.Accordion("More settings", open=False):
@@ -370,11 +374,10 @@ class _Page:
     def _idle(self) -> dict[Any, Any]:
         return {self.start: gr.update(interactive=True), self.halt: gr.update(interactive=False)}
 
-    def _stop(self, request: gr.Request) -> tuple[str, Any]:
-        self.studio.stop(self._session(request))
-        return status("Stopping after this step; what was reached is kept.", "running"), gr.update(
-            interactive=False
-        )
+    def _stop(self, request: gr.Request) -> tuple[Any, Any]:
+        there = self.studio.stop(self._session(request))
+        said = status("Stopping after this step; what was reached is kept.", "running")
+        return said if there else gr.skip(), gr.update(interactive=False)
 
     def _closed(self, request: gr.Request) -> None:
         session = self.sessions.pop(str(request.session_hash), None)

@@ -99,11 +99,19 @@ class Studio:
         """Return a new session."""
         return Session(self.folder / secrets.token_hex(16))
 
-    def stop(self, session: Session) -> None:
-        """End a session's run after its step, or before it begins; nothing happens if there is none."""
+    def stop(self, session: Session) -> bool:
+        """End a session's run after its step, or before it begins.
+
+        Returns:
+            whether there was one.
+        """
         session.stop.set()
-        if session.place is not None and not session.place.working:
-            self.line.leave(session.place)
+        place = session.place
+        if place is None or place not in self.line:
+            return False
+        if not place.working:
+            self.line.leave(place)
+        return True
 
     def end(self, seconds: float = 60.0) -> None:
         """Stop every run, and wait until their steps have ended.
@@ -139,14 +147,14 @@ class Studio:
         events: queue.Queue[Event | None] = queue.Queue()
         started = False
         try:
-            before: int | None = None
-            while (number := self.line.before(place, 0.5)) != 0:
+            shown: int | None = None
+            while (number := self.line.before(place, 0.5)) != 0 or stop.is_set():
                 if number is None or stop.is_set():
                     yield Failed("Stopped before it began.", stopped=True)
                     return
-                if number != before:
+                if number != shown:
                     yield Waiting(number)
-                before = number
+                shown = number
             work = self._worker.submit(self._work, choice, folder, stop, place, events)
             self._working[work], started = stop, True
             work.add_done_callback(lambda done: self._working.pop(done, None))
