@@ -92,6 +92,7 @@ bench: install
 	$(BIN)/python benchmarks/scaling.py --output docs/scaling.json --plot docs/scaling.png
 	$(BIN)/python benchmarks/real_size.py --steps 1 4 16 --output docs/real_size.json
 	$(BIN)/python benchmarks/matters.py --starts 8 --steps 8 --sampling 12 --record docs/matters.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/studio.py --output docs/studio.json
 	$(BIN)/python benchmarks/tables.py
 
 clean:

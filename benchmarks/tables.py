@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/comparison.md", "docs/choosing-an-adjoint.md", "docs/tasks.md")
+PAGES = (
+    "README.md",
+    "docs/comparison.md",
+    "docs/choosing-an-adjoint.md",
+    "docs/tasks.md",
+    "docs/studio.md",
+)
 Record = dict[str, Any]
 
 
@@ -270,6 +276,23 @@ def guide(record: Record) -> str:
     )
 
 
+def studio(record: Record) -> str:
+    """The studio under use."""
+    found = record["figures"]
+    rows = [
+        ("first image after the start", f"{found['seconds to the first image']:.1f} s"),
+        ("... of which the server computed", f"{found['of these, processor seconds of the server']:.1f} s"),
+        ("... load average of the two cores", f"{found['processes that wanted a core meanwhile (load average)']:.0f}"),
+        ("runs in a row, sessions at once, cancels",
+         f"{found['runs in a row']}, {found['sessions at once']}, {found['cancels']}"),
+        ("errors", str(len(found["errors"]))),
+        ("processes left at the end", str(found["processes left after Ctrl-C"])),
+        ("resident memory after one run of each kind", megabytes(found["resident bytes after one run of each kind"])),
+        ("resident memory at the end", megabytes(found["resident bytes at the end"])),
+    ]  # fmt: skip
+    return markdown(["", ""], rows)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     each.__name__: each
     for each in (
@@ -285,6 +308,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
         invert_metric,
         tune,
         guide,
+        studio,
     )
 }
 

@@ -186,8 +186,9 @@ def check_memory(sampler: Sampler, images: int, batch: int) -> None:
     free = free_memory(noise.device)
     if free is not None and needed > free:
         raise InputError(
-            f"{images} image{'' if images == 1 else 's'} of {' x '.join(map(str, sampler.image_shape))} in {steps} steps need at least "
-            f"{needed / 2**30:.3g} GiB of memory, but {free / 2**30:.3g} GiB are free; make fewer at a time, or smaller ones"
+            f"{images} image{'' if images == 1 else 's'} of {' x '.join(map(str, sampler.image_shape))} in {steps} "
+            f"steps need at least {needed / 2**30:.3g} GiB of memory, but {free / 2**30:.3g} GiB are free; make fewer "
+            "at a time, or smaller ones"
         )
 
 
