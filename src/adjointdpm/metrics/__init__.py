@@ -11,6 +11,7 @@ from .effects import EFFECTS, EffectDistance, effect
 from .import_by_name import user_function
 from .pixels import BackgroundColour, Chroma, PixelDistance, Pixels
 from .preprocess import CLIP, IMAGENET, Preprocess
+from .sliced_wasserstein import SlicedWasserstein, patches_and_details
 from .style_content import Content, ContentDistance, HiddenStates, Layers, Style, gram
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PixelDistance",
     "Pixels",
     "Preprocess",
+    "SlicedWasserstein",
     "Style",
     "Sum",
     "Weighable",
@@ -39,5 +41,6 @@ __all__ = [
     "effect",
     "gram",
     "load_clip",
+    "patches_and_details",
     "user_function",
 ]
