@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md",
-    "docs/comparison.md",
-    "docs/choosing-an-adjoint.md",
-    "docs/tasks.md",
-    "docs/studio.md",
-)
+PAGES = ("README.md", "docs/comparison.md", "docs/choosing-an-adjoint.md", "docs/tasks.md", X)
 Record = dict[str, Any]
 
 
@@ -293,6 +287,39 @@ def studio(record: Record) -> str:
     return markdown(["", ""], rows)
 
 
+def surrogates(record: Record) -> str:
+    """Surrogates of a weight gradient against the exact one."""
+    head = [
+        "N",
+        "",
+        "cosine: median / worst",
+        "norm ratio: median",
+        "of the sum: cosine",
+        "norm ratio",
+        "MB",
+        "calls",
+    ]
+    exact = {row["steps"]: row["seconds"] for row in record["rows"] if row["method"] == "Checkpointed()"}
+    return markdown(
+        [*head, "time, exact = 1"],
+        [
+            [
+                str(row["steps"]),
+                row["method"],
+                f"{row['cosine']['median']:.2f} / {row['cosine']['worst']:.2f}",
+                f"{row['norm_ratio']['median']:.2f} ({row['norm_ratio']['lowest']:.2f} to "
+                f"{row['norm_ratio']['highest']:.2f})",
+                number(row["mean_cosine"]),
+                number(row["mean_norm_ratio"]),
+                megabytes(row["bytes_saved"]),
+                f"{row['calls']} / {row['calls_differentiated']}",
+                number(row["seconds"] / exact[row["steps"]]),
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     each.__name__: each
     for each in (
@@ -309,6 +336,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
         tune,
         guide,
         studio,
+        surrogates,
     )
 }
 
