@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/comparison.md", "docs/choosing-an-adjoint.md", "docs/tasks.md", X)
+PAGES = (
+    "README.md",
+    "docs/comparison.md",
+    "docs/choosing-an-adjoint.md",
+    "docs/studio.md",
+    "docs/surrogates.md",
+    "docs/tasks.md",
+)
 Record = dict[str, Any]
 
 
