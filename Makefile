@@ -25,7 +25,7 @@ test: install browser
 # be installed, that test is skipped.
 APT := apt-get -qq -o DPkg::Lock::Timeout=120
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	@for each in chromium chromium-browser google-chrome; do command -v $$each >/dev/null && exit; done; { \
 		if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
 		{ $$sudo $(APT) update && DEBIAN_FRONTEND=noninteractive $$sudo $(APT) install -y --no-install-recommends \
 			chromium; } >/dev/null 2>&1 || \

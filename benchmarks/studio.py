@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     wrong: list[str] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     with (
         tempfile.TemporaryDirectory() as folder,
         sync_playwright() as driver,
