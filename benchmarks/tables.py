@@ -288,8 +288,8 @@ def studio(record: Record) -> str:
          f"{found['runs in a row']}, {found['sessions at once']}, {found['cancels']}"),
         ("errors", str(len(found["errors"]))),
         ("processes left at the end", str(found["processes left after Ctrl-C"])),
-        ("resident memory after one run of each kind", megabytes(found["resident bytes after one run of each kind"])),
-        ("resident memory at the end", megabytes(found["resident bytes at the end"])),
+        ("resident memory after one run of each kind", megabytes(found["resident bytes after one run of each kind"]) + " MB"),
+        ("resident memory at the end", megabytes(found["resident bytes at the end"]) + " MB"),
     ]  # fmt: skip
     return markdown(["", ""], rows)
 
