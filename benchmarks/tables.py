@@ -280,6 +280,8 @@ def guide(record: Record) -> str:
 def studio(record: Record) -> str:
     """The studio under use."""
     found = record["figures"]
+    moments = ("after one run of each kind", "at the end")
+    memory = [f"{megabytes(found[f'resident bytes {each}'])} MB" for each in moments]
     rows = [
         ("first image after the start", f"{found['seconds to the first image']:.1f} s"),
         ("... of which the server computed", f"{found['of these, processor seconds of the server']:.1f} s"),
@@ -288,8 +290,8 @@ def studio(record: Record) -> str:
          f"{found['runs in a row']}, {found['sessions at once']}, {found['cancels']}"),
         ("errors", str(len(found["errors"]))),
         ("processes left at the end", str(found["processes left after Ctrl-C"])),
-        ("resident memory after one run of each kind", megabytes(found["resident bytes after one run of each kind"])),
-        ("resident memory at the end", megabytes(found["resident bytes at the end"])),
+        ("resident memory after one run of each kind", memory[0]),
+        ("resident memory at the end", memory[1]),
     ]  # fmt: skip
     return markdown(["", ""], rows)
 

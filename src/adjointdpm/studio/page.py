@@ -73,9 +73,9 @@ class _Page:
                 (model.labels, "To reach a label, start the studio with --classifier NAME."),
                 (
                     model.has_features,
-                    "To reach the style of an image, start it with --features CLASSIFIER.",
+                    "To reach the style of an image, start the studio with --features CLASSIFIER.",
                 ),
-                (model.has_clip, "To reach any text, start it with --clip_model FOLDER_OR_NAME."),
+                (model.has_clip, "To reach any text, start the studio with --clip_model FOLDER_OR_NAME."),
             )
             if not there
         ]
