@@ -28,7 +28,7 @@ __all__ = ["ImageTable", "Page"]
 # Autoescaping is on: whatever a user typed (a prompt, a label) is text here, never markup.
 _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ page.title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>
  :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #fff; --code: #f1f3f5 }
  @media (prefers-color-scheme: dark) {
