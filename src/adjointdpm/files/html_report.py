@@ -55,7 +55,8 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
               hyphens: auto; font-size: .9rem }
  .images button { all: unset; cursor: zoom-in } .images button:focus-visible { outline: 2px solid }
  .images img { width: 8rem; display: block; image-rendering: pixelated; border-radius: 6px }
- @media (max-width: 40rem) { .numbers td { white-space: nowrap } .images img { width: 5.5rem } figcaption { max-width: 5.5rem } }
+ @media (max-width: 40rem) {
+  .numbers td { white-space: nowrap } .images img { width: 5.5rem } figcaption { max-width: 5.5rem } }
  dialog { border: 0; padding: 1rem; background: var(--back); color: var(--ink); text-align: center }
  dialog img { width: min(80vmin, 32rem); image-rendering: pixelated }
  dialog::backdrop { background: #000a }
