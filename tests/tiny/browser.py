@@ -1,7 +1,7 @@
 """Pages in Chromium: their links, images, errors, contrasts and widths, as lists of what is wrong.
 
 `python -m tests.tiny.browser FOLDER` checks every page of a folder and prints what is wrong with them; `python -m
-tests.tiny.browser FOLDER PAGE IMAGE WIDTH HEIGHT` saves what a window of this size shows of a page, in 64 colors.
+tests.tiny.browser FOLDER PAGE IMAGE WIDTH HEIGHT` saves what a window of this size shows of a page, in 128 colors.
 """
 
 import contextlib
@@ -172,7 +172,7 @@ def shot(folder, name, image, width, height):
         page.goto(f"{address}/{name}", wait_until="networkidle")
         content = page.screenshot()
         browser.close()
-    Image.open(io.BytesIO(content)).convert("RGB").quantize(64).save(image, optimize=True)
+    Image.open(io.BytesIO(content)).convert("RGB").quantize(128).save(image, optimize=True)
 
 
 if __name__ == "__main__":
