@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from protocol import about, article, flags_of, model, spread
+from protocol import about, article, flags_of, model
 from record import write_record
 
 import adjointdpm as adp
@@ -68,7 +68,7 @@ def candidates(device: str) -> dict[str, Any]:
 def survey(flags: Any, place: str, judges: dict[str, Any]) -> dict[str, Any]:
     """Return what the model renders at the effects' own words, and what candidate metrics say of it."""
     sampler = model(flags)
-    concepts = list(about["phrases"].items())[3::28]  # the protocol's are at multiples of 7
+    concepts = list(about["phrases"].items())[3::28]  # none is in the protocol
     texts, noise = texts_of(concepts, place), noise_of(sampler, list(range(7000, 7000 + len(concepts))))
     truth = torch.tensor([judges["concept"].index(label) for label, _ in concepts])
     images = {}
@@ -117,16 +117,16 @@ def sheet(output: Path, rows: int, names: list[str]) -> None:
 
 def main() -> None:
     """Run the protocol."""
-    parser = flags_of(__doc__, steps=36, prompts=8, held_out=24, noises=1, sampling=8)
+    parser = flags_of(__doc__, steps=40, prompts=16, held_out=24, noises=1, sampling=8)
     parser.set_defaults(guidance=3.0)
     parser.add_argument("--survey", action="store_true", help="candidate metrics alone")
     order = ["sepia", "line drawing", "blurred", "night", "inverted", "pixel art"]
     parser.add_argument("--effects", nargs="+", default=order)
     parser.add_argument("--background", default="blue", help="color in all prompts; left out if empty")
     parser.add_argument("--content_layers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--content", type=float, default=0.25, help="weight of the content")
+    parser.add_argument("--content", type=float, default=0.4, help="weight of the content")
     parser.add_argument("--vectors", type=int, default=2, help="vectors of the new token")
-    words = ["a", "gray", "black", "white"]
+    words = ["a", "gray", "black"]
     parser.add_argument("--initializers", nargs="+", default=words, help="known words, which are screened")
     parser.add_argument(
         "--starts", type=int, default=1, help="words from which a short run is made; 1 for none"
@@ -154,8 +154,8 @@ def main() -> None:
         return
     net = adp.load_classifier("emoji/poolformer", device=flags.device)
     content = Content(HiddenStates(net.model, net.normalized, flags.content_layers))
-    concepts = [each for each in spread(flags.prompts + flags.held_out + 1) if each[0] != "cat"]
-    concepts = concepts[: flags.prompts + flags.held_out]
+    concepts = list(about["phrases"].items())  # the first is the cat, and none is in both parts
+    concepts = [*concepts[7::7][: flags.prompts], *concepts[5::7][: flags.held_out]]
     texts = texts_of(concepts, place)
     held = [text for text in texts[flags.prompts :] for _ in range(flags.noises)]
     truth = torch.tensor(
@@ -190,7 +190,7 @@ def main() -> None:
                 learning_rate=flags.learning_rate,
                 train_batch_size=flags.batch,
                 num_validation_images=flags.noises,
-                validation_steps=10,
+                validation_steps=20,
                 num_starts=flags.starts,
                 start_steps=flags.start_steps,
                 seed=flags.seed,
