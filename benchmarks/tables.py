@@ -243,13 +243,39 @@ def invert(record: Record) -> str:
 
 def invert_metric(record: Record) -> str:
     """Tokens from one image each."""
-    head = ["effect", "images", "style distance", "effect named by the judge", "concept named by the judge"]
+    head = [
+        "effect",
+        "images",
+        "distance of patches",
+        "effect named by the judge",
+        "concept named by the judge",
+    ]
     rows = [
         [effect, name, f"{row['style']:.3f}", rate(row["effect_named"]), rate(row["concept_named"])]
         for effect, each in record["effects"].items()
         for name, row in each["images"].items()
     ]
     return markdown(head, rows)
+
+
+def invert_survey(record: Record) -> str:
+    """How well metrics of one image tell its effect from others."""
+    effects = record["effects"]
+    metrics = list(next(iter(effects.values()))["metrics"])
+
+    def ratio(effect: str, name: str) -> str:
+        each = effects[effect]["metrics"][name]
+        return f"{each['next_value'] / each['own word']:.2f}"
+
+    rows = [[name, *(ratio(effect, name) for effect in effects)] for name in metrics]
+    rows += [
+        [text, *(f"{each[what]['hits']} of {each[what]['of']}" for each in effects.values())]
+        for text, what in (
+            ("*own word: effect named by the judge*", "own_word_named"),
+            ("*own word: concept named by the judge*", "own_word_concept"),
+        )
+    ]
+    return markdown(["metric", *effects], rows)
 
 
 def tune(record: Record) -> str:
@@ -342,6 +368,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
         hardening,
         invert,
         invert_metric,
+        invert_survey,
         tune,
         guide,
         studio,
