@@ -79,6 +79,8 @@ PIPES = {
     "torchdiffeq": of("sd").make,
     "The paper": of("sd").make,
     "A copied": square,
+    "DRaFT": of("sd").make,
+    "FlowBP": of("sd").make,
 }
 
 
