@@ -64,6 +64,8 @@ def test_metrics_are_tried_before_the_work():
     [
         (2.0, 0.5, "75 % lower"),
         (1.0, 1.24, "24 % higher"),
+        (1.0, 0.001, "99.9 % lower"),
+        (1.0, 0.0, "100 % lower"),
         (1.0, 1.001, "unchanged"),
         (0.0, 0.3, "0.3 after 0"),
         (-1.0, -2.0, "-2 after -1"),
