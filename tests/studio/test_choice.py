@@ -27,6 +27,7 @@ from tests.tiny.studios import choice
         ("An owl", "An <effect> owl"),
         ("the <effect> owl", "the <effect> owl"),
         ("ant", "<effect> ant"),
+        ("a <effect>s owl", "a <effect> <effect>s owl"),
         ("", "<effect> "),
     ],
 )
