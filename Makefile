@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Waiting threads sleep instead of spinning, which matters where two cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-fast test-lowest test-newest check docs bench clean
+.PHONY: install browser demo test test-fast test-lowest test-newest check docs bench clean
 
 install: .venv/.installed
 
@@ -18,8 +18,18 @@ install: .venv/.installed
 demo: install
 	$(BIN)/adjointdpm demo
 
-test: install
+test: install browser
 	$(BIN)/python -m pytest -n 2
+
+# The studio's page is tested in a real browser, from the distribution's own packages. Where there is none and none can
+# be installed, that test is skipped.
+APT := apt-get -qq -o DPkg::Lock::Timeout=120
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
+		{ $$sudo $(APT) update && DEBIAN_FRONTEND=noninteractive $$sudo $(APT) install -y --no-install-recommends \
+			chromium; } >/dev/null 2>&1 || \
+		echo "there is no chromium, and apt-get cannot install it: the studio's test in a browser is skipped"; }
 
 # For the change at hand: a file or two of each package, listed in tests/conftest.py.
 test-fast: install

@@ -29,11 +29,24 @@ if TYPE_CHECKING:
         RecomputationError,
         Stats,
     )
-    from .adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Reversible, Truncated
+    from .adjoints import (
+        Adjoint,
+        Backprop,
+        Checkpointed,
+        CoarseAdjoint,
+        Continuous,
+        DirectAlign,
+        DRTune,
+        FlowBP,
+        LeapAlign,
+        Reversible,
+        Truncated,
+    )
     from .analysis.comparison import compare
     from .analysis.comparison_report import Comparison
     from .analysis.gradients import Gradients, gradients
     from .files.diffusers_files import load_noise, save_lora, save_noise, save_textual_inversion
+    from .files.image_grid import image_grid
     from .flow import grids
     from .flow.denoisers import Denoiser, NetworkDenoiser, Prediction
     from .flow.model import DiffusionModel
@@ -76,16 +89,20 @@ __all__ = [
     "Continuous",
     "Coupled",
     "DPMSolverPP",
+    "DRTune",
     "Denoiser",
     "DiffusionModel",
+    "DirectAlign",
     "DriftError",
     "EDMSchedule",
     "Euler",
     "EulerMaruyama",
+    "FlowBP",
     "FlowSampler",
     "Gradients",
     "Heun",
     "InputError",
+    "LeapAlign",
     "Metric",
     "Midpoint",
     "NetworkDenoiser",
@@ -113,6 +130,7 @@ __all__ = [
     "differentiable",
     "gradients",
     "grids",
+    "image_grid",
     "load_bundled",
     "load_classifier",
     "load_noise",
@@ -131,7 +149,8 @@ __version__ = "0.1.0"
 # once; files, pages and tasks, which take half of the time, come one by one.
 _GRADIENTS = {
     "_types": "AdjointDPMError Cond DriftError InputError NonFiniteError RecomputationError Stats",
-    "adjoints": "Adjoint Backprop Checkpointed CoarseAdjoint Continuous Reversible Truncated",
+    "adjoints": "Adjoint Backprop Checkpointed CoarseAdjoint Continuous DRTune DirectAlign FlowBP LeapAlign "
+    "Reversible Truncated",
     "analysis.gradients": "Gradients gradients",
     "flow": "grids",
     "flow.denoisers": "Denoiser NetworkDenoiser Prediction",
@@ -153,6 +172,7 @@ _LATER = {
     "analysis.comparison": "compare",
     "analysis.comparison_report": "Comparison",
     "files.diffusers_files": "load_noise save_lora save_noise save_textual_inversion",
+    "files.image_grid": "image_grid",
     "zoo": "load_bundled load_classifier",
 }
 _MODULES = ("metrics", "optimization", "tasks", "zoo")

@@ -69,20 +69,33 @@ def test_a_metric_is_a_goal_and_repeats_to_the_bit(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     goal = ["--metric", f"style:{tmp_path / 'effect.png'}", "--metric", "0.3*content", "--layer", "0"]
     judge = ["--judge", "emoji/judge/style", "--label", "sepia"]
+    starts = [
+        "--initializer_token",
+        "a",
+        "--initializer_token",
+        "gray",
+        "--num_starts",
+        "2",
+        "--start_steps",
+        "1",
+    ]
     ended = run(
-        ["invert", *TWO, *SMALL, *goal, *judge, "--output_dir", str(first)],
+        ["invert", *TWO, *SMALL, *goal, *judge, *starts, "--output_dir", str(first)],
         ["invert", "--config", str(first / "config.yaml"), "--output_dir", str(second)],
     )
     assert ended == ["done", "done"]
     assert without_seconds(first) == without_seconds(second)
-    reports = load_result(first)["result"]["reports"]
+    found = load_result(first)["result"]
+    assert {each["word"] for each in found["starts"]} == {"a", "gray"}
+    assert min(found["starts"], key=lambda each: each["metric_after"])["chosen"]
+    reports = found["reports"]
     assert set(reports) == {"seen noise", "unseen noise", "unseen concepts"}
     for each in reports.values():
         assert each["before"] is not None
         assert each["after"] is not None
         assert each["judged_before"]["of"] == sum(each["named"].values()) == 1
         assert each["judged_target"] is None
-    assert "1*Style + 0.3*Content" in (first / "index.html").read_text()
+    assert "Style + 0.3*Content" in (first / "index.html").read_text()
 
 
 def test_target_images_are_one_for_each_prompt_and_noise(tmp_path):
@@ -121,6 +134,8 @@ def test_flags_that_contradict_one_another_are_refused(tmp_path):
             "--distance is not used with --metric": [
                 *("invert", *TWO, "--metric", "chroma", "--distance", "pixels"),
             ],
+            "--num_starts is 2, but 1 initial word is given": [*word, "--num_starts", "2"],
+            "--start_steps is not used without --num_starts": [*word, "--start_steps", "2"],
             "--num_vectors is not used": [*word, "--learn", "rows", "--num_vectors", "2"],
             "must hold the token": [
                 *("invert", "--prompt", "a cat", "--validation_prompt", "a car", "--target_word", "sepia"),

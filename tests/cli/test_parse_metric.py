@@ -2,11 +2,23 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import adjointdpm as adp
 from adjointdpm.cli.parse_metric import Networks, metric_of
 from adjointdpm.files.images import as_8_bit, png
-from adjointdpm.metrics import BackgroundColour, Chroma, PixelDistance, beside, effect
+from adjointdpm.metrics import (
+    BackgroundColour,
+    Chroma,
+    PixelDistance,
+    beside,
+    effect,
+    for_prompts,
+    load_clip,
+)
+from adjointdpm.metrics.rewards import Aesthetic, ClipScore, PickScore, load_aesthetic
+from tests.tiny.metrics import tiny_clip
+from tests.tiny.parts import tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +58,57 @@ def test_functions_of_ones_own(networks, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     x = images()
     assert torch.allclose(metric_of(["3*my_metric:dark"], networks)(x), 3 * x.mean((1, 2, 3)))
+
+
+def test_rewards_of_ones_own_read_the_prompts(networks, tmp_path, monkeypatch):
+    (tmp_path / "my_reward.py").write_text(
+        "from adjointdpm.metrics.rewards import FunctionReward\n"
+        "def length(images, prompts):\n"
+        "    return images.mean((1, 2, 3)) * images.new_tensor([len(each) for each in prompts])\n"
+        "value = 2 * FunctionReward(length)\n"
+        "def dark(images, gain=1.0):\n    return gain * images.mean((1, 2, 3))\n"
+        "def broken(images, prompts):\n    raise KeyError('no')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    x, prompts = images(), ["a", "abc"]
+    bright = x.mean((1, 2, 3))
+    scores = bright * torch.tensor([1.0, 3.0])
+
+    def read(*texts):
+        return for_prompts(metric_of(texts, networks), prompts)(x)
+
+    assert torch.allclose(read("0.5*my_reward:length"), -0.5 * scores)
+    assert torch.allclose(read("my_reward:value"), -2 * scores)
+    assert torch.allclose(read("my_reward:dark"), bright)
+    both = read("2*at-least:0.7:my_reward:length", "chroma")
+    assert torch.allclose(both, 2 * (0.7 - scores).relu() + Chroma()(x))
+    with pytest.raises(adp.InputError, match="my_reward:broken cannot be used: KeyError"):
+        read("my_reward:broken")
+
+
+def test_rewards_of_clip_are_those_of_their_folder(emoji, tmp_path):
+    model, words = tiny_clip().float(), tokenizer()
+    words.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    save_file({"0.weight": torch.ones(1, 5)}, tmp_path / "head.safetensors")
+    networks = Networks(emoji, clip_model=str(tmp_path))
+    x, prompts = images(), ["a cat", "red dog"]
+
+    def read(*texts):
+        return for_prompts(metric_of(texts, networks), prompts)(x)
+
+    _, _, preprocess = load_clip(str(tmp_path))
+    clip = ClipScore(model, words, preprocess).scores(x, prompts)
+    assert torch.allclose(read("clip-score"), -clip)
+    assert torch.allclose(read("at-least:30:clip-score"), (30 - clip).relu())
+    pick = PickScore(model, words, preprocess).scores(x, prompts)
+    assert torch.allclose(read(f"0.1*pick-score:{tmp_path}"), -0.1 * pick)
+    head = load_aesthetic(tmp_path / "head.safetensors")
+    liked = Aesthetic(model, head, preprocess).scores(x)
+    assert torch.allclose(read(f"aesthetic:{tmp_path / 'head.safetensors'}"), -liked)
+    save_file({"0.weight": torch.ones(1, 7)}, tmp_path / "wide.safetensors")
+    with pytest.raises(adp.InputError, match=r"embeddings of 7 numbers, but those of .* have 5"):
+        read(f"aesthetic:{tmp_path / 'wide.safetensors'}")
 
 
 def test_a_plus_and_spaces_belong_to_the_argument(networks, tmp_path, monkeypatch):
@@ -101,6 +164,10 @@ def test_networks_of_the_bundled_model_are_not_for_others(emoji):
         ("label:xylophone", "no label"),
         ("style", "after a colon"),
         ("0.5*", "cannot be read"),
+        ("at-least:chroma", "write at-least:NUMBER:REWARD"),
+        ("at-least:3:chroma", "write at-least:NUMBER:REWARD"),
+        ("clip-score:x", "takes nothing"),
+        ("hps-v2", "after a colon"),
     ],
 )
 def test_what_cannot_be_read(networks, text, message):

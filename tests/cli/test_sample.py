@@ -65,7 +65,9 @@ def test_the_images_and_the_list_of_them(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     names = ["00-00.png", "00-01.png", "01-00.png", "01-01.png"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*names, "config.yaml", "index.html", "result.json"]
+    )
     assert done.stdout.split() == [str(tmp_path / name) for name in names]
     sampler = adp.load_bundled("emoji", steps=3, guidance_scale=4.0)
     assert files(tmp_path)[2:] == bytes_of(sampler, "a car", sampler.noise(2, 0))

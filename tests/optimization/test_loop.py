@@ -50,6 +50,15 @@ class Parabola(Task):
         return Losses(value * float("nan") if spoilt else value)
 
 
+class SmallParabola(Parabola):
+    """Its name is of two words."""
+
+
+def test_the_bar_names_the_task_in_words(capfd):
+    optimize(SmallParabola(), sgd(0.1), LoopSettings(steps=1))
+    assert "small parabola: 100%" in capfd.readouterr().err
+
+
 class Killed(BaseException):
     pass
 
@@ -228,6 +237,20 @@ def test_more_steps_end_in_the_bits_of_one_run_of_all_of_them(tmp_path, kind, se
     assert digest(longer) == digest(run(None, kind, steps=14, **given))
     assert longer.steps > shorter.steps or "patience" in settings
     assert digest(run(tmp_path, kind, steps=14, **given)) == digest(longer)
+
+
+def test_a_run_that_is_stopped_scores_what_it_reached_and_can_go_on(tmp_path):
+    def steps(folder, stop=None):
+        options = RunOptions(resume=True, quiet=True, stop=stop)
+        return optimize(Parabola(), sgd(0.25), LoopSettings(steps=6, folder=folder, run=options))
+
+    asked = iter([False, False, True])
+    short = steps(tmp_path, lambda: next(asked))
+    assert short.steps == 2
+    assert short.losses == pytest.approx([4.0**-k for k in range(3)])
+    assert int(short.best_step) == 2
+    assert digest(steps(tmp_path)) == digest(steps(None))
+    assert steps(None, lambda: True).losses == pytest.approx([1.0])
 
 
 def test_more_steps_of_a_falling_rate_go_on_with_a_warning(tmp_path):

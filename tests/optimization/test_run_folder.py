@@ -1,5 +1,6 @@
 """A run has its output folder to itself, and overwrites no earlier run's results."""
 
+import json
 import os
 import signal
 import subprocess
@@ -90,6 +91,10 @@ def test_a_task_keeps_its_folder_to_itself(tmp_path):
     with pytest.raises(adp.InputError, match=r"holds result.json of an earlier run"):
         guide()
     assert (tmp_path / "result.json").read_bytes() == before
+    (tmp_path / "result.json").write_text("{}")
+    guide(overwrite=True)  # as a cell of a notebook that is run again
+    again = json.loads((tmp_path / "result.json").read_text())["result"]
+    assert again["methods"] == json.loads(before)["result"]["methods"]
     pid = holding(tmp_path)
     try:
         with pytest.raises(adp.InputError, match="another run"):

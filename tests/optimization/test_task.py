@@ -2,7 +2,8 @@
 
 import pytest
 
-from adjointdpm.optimization.task import LoopSettings
+import adjointdpm as adp
+from adjointdpm.optimization.task import LoopSettings, RunOptions
 
 
 def test_the_rate_falls_as_its_decay_says_after_the_warmup():
@@ -13,3 +14,13 @@ def test_the_rate_falls_as_its_decay_says_after_the_warmup():
         [1, 0.75, 0.25, 0]
     )
     assert {LoopSettings(steps=3).rate(k) for k in range(4)} == {1.0}
+
+
+def test_an_earlier_run_is_continued_or_written_over_and_not_both():
+    assert (RunOptions().earlier, RunOptions(resume=True).earlier, RunOptions(overwrite=True).earlier) == (
+        False,
+        True,
+        None,
+    )
+    with pytest.raises(adp.InputError, match=r"resume=True goes on .* and overwrite=True replaces it"):
+        RunOptions(resume=True, overwrite=True)

@@ -191,7 +191,7 @@ COUNT_FLAGS = [
 NUMBER_FLAGS = {
     "tune": ["--rank", "--lora_alpha", "--max_grad_norm", "--validation_steps", "--num_validation_images", "--layer"],
     "guide": ["--look_ahead", "--strength", "--num_validation_images", "--layer"],
-    "invert": ["--num_vectors", "--num_validation_images", "--layer"],
+    "invert": ["--num_vectors", "--num_validation_images", "--num_starts", "--start_steps", "--layer"],
     "audit": [
         "--radius", "--radii", "--num_starts", "--tries", "--confidence", "--momentum", "--keep_weight",
         "--harden_rounds", "--harden_steps", "--harden_clean", "--harden_radius", "--harden_confidence",
@@ -300,6 +300,7 @@ EDGES = [
     command("invert", "--target_images", "nowhere"), command("invert", "--target_images", "image.png"),
     command("invert", "--placeholder_token", ""), command("invert", "--initializer_token", ""),
     command("invert", "--initializer_token", "red apple"), command("invert", "--initializer_token", "zzz"),
+    command("invert", "--initializer_token", "red", "--initializer_token", "red"),
     command("invert", "--learn", "rows", "--num_vectors", "2"), command("invert", "--num_vectors", "400"),
     command("tune", "--instance_prompt", "a cat"), command("tune", "--weights", "nothing.*"),
     command("tune", "--weights", "*", "--rank", "2"), command("tune", "--lora_layers", "nothing"),

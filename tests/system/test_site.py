@@ -14,6 +14,16 @@ from tests import ROOT
 DOCS = ROOT / "docs"
 
 
+def public(module, prefix=""):
+    """Every name of a module and of the modules that it names, with its object."""
+    for name in getattr(module, "__all__", ()):
+        found = getattr(module, name)
+        if isinstance(found, types.ModuleType):
+            yield from public(found, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", found
+
+
 def test_every_public_name_is_in_the_reference_once():
     text = "\n".join(path.read_text() for path in sorted((DOCS / "api").glob("*.md")))
     shown = re.findall(r"^::: (adjointdpm\.\S+)$", text, re.MULTILINE)
@@ -21,12 +31,7 @@ def test_every_public_name_is_in_the_reference_once():
     places = [name.rpartition(".") for name in shown]
     objects = {id(getattr(import_module(home), name)) for home, _, name in places}
     assert len(objects) == len(shown)
-    names = {name: getattr(adp, name) for name in adp.__all__}
-    for name, found in list(names.items()):
-        if isinstance(found, types.ModuleType):
-            del names[name]
-            names |= {f"{name}.{each}": getattr(found, each) for each in getattr(found, "__all__", ())}
-    assert [name for name, found in names.items() if id(found) not in objects] == []
+    assert [name for name, found in public(adp) if id(found) not in objects] == []
 
 
 def test_every_page_is_in_the_navigation():

@@ -14,7 +14,9 @@ from adjointdpm.cli.main import COMMANDS
 from tests import ROOT
 
 TOOLS = {
+    "gradio",
     "hatchling",
+    "playwright",
     "pyright",
     "ruff",
     "tensorboard",

@@ -8,8 +8,10 @@ import torch
 from adjointdpm.files.html_report import Page
 from adjointdpm.files.images import read_image
 from adjointdpm.metrics import Chroma, Pixels
+from adjointdpm.metrics.rewards import FunctionReward
 from adjointdpm.tasks.evaluation import Rate
-from adjointdpm.tasks.methods import Evaluation, MethodResult, MethodsResult, percent, write_methods
+from adjointdpm.tasks.methods import Evaluation, MethodResult, MethodsResult, verdict_of, write_methods
+from tests.tiny.metrics import bright_for_long_prompts
 
 
 def images(seed):
@@ -29,6 +31,13 @@ def test_measures_in_parts_are_those_of_the_whole():
     for name, values in whole.values.items():
         torch.testing.assert_close(in_parts.values[name], values)
         assert whole.means[name] == pytest.approx(float(values.mean()))
+
+
+def test_a_reward_reads_the_prompt_of_each_image_in_parts_too():
+    made, prompts = images(1), ["a", "bc", "def"]
+    reward = FunctionReward(bright_for_long_prompts)
+    found = Evaluation({"reward": reward}, prompts, images(0), None, None, 2)(made).values["reward"]
+    assert torch.allclose(found, -made.mean((1, 2, 3)) * torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_a_judge_counts_on_saved_images():
@@ -59,11 +68,6 @@ def test_the_page_has_every_method_and_its_images_are_saved(tmp_path):
     torch.testing.assert_close(sheet[:, :4, :4], originals[0], rtol=0, atol=0.51 / 255)
 
 
-def test_no_percentage_of_nothing():
-    assert percent(float("nan")) == ""
-    assert percent(0.254) == "25 %"
-
-
 def test_the_reduction_is_relative_to_the_untuned_model(tmp_path):
     zeros = torch.zeros(1, 3, 2, 2)
 
@@ -82,3 +86,28 @@ def test_the_reduction_is_relative_to_the_untuned_model(tmp_path):
     assert result.reduction("style", "denoising") == pytest.approx(0.25)
     assert math.isnan(result.reduction("content"))
     assert methods["metric"].as_dict()["judged"]["hits"] == 3
+
+
+def test_a_change_has_its_sign_and_the_verdict_its_direction(tmp_path):
+    """A metric that rises is not "less by -24 %", and a first method or a zero has no change at all."""
+    values = {"untuned": (1.0, 0.0), "metric": (0.25, 0.2), "denoising": (1.24, 0.1)}
+    methods = {
+        name: MethodResult(
+            torch.zeros(1, 3, 2, 2), {"style": torch.tensor([a]), "content": torch.tensor([b])}, Rate(1, 1)
+        )
+        for name, (a, b) in values.items()
+    }
+    result = MethodsResult(tmp_path, tmp_path, methods, {})
+    page = Page("a title")
+    write_methods(result, page, ["one"])
+    (table,) = (part for part in page.parts if part["kind"] == "table")
+    assert [row[2] for row in table["rows"]] == ["", "-75 %", "+24 %"]
+    assert [row[4] for row in table["rows"]] == ["", "", ""]
+    assert "style is 75 % lower with “metric” than with “untuned”" in verdict_of(
+        result, "style", "metric", "images"
+    )
+    worse = verdict_of(result, "style", "denoising", "images")
+    assert "24 % higher" in worse
+    assert "lower is better" in worse
+    assert "recognizes 1 of 1" in worse
+    assert "1 images are few" in worse

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -85,6 +86,47 @@ def test_a_result_comes_back_as_it_was(task, tmp_path):
     page = (result.folder / "index.html").read_text()
     assert "What was differentiated, and what it cost" in page
     assert "How to repeat this" in page
+
+
+# What stands in every page, whatever the task: the verdict, what made it, which values are better, how to go on.
+ON_EVERY_PAGE = (
+    'class="verdict"',
+    "<dt>Model</dt>",
+    "<dt>Metric</dt>",
+    "<dt>Versions</dt>",
+    "<dt>Date</dt>",
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "says", "loads"),
+    [
+        (audit, "below 0 the classifier errs", "adjointdpm.load_noise"),
+        (harden, "lower is better", "load_model"),
+        (invert, "the effect sepia on the images without the token", "safetensors.torch.load_file"),
+        (tune, "lower is better", "pipe.load_lora_weights"),
+        (guide, "lower is better", "adjointdpm.load_noise"),
+    ],
+)
+def test_a_page_says_what_was_found_with_what_and_how_to_load_it(task, says, loads, tmp_path):
+    result = task(tmp_path)
+    page = (result.folder / "index.html").read_text()
+    for part in (
+        *ON_EVERY_PAGE,
+        f"adjointdpm {adp.__version__}, torch",
+        "How to load the result",
+        says,
+        loads,
+    ):
+        assert part in page, part
+    assert page.index('class="verdict"') < page.index("<dt>Model</dt>") < page.index("<table")
+    verdict = re.findall(r'<p class="verdict">(.*?)</p>', page, re.DOTALL)[0]
+    assert verdict.endswith(".")
+    assert len(verdict.split()) > 10
+    for wrong in ("less by", "EffectGoal(", "nan", "{"):
+        assert wrong not in verdict
+    assert "EffectGoal(" not in page
+    assert "less by" not in page
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,21 @@ class Discrete(Adjoint):
     blocks: Blocks | None = None
     """Recomputes the network's blocks one by one; None if nothing does."""
 
+    detached: bool = False
+    """Whether the calls of a pipeline's denoiser that have a graph get their states without one."""
+
+    def drawn(self, state: Tensor, calls: int) -> "Discrete":
+        """The adjoint of one run of a pipeline, after its random choices.
+
+        Args:
+            state: the state of the first denoiser call.
+            calls: the number of calls that the pipeline announces.
+
+        Returns:
+            the adjoint, with its choices made.
+        """
+        return self
+
     @abstractmethod
     def policy(self, i: int, calls: int, graph: int | None) -> GraphPolicy:
         """What happens to the graph of a denoiser call.

@@ -9,7 +9,20 @@ import torch
 from torch import Tensor
 
 from .._types import Cond, InputError
-from ..adjoints import Adjoint, Backprop, Checkpointed, CoarseAdjoint, Continuous, Reversible, Truncated
+from ..adjoints import (
+    Adjoint,
+    Backprop,
+    Checkpointed,
+    CoarseAdjoint,
+    Continuous,
+    DirectAlign,
+    DRTune,
+    FlowBP,
+    LeapAlign,
+    Reversible,
+    Surrogate,
+    Truncated,
+)
 from ..adjoints.budget import free_memory
 from ..adjoints.cotangents import cotangents
 from ..metrics.base import Metric
@@ -66,7 +79,8 @@ def compare(
     Args:
         sampler: the sampler; its own adjoint does not matter.
         metric: a function from images (batch, 3, height, width) to one value an image.
-        adjoints: the adjoints to compare; by default those that the sampler can have, see `default_adjoints`.
+        adjoints: the adjoints to compare; by default those that the sampler can have, see `default_adjoints`, and of
+            weights the surrogates as well, see `default_surrogates`.
         noise: (batch, *shape); by default one sample of seed 0.
         cond: the conditioning; by default that of the empty prompt.
         variables: some of "noise", the names in `cond`, and "weights"; by default the noise, each part of the
@@ -98,13 +112,17 @@ def compare(
         raise InputError(f"repeats must be at least 1, but is {repeats}")
     noise = sampler.noise() if noise is None else noise
     cond = sampler.with_guidance(sampler.encode("") if cond is None else cond)
+    trained = any(p.requires_grad for p in sampler.parameters())
     if variables is None:
-        trained = any(p.requires_grad for p in sampler.parameters())
         guided = any(name.startswith("negative_") for name in cond)
         # A scale alone has no influence; where there is guidance it is a variable like any other.
         prompt = [name for name in cond.differentiable if cond[name].ndim or guided]
         variables = ["noise", *prompt, *(["weights"] if trained else [])]
-    adjoints = default_adjoints(sampler) if adjoints is None else adjoints
+    if adjoints is None:
+        adjoints = [
+            *default_adjoints(sampler),
+            *(default_surrogates(sampler) if "weights" in variables else []),
+        ]
     if not adjoints:
         raise InputError("compare needs at least one adjoint, but the list is empty")
     contenders = [_Contender(each, sampler.replace(adjoint=each)) for each in adjoints]
@@ -171,6 +189,26 @@ def default_adjoints(sampler: Sampler) -> list[Adjoint]:
     ]
 
 
+def default_surrogates(sampler: Sampler) -> list[Adjoint]:
+    """Return the surrogates of a weight gradient that `compare` adds by default.
+
+    Args:
+        sampler: the sampler.
+
+    Returns:
+        those that the sampler's steps allow: `LeapAlign` and the connector "lagrange" need one call a step and no
+            noise, and a pipeline's own scheduler has the two that follow its steps.
+    """
+    if not isinstance(sampler, FlowSampler):
+        return [DRTune(early_stop=0.0), FlowBP()]
+    one_call = sampler.solver.drift == 1 and sampler.solver.calls(4) == 4
+    leaps: list[Adjoint] = (
+        [FlowBP(connector="lagrange"), LeapAlign()] if one_call and sampler.length > 1 else []
+    )
+    bridge: list[Adjoint] = [FlowBP(connector="bridge")] if sampler.length > 1 else []
+    return [DRTune(), FlowBP(), *bridge, *leaps, DirectAlign()]
+
+
 def _take(
     each: _Contender,
     metric: Metric,
@@ -182,7 +220,7 @@ def _take(
     """Take one gradient of all variables that the adjoint does not refuse.
 
     Raises:
-        InputError: the gradient is refused for another reason than that of a truncated adjoint.
+        InputError: the gradient is refused for another reason than that of an adjoint that has none for the noise.
     """
     wanted = [name for name in variables if name not in each.refusals]
     if noise.is_cuda:
@@ -192,9 +230,9 @@ def _take(
     try:
         each.gradients = gradients(each.sampler, metric, noise, cond, wanted).variables
     except InputError as error:
-        if "noise" not in wanted or not first or not isinstance(each.adjoint, Truncated):
+        if "noise" not in wanted or not first or not isinstance(each.adjoint, Truncated | Surrogate):
             raise
-        # Only a truncated gradient refuses the noise; the rest is asked for again.
+        # A truncated gradient and surrogates refuse the noise; the rest is taken again.
         each.refusals["noise"] = str(error)
         wanted.remove("noise")
         if wanted:

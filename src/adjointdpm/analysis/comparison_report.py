@@ -134,6 +134,18 @@ class Comparison:
         return [_HEAD, *(_cells(row) for row in self.rows)]
 
     @property
+    def confirmations(self) -> list[str]:
+        """What finite differences say of the exact gradient, one line a variable."""
+        lines = []
+        for check in self.checks:
+            measured = f"{check.measured:.5g} +- {check.uncertainty:.1g}, "
+            lines.append(
+                f"finite differences, {check.variable}: {'' if check.reason else measured}exact gradient "
+                f"{check.predicted:.5g}: {_VERDICTS[check.verdict]}{f', since {check.reason}' if check.reason else ''}"
+            )
+        return lines
+
+    @property
     def recommendation(self) -> str:
         """Which adjoint to use here, and how far finite differences confirm it, in whole sentences.
 
@@ -242,13 +254,7 @@ class Comparison:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        for check in self.checks:
-            measured = f"{check.measured:.5g} +- {check.uncertainty:.1g}, "
-            table.append(
-                f"finite differences, {check.variable}: {'' if check.reason else measured}exact gradient "
-                f"{check.predicted:.5g}: {_VERDICTS[check.verdict]}{f', since {check.reason}' if check.reason else ''}"
-            )
-        return "\n".join([*table, self.recommendation])
+        return "\n".join([*table, *self.confirmations, self.recommendation])
 
 
 @dataclass(frozen=True)

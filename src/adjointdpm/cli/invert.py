@@ -48,7 +48,8 @@ class InvertOptions(TaskOptions):
             distances are added up. Pixels are compared by default.
         learn: What is learned: token (portable) or rows (of the encoded prompt).
         placeholder_token: New token, as it stands in the prompts.
-        initializer_token: Known word from which the new token starts.
+        initializer_token: Known word from which the new token starts. May be repeated: then it starts from the word
+            whose images have the lowest metric, or whose short run has, with --num_starts.
         num_vectors: Number of vectors of the new token.
         judge: Classifier that names the effect; none for no judge.
         label: Label that the judge should give the images.
@@ -62,7 +63,7 @@ class InvertOptions(TaskOptions):
     distance: tuple[str, ...] = ()
     learn: Literal["token", "rows"] = "token"
     placeholder_token: str = "<effect>"
-    initializer_token: str = "a"
+    initializer_token: tuple[str, ...] = ("a",)
     num_vectors: Annotated[int, Range(1, 512)] = 1
     judge: Annotated[str | None, ForBundled("emoji/judge/style", "none")] = None
     label: str | None = None
@@ -106,6 +107,12 @@ class Invert:
             label=task.label,
             run=run,
         )
+        for each in found.starts:
+            after = "" if each.metric_after is None else f"; {each.metric_after:.4f} after a short run"
+            if each.chosen:
+                announce(
+                    f"started from {each.word!r}, the best of {len(found.starts)} words: {each.metric:.4f}{after}"
+                )
         for name, each in found.reports.items():
             values = (each.metric_before, each.metric_after)
             metric = "no target" if None in values else "{:.4f} to {:.4f}".format(*values)
@@ -131,6 +138,14 @@ class Invert:
             given.refuse_unused(("distance",), "with --metric, which is the whole goal")
         if task.target_effect:
             guarded_effect(task.target_effect)
+        words, starts = task.initializer_token, self.optimization.num_starts
+        if starts > max(1, len(words)):
+            raise InputError(
+                f"--num_starts is {starts}, but {len(words)} initial word{'s are' if len(words) > 1 else ' is'} given; "
+                "give as many words or more, each with --initializer_token"
+            )
+        if starts == 1:
+            given.refuse_unused(("start_steps",), "without --num_starts of 2 or more")
         if task.learn == "rows":
             given.refuse_unused(("num_vectors",), "with --learn rows, which learns one row for the token")
         if task.label is not None and task.judge == "none":

@@ -153,7 +153,7 @@ class OutputOptions(FolderOptions):
         names = {*FREE, *free}
         agreed = {name: value for name, value in given.resolved().items() if name not in names}
         repeat = _saved(given, folder, agreed, names)
-        return folder, RunOptions(self.resume, self.quiet, report, agreed, repeat)
+        return folder, RunOptions(self.resume, self.quiet, report, config=agreed, repeat=repeat)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,21 @@ effect:NAME                      an effect on the image that the task compares w
 chroma, background:R,G,B         colorfulness; the border's color, in [0, 1]
 label:NAME, margin:NAME          a classifier's -log probability, or margin, of a label: to reach, to leave
 clip-text:TEXT, clip-image:FILE  1 - cosine similarity
-MODULE:FUNCTION                  your own function of images (batch, 3, height, width) in [0, 1] to (batch,)
+clip-score, pick-score[:MODEL]   rewards that read each image's prompt; higher is better: they count with a minus
+hps-v2:MODEL                     the same, by a CLIPModel with the weights of HPSv2
+aesthetic:FILE                   a head in safetensors on the embeddings of --clip_model; it reads no prompt
+at-least:NUMBER:REWARD           what one of these rewards lacks to a number
+MODULE:FUNCTION                  your own function of images (batch, 3, height, width) in [0, 1] to (batch,), lower is
+                                 better; or your own reward of images and a list of prompts, higher is better
 
 Everything after the first colon is the argument, plus signs and spaces included. Several texts are added up.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,14 +51,25 @@ from ..metrics import (
 )
 from ..metrics.base import Weighable
 from ..metrics.image_classifier import Classifier
+from ..metrics.rewards import (
+    Aesthetic,
+    ClipScore,
+    FunctionReward,
+    HPSv2,
+    PickScore,
+    Reward,
+    load_aesthetic,
+)
 from ..samplers.base import Sampler
 from .parse_sampler import classifier_of, using
 
 __all__ = ["Networks", "guarded_effect", "image_folder", "image_option", "metric_of"]
 
+PICK_SCORE, PICK_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _TERM = re.compile(r"^\s*(?:(?P<weight>[^:*]*)\*)?\s*(?P<kind>[\w.-]+)\s*(?::(?P<rest>.*))?$", re.DOTALL)
 _KINDS = (
     "pixels", "content", "style", "effect", "chroma", "background", "label", "margin", "clip-text", "clip-image",
+    "clip-score", "pick-score", "hps-v2", "aesthetic", "at-least",
 )  # fmt: skip
 
 
@@ -129,15 +147,21 @@ class Networks:
         """Return the classifier for labels."""
         return self._once("classifier", lambda: self._classifier_of("classifier", self.classifier))
 
-    def clip(self) -> tuple[Any, Any, Any]:
-        """Return the CLIP model, its tokenizer and its preprocessing."""
+    def clip(self, name: str | None = None, processor: str | None = None) -> tuple[Any, Any, Any]:
+        """Return a CLIP model, its tokenizer and its preprocessing.
+
+        Args:
+            name: a folder, or a name on a hub; that of `clip_model` if None.
+            processor: see `load_clip`.
+        """
+        source = self.clip_model if name is None else name
 
         def load() -> tuple[Any, Any, Any]:
-            with using(f"the CLIP model {self.clip_model!r}"):
-                model, tokenizer, preprocess = load_clip(self.clip_model)
+            with using(f"the CLIP model {source!r}"):
+                model, tokenizer, preprocess = load_clip(source, processor=processor)
                 return model.to(self.device), tokenizer, preprocess
 
-        return self._once("clip_model", load)
+        return self._once("clip_model" if name is None else f"clip {name}", load)
 
     def image(self, path: str, same: bool = False) -> Tensor:
         """Return an image where the networks are."""
@@ -172,6 +196,27 @@ class Own(Weighable):
     def __call__(self, images: Tensor) -> Tensor:
         with using(self.name):
             return self.function(images)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnReward:
+    """A reward of one's own: what it raises, and what it does to the process, becomes an error that names it.
+
+    Args:
+        name: as it was given.
+        function: images (batch, 3, height, width) in [0, 1] and as many prompts to (batch,).
+    """
+
+    name: str
+    function: Callable[[Tensor, list[str]], Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        with using(self.name):
+            return self.function(images, prompts)
 
 
 def guarded_effect(name: str) -> Callable[[Tensor], Tensor]:
@@ -224,11 +269,11 @@ def _single(kind: str, rest: str, networks: Networks) -> Any:
             )
         name = f"{kind}:{rest}"
         with using(f"the metric {name}"):
-            return Own(name, user_function(name))
-    if not rest and kind not in ("pixels", "content", "chroma"):
+            return _own(name, user_function(name))
+    if not rest and kind not in ("pixels", "content", "chroma", "clip-score", "pick-score"):
         raise InputError(f"the metric {kind} needs something after a colon; see adjointdpm tune --help")
-    if rest and kind == "chroma":
-        raise InputError(f"the metric chroma takes nothing after it, but {rest!r} was given")
+    if rest and kind in ("chroma", "clip-score"):
+        raise InputError(f"the metric {kind} takes nothing after it, but {rest!r} was given")
     makes: dict[str, Callable[[], Any]] = {
         "pixels": lambda: PixelDistance(networks.image(rest, same=True)) if rest else Pixels(),
         "content": lambda: (
@@ -244,8 +289,58 @@ def _single(kind: str, rest: str, networks: Networks) -> Any:
         "margin": lambda: _labelled(Margin, rest, networks),
         "clip-text": lambda: _clip(rest, None, networks),
         "clip-image": lambda: _clip("", networks.image(rest), networks),
+        "clip-score": lambda: ClipScore(*networks.clip()),
+        "pick-score": lambda: PickScore(
+            *networks.clip(rest or PICK_SCORE, None if rest else PICK_PROCESSOR)
+        ),
+        "hps-v2": lambda: HPSv2(*networks.clip(rest)[:2]),
+        "aesthetic": lambda: _aesthetic(rest, networks),
+        "at-least": lambda: _at_least(rest, networks),
     }
     return makes[kind]()
+
+
+def _own(name: str, found: Any) -> Any:
+    """Return a metric of one's own: a value as it is, a function of images, or a reward of images and prompts."""
+    if isinstance(found, Weighable):
+        return found
+    with suppress(TypeError, ValueError):  # some callables have no signature
+        needed = [
+            each
+            for each in inspect.signature(found).parameters.values()
+            if each.default is each.empty
+            and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        ]
+        if len(needed) == 2:
+            return FunctionReward(OwnReward(name, found))
+    return Own(name, found)
+
+
+def _aesthetic(path: str, networks: Networks) -> Aesthetic:
+    model, _, preprocess = networks.clip()
+    head, width = load_aesthetic(path).to(networks.device), int(model.config.projection_dim)
+    first = next(head.parameters())
+    if first.shape[1] != width:
+        raise InputError(
+            f"the aesthetic head {path} is for embeddings of {first.shape[1]} numbers, but those of "
+            f"{networks.clip_model!r} have {width}; give the --clip_model that it was trained on"
+        )
+    return Aesthetic(model, head, preprocess)
+
+
+def _at_least(text: str, networks: Networks) -> Any:
+    number, _, reward = text.partition(":")
+    _, found = _weighted(reward, networks) if reward else (1.0, None)
+    try:
+        threshold = float(number)
+    except ValueError:
+        threshold = math.nan
+    if not isinstance(found, Reward) or not math.isfinite(threshold) or "*" in reward.partition(":")[0]:
+        raise InputError(
+            f"write at-least:NUMBER:REWARD, such as at-least:30:clip-score, but not at-least:{text}; a weight comes "
+            "before at-least"
+        )
+    return found.at_least(threshold)
 
 
 def _labelled(kind: Any, label: str, networks: Networks) -> Any:

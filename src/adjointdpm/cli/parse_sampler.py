@@ -2,7 +2,8 @@
 
 solver    dpm++ (2M), euler (= ddim), midpoint, heun, rk4, ab1 ... ab4, coupled:euler (or another one-step solver),
           or pipeline: its own scheduler
-adjoint   checkpointed[:keep or budget], backprop, reversible, truncated:last, coarse[:steps], continuous[:steps]
+adjoint   checkpointed[:keep or budget], backprop, reversible, truncated:last, coarse[:steps], continuous[:steps],
+          drtune[:steps], flowbp:sparse[:steps], flowbp:bridge[:steps], flowbp:lagrange, leapalign, directalign
 """
 
 import logging
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,7 +26,12 @@ from ..adjoints import (
     Checkpointed,
     CoarseAdjoint,
     Continuous,
+    DirectAlign,
+    DRTune,
+    FlowBP,
+    LeapAlign,
     Reversible,
+    Surrogate,
     Truncated,
 )
 from ..adjoints.budget import free_memory
@@ -185,6 +191,13 @@ def _choice(what: str, given: str, known: Any) -> None:
         raise InputError(f"{what} is one of {', '.join(known)}, but is {given!r}")
 
 
+_CONNECTORS: dict[str, Literal["sparse", "bridge", "lagrange"]] = {
+    "sparse": "sparse",
+    "bridge": "bridge",
+    "lagrange": "lagrange",
+}
+
+
 def adjoint_of(text: str) -> Adjoint:
     """Return an adjoint from its name and, after a colon, its number or its budget of memory.
 
@@ -192,6 +205,9 @@ def adjoint_of(text: str) -> Adjoint:
         InputError: another name, no number where one is needed, or one where none is.
     """
     name, _, given = text.partition(":")
+    connector = ""
+    if name == "flowbp":
+        connector, _, given = given.partition(":")
     makes: dict[str, Callable[[int | None], Adjoint]] = {
         "checkpointed": lambda n: Checkpointed(keep=n or 0),
         "backprop": lambda _: Backprop(),
@@ -199,16 +215,24 @@ def adjoint_of(text: str) -> Adjoint:
         "truncated": lambda n: Truncated(last=n or 0),
         "coarse": lambda n: CoarseAdjoint(steps=n),
         "continuous": lambda n: Continuous(solver=Euler(), steps=n),
+        "drtune": lambda n: DRTune() if n is None else DRTune(steps=n),
+        "flowbp": lambda n: FlowBP(_CONNECTORS[connector], **({} if n is None else {"steps": n})),
+        "leapalign": lambda _: LeapAlign(),
+        "directalign": lambda _: DirectAlign(),
     }
     _choice("adjoint", name, makes)
     if name == "checkpointed" and given and not given.isdecimal():
         with suppress(InputError):
             return Checkpointed(budget=given)
-    wrong = given and (not given.isdecimal() or name in ("backprop", "reversible"))
+    plain = name in ("backprop", "reversible", "leapalign", "directalign") or connector == "lagrange"
+    wrong = (given and (plain or not given.isdecimal())) or (
+        name == "flowbp" and connector not in _CONNECTORS
+    )
     if wrong or (name == "truncated" and not given):
         raise InputError(
             f"adjoint {text!r} cannot be read; write checkpointed, checkpointed:5 (graphs to keep), checkpointed:8GiB, "
-            "checkpointed:auto, backprop, reversible, truncated:5, coarse:25 or continuous:25"
+            "checkpointed:auto, backprop, reversible, truncated:5, coarse:25, continuous:25, drtune:3, "
+            "flowbp:sparse:4, flowbp:bridge:4, flowbp:lagrange, leapalign or directalign"
         )
     if given:
         in_range(f"the number of the adjoint {name}", int(given), 0 if name == "checkpointed" else 1, 10**6)
@@ -231,6 +255,14 @@ def check_steps(solver: str, adjoint: Adjoint) -> None:
             "adjoint coarse and continuous need our own steps, but the solver is pipeline; choose another solver, or "
             "adjoint checkpointed, backprop or truncated"
         )
+    if solver == "pipeline" and isinstance(adjoint, Surrogate):
+        try:
+            adjoint.in_pipeline()
+        except InputError as error:
+            raise InputError(
+                "adjoint drtune, flowbp:bridge, flowbp:lagrange, leapalign and directalign need our own steps, but the "
+                "solver is pipeline; choose another solver, or adjoint flowbp:sparse, truncated or checkpointed"
+            ) from error
 
 
 def sampler_of(

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from .._types import Range
 from ..files.atomic_write import write_file
 from ..files.diffusers_files import load_noise
+from ..files.html_report import ImageTable, Page
 from ..files.images import as_8_bit, encoded
 from ..optimization.progress import progress
+from ..samplers.base import Sampler
+from ..tasks.report import facts_of
 from .flags import Given, Group, Positional, PromptTexts
 from .options import FolderOptions, ModelOptions, free_folder, in_one_process
 from .parse_sampler import check_memory
@@ -20,6 +24,7 @@ from .parse_sampler import check_memory
 __all__ = ["Sample", "SampleOptions"]
 
 TOGETHER = 16  # images that are made at once
+SHOWN = 16  # images of a prompt on the page
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Sample:
     output: FolderOptions = FolderOptions(Path("outputs/sample"))
 
     def run(self, given: Given) -> None:
-        """Make the images, and print where they are."""
+        """Make the images and their page, and print where they are."""
         in_one_process(given.command)
         task = self.task
         saved = None if task.noise is None else load_noise(task.noise)
@@ -70,6 +75,7 @@ class Sample:
                 stacklevel=2,
             )
         made: list[dict[str, Any]] = []
+        shown: list[list[Tensor]] = [[] for _ in conditions]
         with progress("sample", len(conditions) * len(noise), self.output.quiet) as bar:
             for number, cond in enumerate(conditions):
                 for first in range(0, len(noise), TOGETHER):
@@ -78,6 +84,7 @@ class Sample:
                     for i, image in enumerate(images, first):
                         path = folder / f"{number:02d}-{i:02d}.{task.output_format}"
                         write_file(path, encoded(image, task.output_format))
+                        shown[number] += [image] if i < SHOWN else []
                         source = {"seed": task.seed} if saved is None else {"noise": str(task.noise)}
                         made.append(
                             {"file": path.name, "prompt": task.prompt[number], **source, "index": i}
@@ -85,3 +92,34 @@ class Sample:
                         bar.write(str(path))
                         bar.update()
         write_file(folder / "result.json", (json.dumps(made, indent=1) + "\n").encode())
+        write_file(folder / "config.yaml", given.as_yaml().encode())
+        page = _page(task, sampler, given, len(noise))
+        page.images(
+            *(
+                ImageTable(
+                    prompt,
+                    torch.stack(images),
+                    [each["file"] for each in made if each["prompt"] == prompt][:SHOWN],
+                )
+                for prompt, images in zip(task.prompt, shown, strict=True)
+            )
+        )
+        page.heading("How to repeat this")
+        page.code(f"adjointdpm sample --config {folder / 'config.yaml'} --overwrite")
+        print(f"page: {page.write(folder / 'index.html').resolve()}")
+
+
+def _page(task: SampleOptions, sampler: Sampler, given: Given, number: int) -> Page:
+    """Return the page of images without the images."""
+    page = Page("adjointdpm sample: images of prompts")
+    page.verdict = (
+        f"{number} image{'s' if number > 1 else ''} of each of {len(task.prompt)} prompts."
+        if len(task.prompt) > 1
+        else f"{number} image{'s' if number > 1 else ''} of “{''.join(task.prompt)}”."
+    )
+    if number > SHOWN:
+        page.verdict += f" The first {SHOWN} of each prompt are shown."
+    page.facts = {"Noise": f"seed {task.seed}" if task.noise is None else str(task.noise)}
+    page.facts |= facts_of(sampler, given.resolved())
+    page.facts.pop("Gradient")
+    return page

@@ -38,6 +38,9 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
  h1 { font-size: 1.7rem; line-height: 1.25 }
  h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem }
  a { color: inherit }
+ .verdict { font-size: 1.1rem; border-left: 4px solid var(--soft); padding-left: .8rem }
+ .facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem }
+ .facts dt { color: var(--soft) } .facts dd { margin: 0; overflow-wrap: anywhere }
  .scroll { overflow-x: auto; margin: .8rem 0 }
  figure { margin: 0 }
  figcaption { font-size: .8rem; color: var(--soft); max-width: 8rem; margin: auto; overflow-wrap: anywhere }
@@ -48,34 +51,44 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
  [aria-sort=ascending]::after { content: " \\2191" } [aria-sort=descending]::after { content: " \\2193" }
  .images th, .images td { border: 0; padding: .3rem; text-align: center; vertical-align: top }
  .images th { position: sticky; left: 0; min-width: 4rem; max-width: 6.5rem; font-weight: normal;
-              background: var(--back); text-align: left; vertical-align: middle; overflow-wrap: anywhere }
+              background: var(--back); text-align: left; vertical-align: middle; overflow-wrap: break-word;
+              hyphens: auto; font-size: .9rem }
  .images button { all: unset; cursor: zoom-in } .images button:focus-visible { outline: 2px solid }
  .images img { width: 8rem; display: block; image-rendering: pixelated; border-radius: 6px }
  @media (max-width: 40rem) { .images img { width: 5.5rem } figcaption { max-width: 5.5rem } }
  dialog { border: 0; padding: 1rem; background: var(--back); color: var(--ink); text-align: center }
  dialog img { width: min(80vmin, 32rem); image-rendering: pixelated }
  dialog::backdrop { background: #000a }
- code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; overflow-wrap: anywhere }
-</style></head><body><h1>{{ page.title }}</h1>
+ pre { background: var(--code); padding: .5rem .7rem; border-radius: 4px; font-size: .85rem;
+       white-space: pre-wrap; overflow-wrap: anywhere }
+ summary { cursor: pointer }
+</style></head><body><main><h1>{{ page.title }}</h1>
+{% if page.verdict %}<p class="verdict">{{ page.verdict }}</p>{% endif %}
+{% if page.facts %}<dl class="facts">{% for name, value in page.facts.items() %}
+ <dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>{% endif %}
 {% for part in page.parts %}
  {%- if part.kind == "heading" %}<h2>{{ part.text }}</h2>
  {%- elif part.kind == "text" %}<p>{{ part.text }}</p>
- {%- elif part.kind == "code" %}<p><code>{{ part.text }}</code></p>
+ {%- elif part.kind == "code" %}<pre><code>{{ part.text }}</code></pre>
  {%- elif part.kind == "link" %}<p><a href="{{ part.target | urlencode }}">{{ part.text }}</a></p>
- {%- elif part.kind == "images" %}<div class="scroll"><table class="images">{% for row in part.rows %}
+ {%- elif part.kind == "images" %}<div class="scroll" tabindex="0" role="region" aria-label="Images">
+ <table class="images">{% for row in part.rows %}
  <tr><th scope="row">{{ row.name }}</th>
   {% for source, caption in row.items %}<td><figure><button aria-label="{{ row.name }}: {{ caption }}, larger">
   <img alt="{{ row.name }}: {{ caption }}" src="{{ source }}"></button>
   <figcaption>{{ caption }}</figcaption></figure></td>{% endfor %}</tr>{% endfor %}</table></div>
  {%- elif part.kind == "plot" %}<figure><img class="plot" alt="{{ part.text }}" src="{{ part.source }}">
   </figure>
- {%- elif part.kind == "table" %}<div class="scroll"><table class="numbers"><thead><tr>
- {% for h in part.head %}<th scope="col">{% if h %}<button title="Sort by this column">{{ h }}</button>{% endif %}
- </th>{% endfor %}</tr></thead><tbody>{% for row in part.rows %}<tr>
+ {%- elif part.kind == "values" %}<details><summary>{{ part.text }}</summary><dl class="facts">
+ {% for name, value in part.named.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></details>
+ {%- elif part.kind == "table" %}<div class="scroll" tabindex="0" role="region" aria-label="Table">
+ <table class="numbers"><thead><tr>
+ {% for h in part.head %}{% if h %}<th scope="col"><button title="Sort by this column">{{ h }}</button></th>
+ {%- else %}<td></td>{% endif %}{% endfor %}</tr></thead><tbody>{% for row in part.rows %}<tr>
  {% for c in row %}<td>{{ c }}</td>{% endfor %}</tr>
  {% endfor %}</tbody></table></div>{% endif %}
 {% endfor %}
-<dialog></dialog>
+</main><dialog></dialog>
 <script type="module">
  const dialog = document.querySelector("dialog"), about = document.createElement("p");
  for (const image of document.querySelectorAll(".images img"))
@@ -111,9 +124,16 @@ class ImageTable:
 
 @dataclass
 class Page:
-    """A page under construction; each method adds a part, `write` makes the file."""
+    """A page under construction; each method adds a part, `write` makes the file.
+
+    title    what the page is of
+    verdict  what was found, in whole sentences; it stands on top
+    facts    what it was found with, by name, such as the model and the date; they stand below the verdict
+    """
 
     title: str
+    verdict: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
     parts: list[dict[str, Any]] = field(default_factory=list)
 
     def heading(self, text: str) -> None:
@@ -125,7 +145,7 @@ class Page:
         self.parts.append({"kind": "text", "text": text})
 
     def code(self, text: str) -> None:
-        """A command or an expression."""
+        """A command or an expression, of one line or several."""
         self.parts.append({"kind": "code", "text": text})
 
     def link(self, text: str, target: str) -> None:
@@ -146,6 +166,14 @@ class Page:
         if file is not None:
             write_file(file, png(sheet(torch.cat([row.images for row in rows]), len(rows[0].images))))
 
+    def values(self, text: str, values: Mapping[str, str]) -> None:
+        """Values by name, which open on a click on a text."""
+        self.parts.append({"kind": "values", "text": text, "named": dict(values)})
+
+    def plot(self, text: str, content: bytes) -> None:
+        """A plot as the content of a PNG file; the text describes it."""
+        self.parts.append({"kind": "plot", "text": text, "source": _source(content)})
+
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of text."""
         self.parts.append({"kind": "table", "head": head, "rows": rows})
@@ -158,6 +186,7 @@ class Page:
         """Named curves over the same points."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(6, 2.2), layout="constrained", dpi=110)
         FigureCanvasAgg(figure)
@@ -168,10 +197,10 @@ class Page:
             axes.legend(frameon=False)
         axes.set(xlabel=x, ylabel=y)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=all(float(each).is_integer() for each in at)))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
-        source = _source(buffer.getvalue())
-        self.parts.append({"kind": "plot", "source": source, "text": f"{y} against {x}"})
+        self.plot(f"{y} against {x}", buffer.getvalue())
 
     def write(self, path: Path) -> Path:
         """Return the path of the page, after it was written.

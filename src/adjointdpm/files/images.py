@@ -89,12 +89,12 @@ def read_image(content: bytes) -> Float[Tensor, "c h w"]:
     return _tensor(image if image.mode == "L" else image.convert("RGB"))
 
 
-def image_file(path: str | Path) -> Float[Tensor, "3 h w"]:
+def image_file(path: str | Path, most_pixels: int = _MOST_PIXELS) -> Float[Tensor, "3 h w"]:
     """Read an image file of any origin as a person sees it: upright, and on white where it is transparent.
 
     Args:
-        path: a file of PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF, PPM or JPEG 2000, of at most 512 MiB and 67 million
-            pixels.
+        path: a file of PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF, PPM or JPEG 2000, of at most 512 MiB.
+        most_pixels: the most pixels that are read; 67 million by default.
 
     Returns:
         (3, height, width), in [0, 1], float32.
@@ -118,7 +118,7 @@ def image_file(path: str | Path) -> Float[Tensor, "3 h w"]:
             warnings.simplefilter("ignore")
             Image.init()
             with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-                return _seen(image, path)
+                return _seen(image, path, most_pixels)
     except (InputError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -130,11 +130,11 @@ def image_file(path: str | Path) -> Float[Tensor, "3 h w"]:
         raise InputError(f"cannot read the image {path}: {about_it}") from error
 
 
-def _seen(image: Image.Image, path: str | Path) -> Tensor:
+def _seen(image: Image.Image, path: str | Path, most_pixels: int) -> Tensor:
     width, height = image.size
-    if width * height > _MOST_PIXELS:
+    if width * height > most_pixels:
         raise InputError(
-            f"cannot read the image {path}: it is {width} x {height}, and at most {_MOST_PIXELS / 1e6:.0f} million "
+            f"cannot read the image {path}: it is {width} x {height}, and at most {most_pixels / 1e6:.0f} million "
             "pixels are read; save it smaller"
         )
     frames = (

@@ -57,6 +57,10 @@ class Influence:
         """Whether a tensor is still to be found."""
         return not self._state or bool(self._missing)
 
+    def leave_state_out(self) -> None:
+        """Search for the conditioning alone, since no gradient passes through the states of this sampling."""
+        self._state = True
+
     def velocity(self, flow: ProbabilityFlow, z: Tensor, time: Time, cond: Cond) -> Tensor:
         """Evaluate the flow's velocity, and search its graph.
 

@@ -30,6 +30,7 @@ __all__ = [
     "Weighable",
     "beside",
     "for_prompts",
+    "name_of",
 ]
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -230,6 +231,21 @@ def for_prompts(metric: Plain, prompts: Sequence[str]) -> Plain:
         [-2.5]
     """
     return metric.for_prompts(prompts) if isinstance(metric, Prompted | Sum) else metric
+
+
+def name_of(metric: Any) -> str:
+    """Return a metric's name, the same in every process, such as "Style + 0.3*Content".
+
+    Args:
+        metric: any metric.
+
+    Returns:
+        the names of its terms with their weights; that of its class or function.
+    """
+    if isinstance(metric, Sum):
+        terms = [(weight, name_of(term)) for weight, term in metric.terms]
+        return " + ".join(name if weight == 1 else f"{weight:g}*{name}" for weight, name in terms)
+    return getattr(metric, "__qualname__", type(metric).__name__)
 
 
 def _terms(metric: Any) -> tuple[tuple[float | int, Plain], ...]:

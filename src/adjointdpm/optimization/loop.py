@@ -20,6 +20,7 @@ rate that falls over the N steps is that of the new N from there on, and a warni
 
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -120,7 +121,7 @@ def optimize(task: Task, optimizer: Callable[[list[Tensor]], Optimizer], loop: L
     plain(loop.run.config)  # it is saved after the first steps, and that is late to fail
     with ExitStack() as stack:
         if loop.folder is not None:
-            stack.enter_context(run_folder(loop.folder, loop.run.resume, loop.run.quiet))
+            stack.enter_context(run_folder(loop.folder, loop.run.earlier, loop.run.quiet))
         run = _Run(task, optimizer, loop)
         stack.enter_context(stop_once(terminate=loop.folder is not None))
         return run.outcome()
@@ -190,7 +191,7 @@ class _Run:
 
     def _all(self) -> None:
         loop, state = self.loop, self.state
-        name = type(self.task).__name__.lower()
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self.task).__name__).lower()
         values = sum(leaf.numel() for leaf in self.leaves)
         logger.info(
             "%s: step %d of %d, with %d items; %d numbers change, on %s, in %d processes",
@@ -203,7 +204,7 @@ class _Run:
             self.processes.world,
         )
         with progress(name, loop.steps, loop.run.quiet, state.step) as bar:
-            while state.step < loop.steps and not self._enough():
+            while state.step < loop.steps and not self._enough() and not self._stopped():
                 self._step(bar)
             self._last()
         logger.info(
@@ -302,6 +303,10 @@ class _Run:
         loop, state = self.loop, self.state
         aim = loop.stop_at is not None and bool((state.best_rank <= loop.stop_at).all())
         return aim or (loop.patience is not None and state.stale >= loop.patience)
+
+    def _stopped(self) -> bool:
+        """Return whether the caller ends the run; the iterate that was reached is still scored."""
+        return self.loop.run.stop is not None and self.loop.run.stop()
 
     def _check_gradients(self) -> None:
         """Refuse gradients that would spoil the variables for good.

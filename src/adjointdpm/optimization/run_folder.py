@@ -85,7 +85,8 @@ def run_folder(path: str | Path, resume: bool | None = None, quiet: bool = False
         if resume is False and earlier is not None:
             raise InputError(
                 f"{folder} holds {earlier.relative_to(folder)} of an earlier run, which this one would overwrite; "
-                "go on from it with --resume (resume=True), or use another output folder"
+                "go on from it with --resume (resume=True), write over it with --overwrite (overwrite=True), or use "
+                "another output folder"
             )
         if resume and earlier is None and first and not quiet:
             print(f"adjointdpm: nothing to resume from in {folder}: the run starts anew", file=sys.stderr)
@@ -116,7 +117,7 @@ def alone(task: Callable[P, R]) -> Callable[P, R]:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         options = given.arguments["run"]
-        with run_folder(given.arguments["output"], options.resume, options.quiet):
+        with run_folder(given.arguments["output"], options.earlier, options.quiet):
             return task(*args, **kwargs)
 
     return run

@@ -67,17 +67,37 @@ class RunOptions:
 
     Args:
         resume: go on from the checkpoint in the run's folder; without one, a line says that the run starts anew.
+        overwrite: start anew in a folder that holds an earlier run's results, and write over them, as a cell of a
+            notebook that is run again; without it such a folder is refused.
         quiet: run without progress bars.
         report: called with (step, {"loss": ...}) after each step.
+        stop: called before each step; where it returns True, the run ends there as if that were its last step. Of
+            several processes, all must get the same answer.
         config: further settings that a checkpoint must agree on, for JSON; the number of steps in it may differ.
         repeat: a command that repeats the run, for a task's page.
+
+    Raises:
+        InputError: the run is to be resumed and written over.
     """
 
     resume: bool = False
+    overwrite: bool = False
     quiet: bool = False
     report: Callable[[int, dict[str, float]], None] | None = None
+    stop: Callable[[], bool] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     repeat: str = ""
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise InputError(
+                "resume=True goes on from an earlier run and overwrite=True replaces it; give one"
+            )
+
+    @property
+    def earlier(self) -> bool | None:
+        """The argument `resume` of `run_folder`: whether to go on from an earlier run, None to write over it."""
+        return None if self.overwrite else self.resume
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .._types import AdjointDPMError, InputError, Stats
 from ..adjoints import Adjoint, Checkpointed
 from ..adjoints.discrete import Discrete
+from ..adjoints.surrogate import Surrogate
 from .call_signature import call_names
 from .checks import (
     explained,
@@ -50,7 +51,8 @@ def differentiable(pipe: Any, adjoint: Adjoint | None = None) -> "PipelineCall":
 
     Args:
         pipe: a pipeline; its modules are shared.
-        adjoint: `Checkpointed()` by default, or `Backprop()`, or `Truncated(last=)`.
+        adjoint: `Checkpointed()` by default, or `Backprop()`, `Truncated(last=)`, `DRTune(early_stop=0.0)` or
+            `FlowBP(connector="sparse")`.
 
     Returns:
         A callable that takes the pipeline's own arguments and returns its own result. Its `stats` say what the newest
@@ -88,6 +90,8 @@ class PipelineCall:
     def __init__(
         self, pipe: Any, adjoint: Adjoint, watch: Callable[[], Watch] = Watch, quiet: bool = False
     ) -> None:
+        if isinstance(adjoint, Surrogate):
+            adjoint = adjoint.in_pipeline()
         if not isinstance(adjoint, Discrete) or getattr(adjoint, "repeats", 1) > 1:
             raise InputError(
                 f"{adjoint!r} needs steps of this library's own, and a pipeline takes its scheduler's; "

@@ -19,6 +19,7 @@ from ..adjoints.block_checkpointing import in_blocks
 from ..adjoints.call_accounting import CallAccounting
 from ..adjoints.discrete import Discrete
 from ..adjoints.recompute import recomputed, without_graph
+from ..adjoints.surrogate import DetachedCalls, without_state_graph
 from .checks import refuse_blind, refuse_hooks
 from .denoiser_call import Replay, attentions_of, dtype_of
 from .torch_interception import Watch
@@ -82,6 +83,8 @@ class PipelineRun:
         with self.watch.paused(name, module):
             if self._fresh:
                 self._begin(name, module, args, kwargs)
+            if self.adjoint.detached:
+                args, kwargs = without_state_graph(args, kwargs)
             self.modules[name] = module
             if id(module) not in self._inside:
                 self._inside[id(module)] = list(module.modules()), attentions_of(module), dtype_of(module)
@@ -125,16 +128,18 @@ class PipelineRun:
             self._announced = _announced(self.pipe())
         self._total = max(self._announced, i + 1)
         self._policy = GraphPolicy.KEEP
+        state = next(iter([*args, *kwargs.values()]), None)
+        if i == 0 and isinstance(state, Tensor):
+            self.adjoint = self.adjoint.drawn(state, self._total)
         if self.wanted:
             self._policy = self.adjoint.policy(i, self._total, self.accounting.graph)
-        if i == 0 and self._policy is GraphPolicy.NO_GRAPH:
-            state = next(iter([*args, *kwargs.values()]))
-            if isinstance(state, Tensor) and state.requires_grad:
-                raise InputError(
-                    f"{self.adjoint!r} makes no gradient through the first of {self._total} steps, so it has none "
-                    f"for the noise or image that {name} starts from; use Checkpointed(), or pass it without "
-                    "requires_grad"
-                )
+        cut = self._policy is GraphPolicy.NO_GRAPH or (self.adjoint.detached and self.wanted)
+        if i == 0 and cut and isinstance(state, Tensor) and state.requires_grad:
+            raise InputError(
+                f"{self.adjoint!r} makes no gradient through the first of {self._total} steps, so it has none "
+                f"for the noise or image that {name} starts from; use Checkpointed(), or pass it without "
+                "requires_grad"
+            )
         self.accounting.begin(self._policy)
 
     def _check_finite(self, name: str, out: Any, given: list[Tensor]) -> None:
@@ -171,17 +176,17 @@ class PipelineRun:
 
         Raises:
             InputError: no denoiser was called; or the pipeline took another number of steps than it announced, and the
-                adjoint is `Truncated`.
+                adjoint chooses calls by their number.
         """
         calls = self.accounting.call
         if calls == 0:
             raise InputError(
                 "the pipeline has not called a denoiser at all, so nothing of it was differentiated"
             )
-        if isinstance(self.adjoint, Truncated) and calls != self._announced:
+        if isinstance(self.adjoint, Truncated | DetachedCalls) and calls != self._announced:
             raise InputError(
                 f"the pipeline announced {self._announced} steps and took {calls}, so {self.adjoint!r} would "
-                "differentiate others than the last ones; use Checkpointed() with this pipeline"
+                "differentiate others than it should; use Checkpointed() with this pipeline"
             )
 
 

@@ -53,7 +53,8 @@ class PipelineSampler(Sampler):
         guidance_scale: w of classifier-free guidance; the pipeline's own default if None.
         negative_prompt: what `encode` guides away from where it is given no other.
         seed: the seed of the noise within steps (ancestral and SDE schedulers).
-        adjoint: `Checkpointed()` by default, or `Backprop()`, or `Truncated(last=)`.
+        adjoint: `Checkpointed()` by default, or `Backprop()`, `Truncated(last=)`, `DRTune(early_stop=0.0)` or
+            `FlowBP(connector="sparse")`.
         arguments: further arguments of the pipeline's call, such as height and width.
 
     Raises:

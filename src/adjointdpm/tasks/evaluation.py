@@ -17,7 +17,7 @@ from ..metrics.rewards.reward import check_prompts_matter, reads_prompts
 from ..samplers.base import Sampler
 from .sampling import saved
 
-__all__ = ["Mean", "Rate", "check_on_gray", "example", "labels_of", "predict", "recognized"]
+__all__ = ["Mean", "Rate", "change", "check_on_gray", "example", "labels_of", "predict", "recognized"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,19 @@ class Mean:
     def as_dict(self) -> dict[str, float]:
         """Return what result.json says of it."""
         return asdict(self)
+
+
+def change(before: float | None, after: float | None) -> str:
+    """Return how far a metric came, in words: "78 % lower", "3 % higher", "unchanged".
+
+    Where it was not above 0 before, a share says nothing, and both values stand there.
+    """
+    if before is None or after is None:
+        return "not measured"
+    if before <= 0:
+        return f"{after:.4g} after {before:.4g}"
+    share = round(100 * (after / before - 1))
+    return "unchanged" if not share else f"{abs(share)} % {'lower' if share < 0 else 'higher'}"
 
 
 def example(sampler: Sampler) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..files.html_report import ImageTable, Page
 from ..files.images import as_8_bit
 from ..metrics import beside, for_prompts
-from .evaluation import Mean, Rate, recognized
+from .evaluation import Mean, Rate, change, recognized
 from .sampling import parts
 
-__all__ = ["Evaluation", "MethodResult", "MethodsResult", "write_methods"]
+__all__ = ["Evaluation", "MethodResult", "MethodsResult", "verdict_of", "write_methods"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def write_methods(
     page.table(
         [
             "",
-            *(text for name in first.values for text in (f"{name} (95 %)", "less by")),
+            *(text for name in first.values for text in (f"{name} (mean, 95 %)", "change")),
             "recognized by the judge",
             "denoiser calls",
         ],
@@ -137,7 +137,7 @@ def write_methods(
                 *(
                     text
                     for name, values in each.values.items()
-                    for text in (str(Mean.of(values)), percent(result.reduction(name, method)))
+                    for text in (str(Mean.of(values)), _change(result, name, method))
                 ),
                 "no judge" if each.judged is None else str(each.judged),
                 "" if each.calls is None else str(each.calls),
@@ -157,6 +157,37 @@ def write_methods(
             page.curve(each.losses, "step", f"loss ({method})")
 
 
-def percent(share: float) -> str:
-    """Return a share in per cent; nothing if it is not a number."""
-    return "" if share != share else f"{100 * share:.0f} %"
+def verdict_of(result: MethodsResult, measure: str, method: str, images: str) -> str:
+    """Return in whole sentences what a method reached, beside the first one.
+
+    Args:
+        result: what several methods made.
+        measure: the measure that is spoken of; lower is better.
+        method: the method.
+        images: the noun for the images, such as "images of prompts that were not trained on".
+    """
+    (start, first), made = next(iter(result.methods.items())), result.methods[method]
+    noun = "the metric" if measure == "metric" else measure
+    before, after = first.means[measure], made.means[measure]
+    text = (
+        f"On {len(made.images)} {images}, {noun} is {change(before, after)} with “{method}” than with “{start}” "
+        f"({before:.4g} before, {after:.4g} after; lower is better)."
+    )
+    if before > 0 and change(before, after) == "unchanged":
+        text = f"On {len(made.images)} {images}, {noun} is unchanged ({before:.4g}; lower is better)."
+    if made.judged is not None and first.judged is not None:
+        text += (
+            f" The judge, which no loss contains, recognizes {made.judged.hits} of {made.judged.of} of these images, "
+            f"and {first.judged.hits} of {first.judged.of} of those before."
+        )
+    if len(made.images) < 10:
+        text += f" {len(made.images)} images are few: look at the intervals."
+    return text
+
+
+def _change(result: MethodsResult, measure: str, method: str) -> str:
+    """Return a method's change of a measure in per cent, with its sign; nothing for the first method."""
+    reduction = result.reduction(measure, method)
+    if method == next(iter(result.methods)) or reduction != reduction:
+        return ""
+    return f"{-100 * reduction:+.0f} %"

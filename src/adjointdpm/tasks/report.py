@@ -7,7 +7,9 @@ The layout of `result` is that of the task; `result.schema.json` beside this mod
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,25 @@ from typing import Any
 from .._types import InputError
 from ..files.atomic_write import write_file
 from ..files.html_report import Page
+from ..metrics.base import name_of
 from ..optimization.task import RunOptions
+from ..samplers.base import Sampler
 
-__all__ = ["SCHEMA", "as_json", "load_result", "write_report"]
+__all__ = ["SCHEMA", "About", "as_json", "facts_of", "load_result", "metric_in_words", "write_report"]
 
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parent / "result.schema.json").read_text())
 VERSION: int = SCHEMA["properties"]["schema_version"]["const"]
 _PACKAGES = ("adjointdpm", "torch", "diffusers", "transformers")
+_COSTS: dict[str, str] = {
+    "budget": "denoiser calls of each method, an image",
+    "bytes_saved": "bytes saved for the backward pass",
+    "calls_a_sampling": "denoiser calls of a sampling",
+    "calls_a_step": "denoiser calls of a step of the optimization, forward and backward",
+    "calls_an_image": "denoiser calls of an image's gradient, forward and backward",
+    "samplings_a_control": "samplings of a control, an image",
+    "seconds": "seconds of the whole run",
+    "weights": "weights trained",
+}
 _KINDS: dict[str, Any] = {
     "object": dict,
     "array": list,
@@ -44,8 +58,59 @@ def as_json(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
+@dataclass(frozen=True, eq=False)
+class About:
+    """What the page of every task says besides what was found.
+
+    Args:
+        sampler: made the images.
+        metric: what was lowered or raised, in words.
+        direction: which values of it are better, such as "lower is better".
+        differentiated: one sentence that says what the gradient went through.
+        artefact: what was saved, as a noun, such as "the LoRA".
+        loading: lines of Python or of a shell that load it.
+    """
+
+    sampler: Sampler
+    metric: str
+    direction: str
+    differentiated: str
+    artefact: str
+    loading: Sequence[str]
+
+
+def metric_in_words(metric: Any, run: RunOptions) -> str:
+    """Return a metric as it was given on the command line, or else by the names of its terms."""
+    given = run.config.get("metric")
+    return " + ".join(map(str, given)) if given else name_of(metric)
+
+
+def facts_of(sampler: Sampler, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was run, with which versions, and when, for a page.
+
+    Args:
+        sampler: made the images.
+        config: flags of the command line, if it was one; the model's name is among them.
+    """
+    pipe = sampler.pipe
+    name = config.get("pretrained_model_name_or_path") or getattr(pipe, "name_or_path", "")
+    kind = type(sampler if pipe is None else pipe).__name__
+    # A pipeline's own scheduler stands where there is no solver of this library.
+    solver = getattr(pipe, "scheduler", sampler) if sampler.solver is None else sampler.solver
+    made = f"{sampler.steps} steps of {type(solver).__name__}"
+    if sampler.guidance_scale is not None:
+        made += f", guidance scale {float(sampler.guidance_scale):g}"
+    return {
+        "Model": f"{name} ({kind})" if name else kind,
+        "Images": made,
+        "Gradient": "plain autograd" if sampler.adjoint is None else repr(sampler.adjoint),
+        "Versions": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
+        "Date": f"{datetime.now(timezone.utc):%Y-%m-%d, %H:%M} UTC",
+    }
+
+
 def write_report(
-    task: str, result: Any, settings: Mapping[str, Any], page: Page, differentiated: str, run: RunOptions
+    task: str, result: Any, settings: Mapping[str, Any], page: Page, about: About, run: RunOptions
 ) -> None:
     """Write result.json and the page index.html into a result's folder.
 
@@ -53,8 +118,8 @@ def write_report(
         task: the name of the function in `adjointdpm.tasks`.
         result: has a `folder`, `costs`, and `as_dict()`.
         settings: those of the task, and what else decides the result.
-        page: what was found; what follows is the same for all tasks.
-        differentiated: one sentence that says what the gradient went through.
+        page: what was found, and the verdict; what is added is the same for all tasks.
+        about: what the page says besides.
         run: has the command that repeats the run.
 
     Raises:
@@ -69,13 +134,29 @@ def write_report(
     }
     content = json.dumps(as_json(found), indent=1, allow_nan=False)
     write_file(result.folder / "result.json", content.encode())
+    page.facts = {
+        "Metric": f"{about.metric}; {about.direction}",
+        **facts_of(about.sampler, run.config),
+        **page.facts,
+    }
+    page.heading("How to load the result")
+    page.text(f"The run saved {about.artefact}. Each of these lines loads it:")
+    page.code("\n".join(about.loading))
     page.heading("What was differentiated, and what it cost")
-    page.text(differentiated)
-    page.table(["", ""], [[name.replace("_", " "), _figure(value)] for name, value in result.costs.items()])
+    page.text(about.differentiated)
+    page.table(
+        ["cost", "amount"],
+        [[str(_COSTS.get(name, name)), _figure(value)] for name, value in result.costs.items()],
+    )
     page.heading("How to repeat this")
     page.code(run.repeat or f"adjointdpm.tasks.{task}(...) with the settings in result.json")
-    page.code(json.dumps(as_json(settings)))
+    page.values("All settings", {name: _setting(value) for name, value in settings.items()})
     page.write(result.folder / "index.html")
+
+
+def _setting(value: Any) -> str:
+    """Return a setting as a page has it: a text as it is, all else as JSON has it."""
+    return value if isinstance(value, str) and value else json.dumps(as_json(value), ensure_ascii=False)
 
 
 def _figure(value: Any) -> str:

@@ -7,12 +7,14 @@ from safetensors.torch import load_file
 import adjointdpm as adp
 from adjointdpm.files.images import image_file
 from adjointdpm.metrics import Chroma, Content, Pixels, Style, effect
+from adjointdpm.metrics.rewards import FunctionReward
 from adjointdpm.tasks import RunOptions
 from adjointdpm.tasks.invert.goals import EffectGoal, ImageGoal, MetricGoal, PromptGoal
 from adjointdpm.tasks.invert.invert import Invert, InvertSettings, invert
 from adjointdpm.tasks.invert.learned_token import PromptRows, TokenVectors
 from adjointdpm.tasks.sampling import saved
 from tests.tiny.inversions import sampler
+from tests.tiny.metrics import bright_for_long_prompts
 
 PROMPTS, HELD_OUT = ["a <new> cat", "a <new> dog"], ["a <new> pear"]
 SETTINGS = InvertSettings(max_train_steps=3, learning_rate=0.05, num_validation_images=1)
@@ -37,6 +39,23 @@ def run(goal, folder):
         run=RunOptions(quiet=True),
     )  # fmt: skip
     return found, learned
+
+
+def test_a_reward_reads_the_prompt_without_the_token(tmp_path):
+    ours, read = sampler(), set()
+
+    def noted(images, prompts):
+        read.update(prompts)
+        return bright_for_long_prompts(images, prompts)
+
+    learned, goal = TokenVectors(ours, "<new>", "and"), MetricGoal(FunctionReward(noted))
+    found = invert(
+        ours, learned, goal, ["a <new> cat", "a <new> and dog"], ["a <new> red dog"], token="<new>", output=tmp_path,
+        settings=SETTINGS, run=RunOptions(quiet=True),
+    )  # fmt: skip
+    assert read == {"a cat", "an and dog", "a red dog"}
+    bright = found.reports["unseen concepts"].after.mean((1, 2, 3))
+    assert found.reports["unseen concepts"].metric_after == pytest.approx(-9 * float(bright.mean()))
 
 
 def test_the_gradient_of_the_rows_is_that_of_plain_autograd():
@@ -146,6 +165,6 @@ def test_a_distance_with_a_goal_of_its_own_raises():
 
 
 def test_names_of_goals_are_the_same_in_every_process():
-    assert repr(MetricGoal(style_and_content())) == "MetricGoal(1*Style + 0.3*Content)"
+    assert repr(MetricGoal(style_and_content())) == "MetricGoal(Style + 0.3*Content)"
     assert repr(PromptGoal("sepia")) == "PromptGoal('sepia', Pixels)"
     assert repr(ImageGoal(torch.zeros(2, 3, 8, 8))) == "ImageGoal(images of shape (2, 3, 8, 8), Pixels)"

@@ -9,8 +9,8 @@ Preference                    a network that was fitted to choices between two i
 FunctionReward                your own r(images, prompts)
 
 A reward is a network's opinion, and an optimization can raise it without changing what a person sees. So judge what was
-tuned by another network, which was in no loss. ImageReward's weights are published as a pickle alone, which this
-library does not load.
+tuned by another network, which was in no loss. ImageReward's weights are published in a format
+that can run code when it is loaded, which this library does not read.
 """
 
 from .aesthetic import Aesthetic, load_aesthetic

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -73,8 +72,8 @@ def load_aesthetic(path: str | Path) -> nn.Sequential:
     """
     if Path(path).suffix in (".pth", ".pt", ".bin", ".ckpt"):
         raise InputError(
-            f"{path} is a pickle, which can run code when it is loaded; save its tensors once in a safe place: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'head.safetensors')"
+            f"{path} is of a format that can run code when it is loaded; write its tensors into a safetensors file "
+            "once, with safetensors.torch.save_file(tensors, 'head.safetensors')"
         )
     try:
         tensors = load_file(path)
@@ -89,10 +88,7 @@ def load_aesthetic(path: str | Path) -> nn.Sequential:
                 f"the aesthetic head {path} is no row of linear layers: {name} is {tuple(weight.shape)}"
             )
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            if bias is not None:
-                layer.bias.copy_(bias.float())
+        layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
         layers.append(layer)
     if not layers or layers[-1].out_features != 1:
         raise InputError(

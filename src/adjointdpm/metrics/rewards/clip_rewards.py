@@ -87,7 +87,7 @@ class PickScore(_ClipReward):
     """
 
     def scores(self, images: AnyImages, prompts: Sequence[str]) -> Values:
-        scale = self.model.logit_scale.detach().to(images).exp()
+        scale = self.model.logit_scale.to(images).exp()
         return scale * self.cosines(images, prompts)
 
 
@@ -98,7 +98,7 @@ class HPSv2(_ClipReward):
         r(x, p) = cos(f(x), g(p))
 
     The image is resized so that its longer side is 224 pixels, and padded with black to a square. HPSv2 and v2.1 are
-    published as pickles of open_clip: convert them once to a transformers CLIPModel, and save it as safetensors.
+    published for open_clip and not as safetensors: convert them once to a transformers CLIPModel, and save that.
 
     Args:
         model: a transformers CLIPModel, its weights frozen.

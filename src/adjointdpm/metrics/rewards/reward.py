@@ -147,8 +147,7 @@ def check_prompts_matter(metric: Any, prompts: Sequence[str], device: torch.devi
     first, *others = dict.fromkeys(prompts)
     for reward in _rewards(metric) if others else ():
         image = probe_image(3, 64, 64).to(device)
-        with torch.no_grad():
-            values = [reward.for_prompts([each])(image) for each in (first, others[0])]
+        values = [reward.for_prompts([each])(image) for each in (first, others[0])]
         if torch.equal(*values):
             raise InputError(
                 f"the reward {_name(reward)} gives the same value for {first!r} and {others[0]!r}, so it ignores the "

@@ -31,7 +31,7 @@ from ...optimization.seeds import key
 from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
 from ..evaluation import example, labels_of, predict
-from ..report import write_report
+from ..report import About, write_report
 from ..sampling import noise_of, rows, sampled, saved
 from ..settings import checkpointed
 from .attack import Attack, Objective
@@ -138,7 +138,24 @@ def audit(
             "The loss on the classifier's logits, through its preprocessing, the decoder and every step of the "
             "sampler, guidance included, with respect to the initial noise."
         )
-        write_report("audit", result, about, page_of(result, settings.ball), said, run)
+        loss = "margin of the logits" if target is None else f"margin of the logits towards {target}"
+        path = folder / "noise.safetensors"
+        closing = About(
+            sampler,
+            f"{loss}{'' if features is None else ' and distance of the features'}",
+            "below 0 the classifier errs" if target is None else f"below 0 the classifier says {target}",
+            said,
+            "the optimized noise",
+            [
+                f'noise, about = adjointdpm.load_noise("{path}")',
+                f'adjointdpm sample "{result.prompts[0]}" --noise {path}',
+            ],
+        )
+        page = page_of(result, settings.ball)
+        page.facts["Classifier"] = str(
+            run.config.get("classifier") or type(getattr(audited, "model", audited)).__name__
+        )
+        write_report("audit", result, about, page, closing, run)
     return result
 
 

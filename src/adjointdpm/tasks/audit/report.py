@@ -13,9 +13,10 @@ _HEAD = ("", "misclassified", "misclassified, label preserved", "distance at mos
 def page_of(result: AuditResult, ball: Ball) -> Page:
     """Return the page of an audit whose attack stayed in a ball, without its costs."""
     page = Page("adjointdpm audit: images that a classifier misclassifies")
+    page.verdict = _verdict(result, ball)
     page.text(
-        f"{len(result.labels)} images that the classifier classifies correctly (of {result.tried} made), their initial "
-        f"noise moved within a ball of {ball.radius:g} ({ball.norm}"
+        f"The audit began with {len(result.labels)} images that the classifier classifies correctly (of {result.tried} "
+        f"made) and moved their initial noise by {_size(ball)} ({ball.norm}"
         f"{', on the Gaussian shell' if ball.shell else ''}). An image is misclassified if the "
         "classifier gives its saved 8-bit file another label, and its label is preserved if an independent judge still "
         "recognizes the object that was asked for."
@@ -75,6 +76,32 @@ def page_of(result: AuditResult, ball: Ball) -> Page:
     return page
 
 
+def _verdict(result: AuditResult, ball: Ball) -> str:
+    """Return in whole sentences how often the classifier was misled."""
+    after, n = result.after, len(result.labels)
+    text = (
+        f"The classifier misclassifies {after.success.hits} of {n} images whose noise moved by "
+        f"{_size(ball)}"
+    )
+    text += (
+        "."
+        if after.kept is None
+        else f"; in {after.kept.hits} of them a judge still recognizes the object."
+    )
+    if result.controls:
+        others = " and ".join(f"{name} {each.success.hits}" for name, each in result.controls.items())
+        text += f" At the same number of denoiser calls, without a gradient: {others} of {n}."
+    return text if n >= 10 else f"{text} {n} images are few: look at the intervals."
+
+
+def _size(ball: Ball) -> str:
+    return (
+        f"at most {100 * ball.radius:g} % of its norm"
+        if ball.norm == "l2"
+        else (f"at most {ball.radius:g} standard deviations in each number")
+    )
+
+
 def _row(name: str, found: AttackOutcome) -> tuple[str, ...]:
     kept = "" if found.kept is None else str(found.kept)
     return (name, str(found.success), kept, f"{float(found.distances.max()):.4f}")
@@ -95,6 +122,6 @@ def _pairs(page: Page, heading: str, result: AuditResult, chosen: list[int]) -> 
         ImageTable(
             "after",
             after.images[chosen],
-            [f"read as {after.says[i]} (by {-float(after.margins[i]):.1f})" for i in chosen],
+            [f"classified as {after.says[i]} (by {-float(after.margins[i]):.1f} logits)" for i in chosen],
         ),
     )

@@ -33,8 +33,8 @@ from ...optimization.task import Losses, RunOptions, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
-from ..methods import Evaluation, MethodsResult, write_methods
-from ..report import write_report
+from ..methods import Evaluation, MethodsResult, verdict_of, write_methods
+from ..report import About, metric_in_words, write_report
 from ..sampling import each_of, needs_rgb, noise_of, parts, rows, sampled
 from ..settings import Count, TaskSettings, checkpointed
 from .look_ahead import Guided, LookAhead, guided
@@ -50,6 +50,7 @@ class GuideSettings(TaskSettings):
         learning_rate: Step length of the optimizer (Adam) on the noise, above 0.
         train_batch_size: Number of images that are differentiated at once.
         num_validation_images: Number of images for each prompt.
+        baselines: Also guide the trajectory, with and without looking ahead, at as many denoiser calls.
         ahead: How the trajectory is guided; its repeats follow from equal calls.
     """
 
@@ -57,6 +58,7 @@ class GuideSettings(TaskSettings):
     train_batch_size: Count = 8
     checkpointing_steps: Annotated[int, Range(0)] = 5
     num_validation_images: Count = 2
+    baselines: bool = True
     ahead: LookAhead = field(default_factory=lambda: LookAhead(look_ahead=4))
 
 
@@ -83,14 +85,17 @@ class Guide(Task):
         self.prompts = prompts
         self.norm = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
         self.items, self.variables = len(noise), {"noise": noise.clone()}
+        self.stats = sampler.stats
 
     def losses(self, step: int, items: list[int]) -> Losses:
         images = self.sampler(self.variables["noise"][items], rows(self.cond, items))
+        if images.requires_grad:
+            self.stats = self.sampler.stats
         metric = for_prompts(self.metric, [self.prompts[i] for i in items])
         return Losses(score(beside(metric, self.originals[items]), images))
 
     def bytes_saved(self) -> int | None:
-        return self.sampler.stats.bytes_saved
+        return self.stats.bytes_saved
 
     def project(self) -> None:
         noise = self.variables["noise"]
@@ -122,7 +127,8 @@ def guide(
         run: whether the run is resumed, and what it reports.
 
     Returns:
-        GuideResult: the images of "no guidance", "noise", "look-ahead" and "one step", and their metric.
+        GuideResult: the images of "no guidance", "noise" and, as baselines, "look-ahead" and "one step", and their
+            metric.
 
     Raises:
         InputError: no prompts, another kind of sampler or of images, a metric without a gradient, an unknown label, a
@@ -146,17 +152,17 @@ def guide(
     originals = sampled(sampler, noise, cond, batch, what="no guidance", quiet=run.quiet)
     evaluate = Evaluation({"metric": metric}, each, originals, judge, truth, batch)
     plain_calls = sampler.stats.nfe_forward
-    # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
-    budget = 2 * plain_calls * s.max_train_steps
     about = checkpointed({"prompts": list(prompts), **asdict(s), **run.config})
     loop = replace(s.loop(folder / "state", run, about), accumulation=-(-len(each) // batch))
     # No weight decay: it would pull the noise towards zero, off its sphere.
+    task = Guide(sampler, metric, each, noise, cond, originals)
     outcome = optimize(
-        Guide(sampler, metric, each, noise, cond, originals),
+        task,
         lambda leaves: torch.optim.Adam(leaves, s.learning_rate),
         loop,
     )
-    best = outcome.best["noise"]
+    # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
+    best, budget = outcome.best["noise"], 2 * plain_calls * outcome.steps
     methods = {
         "no guidance": evaluate(originals, calls=plain_calls),
         "noise": evaluate(
@@ -165,7 +171,8 @@ def guide(
             budget + plain_calls,
         ),
     }
-    for name, steps in (("look-ahead", s.ahead.look_ahead), ("one step", 1)):
+    others = {"look-ahead": s.ahead.look_ahead, "one step": 1} if s.baselines else {}
+    for name, steps in others.items():
         ahead = _equal(replace(s.ahead, look_ahead=steps), len(sampler.times()) - 1, budget)
         made: list[Guided] = []
         with progress(name, len(each), run.quiet) as bar:
@@ -176,19 +183,40 @@ def guide(
         methods[name] = evaluate(torch.cat([part.images for part in made]), calls=made[0].calls)
     costs = {
         "budget": budget,
-        "bytes_saved": sampler.stats.bytes_saved,
+        "bytes_saved": task.stats.bytes_saved,
         "seconds": time.perf_counter() - began,
     }
     result = GuideResult(folder, folder / "noise.safetensors", methods, costs)
     if Processes.here().first:
         save_noise(result.artefact, best, scheduler=type(sampler.solver).__name__, steps=sampler.steps)
         page = Page("adjointdpm guide: generation towards a metric, without training")
+        lowest = min(list(methods)[1:], key=lambda name: methods[name].means["metric"])
+        page.verdict = verdict_of(result, "metric", lowest, "images")
+        page.text(" ".join(_METHODS[name] for name in methods))
         write_methods(result, page, each)
-        said = (
-            "The whole sampling, or its next steps; calls are forward and backward, recomputation left out."
+        closing = About(
+            sampler,
+            metric_in_words(metric, run),
+            "lower is better",
+            "The metric through the decoder and every step of the sampling, with respect to the noise; for the guided "
+            "trajectory, through the steps that it looks ahead. Denoiser calls are counted forward and backward, "
+            "without recomputation.",
+            "the noise of the method “noise”",
+            [
+                f'noise, about = adjointdpm.load_noise("{result.artefact}")',
+                f'adjointdpm sample "{prompts[0]}" --noise {result.artefact}',
+            ],
         )
-        write_report("guide", result, about, page, said, run)
+        write_report("guide", result, about, page, closing, run)
     return result
+
+
+_METHODS = {
+    "no guidance": "“no guidance” is the image of the prompt and its noise as they are.",
+    "noise": "“noise” moves the initial noise down the metric's gradient, through the whole sampling.",
+    "look-ahead": "“look-ahead” moves each state of the trajectory by where the next steps lead.",
+    "one step": "“one step” moves it by the prediction of a single step, as DPS and FreeDoM do.",
+}
 
 
 def _equal(ahead: LookAhead, steps: int, budget: int) -> LookAhead:

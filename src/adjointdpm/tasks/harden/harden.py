@@ -25,7 +25,7 @@ from torch import nn
 from ..._types import InputError, Range, check_settings
 from ...files.html_report import Page
 from ...files.images import output_folder
-from ...metrics.image_classifier import Labelled, as_classifier
+from ...metrics.image_classifier import Classifier, Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
@@ -36,7 +36,7 @@ from ..audit.audit import audit
 from ..audit.result import AuditResult
 from ..audit.settings import AuditSettings
 from ..evaluation import Rate, example, predict
-from ..report import write_report
+from ..report import About, write_report
 from ..settings import Count, Length
 from .dataset import attacked_in, clean_images
 from .finetune import FineTune
@@ -243,6 +243,12 @@ def harden(
     )
     if Processes.here().first:
         page = Page("adjointdpm harden: a classifier, fine-tuned on what misled it")
+        page.verdict = (
+            f"On noise that the training has not seen, the same attack misleads the hardened copy in "
+            f"{result.after.hits} of {result.after.of} images, and the original in {result.before.hits} of "
+            f"{result.before.of}. Of fresh clean images, the copy classifies {result.clean_after.hits} of "
+            f"{result.clean_after.of} correctly, and the original {result.clean_before.hits}."
+        )
         page.table(
             ["on fresh noise", "before", "after"],
             [
@@ -253,7 +259,20 @@ def harden(
         said = (
             "The attack's loss with respect to the noise, and the classifier's with respect to its weights."
         )
-        write_report("harden", result, asdict(settings), page, said, run)
+        path = folder / "classifier"
+        closing = About(
+            sampler,
+            "cross-entropy of the classifier's logits",
+            "lower is better",
+            said,
+            "the hardened classifier",
+            [
+                f'classifier = adjointdpm.load_classifier("{path}")'
+                if isinstance(classifier, Classifier)
+                else f'safetensors.torch.load_model(network, "{path / "model.safetensors"}")'
+            ],
+        )
+        write_report("harden", result, asdict(settings), page, closing, run)
     return result
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..._types import InputError
 from ...metrics import EffectDistance, Pixels, Sum
-from ...metrics.base import Paired
+from ...metrics.base import Paired, name_of
 
 __all__ = ["EffectGoal", "Goal", "ImageGoal", "MetricGoal", "PromptGoal", "check_distance"]
 
@@ -52,6 +52,11 @@ class Goal(ABC):
             the images of comparison, row by row.
         """
 
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """The goal in words, for a page."""
+
     def __repr__(self) -> str:
         values = ", ".join(_name(getattr(self, each.name)) for each in fields(self))
         return f"{type(self).__name__}({values})"
@@ -74,7 +79,7 @@ class MetricGoal(Goal):
     Examples:
         >>> import adjointdpm as adp
         >>> adp.tasks.MetricGoal(adp.metrics.Chroma() + 0.3 * adp.metrics.Pixels())
-        MetricGoal(1*Chroma + 0.3*Pixels)
+        MetricGoal(Chroma + 0.3*Pixels)
     """
 
     has_targets: ClassVar[bool] = False
@@ -83,6 +88,10 @@ class MetricGoal(Goal):
     @property
     def loss(self) -> Any:
         return self.metric
+
+    @property
+    def words(self) -> str:
+        return f"a low value of {name_of(self.metric)}"
 
     def compared(self, images_with: ImagesWith) -> Tensor:
         return images_with("")
@@ -117,6 +126,10 @@ class PromptGoal(DistanceGoal):
     word: str
     distance: Any = field(default_factory=Pixels)
 
+    @property
+    def words(self) -> str:
+        return f"the images that the word “{self.word}” gives, by {name_of(self.distance)}"
+
     def compared(self, images_with: ImagesWith) -> Tensor:
         return images_with(self.word)
 
@@ -135,6 +148,12 @@ class EffectGoal(DistanceGoal):
 
     effect: Callable[[Tensor], Tensor]
     distance: Any = field(default_factory=Pixels)
+
+    @property
+    def words(self) -> str:
+        return (
+            f"the effect {_name(self.effect)} on the images without the token, by {name_of(self.distance)}"
+        )
 
     def compared(self, images_with: ImagesWith) -> Tensor:
         return self.effect(images_with(""))
@@ -163,6 +182,10 @@ class ImageGoal(DistanceGoal):
     images: Tensor
     distance: Any = field(default_factory=Pixels)
 
+    @property
+    def words(self) -> str:
+        return f"the given images, by {name_of(self.distance)}"
+
     def compared(self, images_with: ImagesWith) -> Tensor:
         return self.images
 
@@ -186,8 +209,6 @@ def check_distance(distance: Any) -> None:
 
 def _name(value: Any) -> str:
     """Return a value's name, which is the same in every process, as a checkpoint must be able to compare it."""
-    if isinstance(value, Sum):
-        return " + ".join(f"{weight:g}*{_name(term)}" for weight, term in value.terms)
     if isinstance(value, Tensor):
         return f"images of shape {tuple(value.shape)}"
-    return repr(value) if isinstance(value, str) else getattr(value, "__qualname__", type(value).__name__)
+    return repr(value) if isinstance(value, str) else name_of(value)

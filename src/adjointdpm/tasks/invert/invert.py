@@ -34,12 +34,13 @@ from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Losses, RunOptions, Task
 from ...samplers.base import Sampler
-from ..evaluation import Rate, check_on_gray, predict, recognized
-from ..report import write_report
+from ..evaluation import Rate, change, check_on_gray, predict, recognized
+from ..report import About, write_report
 from ..sampling import each_of, needs_rgb, noise_of, parts, sampled, saved
 from ..settings import BatchSettings, Count, Length, checkpointed
 from .goals import Goal
 from .learned_token import Learned, worded
+from .starts import Start, check_starts, choose_start
 
 __all__ = ["InvertResult", "InvertSettings", "Inverted", "invert"]
 
@@ -54,11 +55,16 @@ class InvertSettings(BatchSettings):
         num_validation_images: Number of images for each prompt, for training and again for each report.
         validation_steps: Number of steps between validations, which choose the best iterate where a batch does not hold
             all images.
+        num_starts: Number of initial words, those with the lowest metric, from which a short run is made; the token
+            with the lowest metric then goes on. 1 makes no short runs.
+        start_steps: Number of optimization steps of each short run.
     """
 
     learning_rate: Length = 0.02
     num_validation_images: Count = 2
     validation_steps: Count = 10
+    num_starts: Count = 1
+    start_steps: Count = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,18 +109,23 @@ class Inverted:
 
 @dataclass(frozen=True, eq=False)
 class InvertResult:
-    """What an inversion found; the files lie in `folder`, the token in `artefact`."""
+    """What an inversion found; the files lie in `folder`, the token in `artefact`.
+
+    starts    the initial words, that with the lowest metric first; empty where there was one
+    """
 
     folder: Path
     artefact: Path
     reports: dict[str, Inverted]
+    starts: list[Start]
     losses: list[float]
     costs: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """Return what result.json says of it."""
         reports = {name: each.as_dict() for name, each in self.reports.items()}
-        return {"reports": reports, "losses": self.losses, "costs": self.costs}
+        starts = [each.as_dict() for each in self.starts]
+        return {"reports": reports, "starts": starts, "losses": self.losses, "costs": self.costs}
 
 
 class Invert(Task):
@@ -192,7 +203,10 @@ def invert(
 
     Args:
         sampler: a sampler over a pipeline.
-        learned: the token: `TokenVectors` or `PromptRows`. It holds the best iterate afterwards.
+        learned: the token: `TokenVectors` or `PromptRows`. It holds the best iterate afterwards. Where it has several
+            initial words, it starts from the one whose images have the lowest metric, or whose short run has
+            (`InvertSettings.num_starts`): use them where one word may be a bad start, as "a" is for an effect that
+            changes all colors. A word costs one sampling without a gradient of all that is trained on.
         goal: the metric L and its images of comparison y: `MetricGoal` (any metric, such as the style of one image),
             `PromptGoal`, `EffectGoal` or `ImageGoal`.
         prompts: prompts to train on; each holds the token as a word.
@@ -209,8 +223,8 @@ def invert(
 
     Raises:
         InputError: a prompt without the token, a metric without a gradient, images of comparison of another number or
-            size, an unknown label, a token that cannot be saved for other tools, a folder that cannot be written, a
-            checkpoint of another run.
+            size, fewer initial words than starts, an unknown label, a token that cannot be saved for other tools, a
+            folder that cannot be written, a checkpoint of another run.
 
     Examples:
         One image of an effect, and prompts in which a new token stands for it:
@@ -241,6 +255,7 @@ def invert(
         worded(each, token, "")
     folder, settings, began = output_folder(output), settings or InvertSettings(), time.perf_counter()
     needs_rgb(sampler, "invert")
+    check_starts(learned, settings.num_starts)
     with tempfile.TemporaryDirectory() as trial:  # what cannot be saved is known before the work
         learned.save(Path(trial))
     wanted = None if judge is None or label is None else judge.index(label)
@@ -255,14 +270,29 @@ def invert(
     assert seen.compared is not None
     if Processes.here().first:
         _save_images(folder / "without-token", seen.before)
-    about = checkpointed({"prompts": list(prompts), "goal": repr(goal), **asdict(settings), **run.config})
+    about = checkpointed(
+        {
+            "prompts": list(prompts),
+            "goal": repr(goal),
+            "initializers": list(learned.initializers),
+            **asdict(settings),
+            **run.config,
+        }
+    )
     batch = settings.train_batch_size or len(seen.prompts)
     task = Invert(sampler, learned, seen.prompts, seen.asked, seen.noise, seen.compared, goal.loss, batch)
     loop = settings.loop(folder / "state", run, about)
     if loop.batch_size is not None and loop.batch_size < task.items:
         loop = replace(loop, validation_steps=settings.validation_steps)
-    # No weight decay: it would pull the embedding towards zero, which is no token.
-    outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
+
+    def optimizer(leaves: list[Tensor]) -> torch.optim.Optimizer:
+        # No weight decay: it would pull the embedding towards zero, which is no token.
+        return torch.optim.Adam(leaves, settings.learning_rate)
+
+    starts = choose_start(
+        task, learned, optimizer, loop, num_starts=settings.num_starts, start_steps=settings.start_steps
+    )
+    outcome = optimize(task, optimizer, loop)
     costs: dict[str, Any] = {"bytes_saved": sampler.stats.bytes_saved}
     reports = {}
     for name, pairs in sets.items():
@@ -272,10 +302,19 @@ def invert(
         reports[name] = _report(pairs, after, goal, judge, wanted)
     costs |= {"calls_a_sampling": sampler.stats.nfe_forward, "seconds": time.perf_counter() - began}
     artefact = learned.save(folder) if Processes.here().first else folder
-    result = InvertResult(folder, artefact, reports, outcome.losses, costs)
+    result = InvertResult(folder, artefact, reports, starts, outcome.losses, costs)
     if Processes.here().first:
-        said = "The whole sampling, with respect to the token's embedding."
-        write_report("invert", result, about, _page(result, about), said, run)
+        closing = About(
+            sampler,
+            goal.words,
+            "lower is better",
+            "The metric through the decoder and every step of the sampling, with respect to the token's embedding.",
+            "the token",
+            learned.loading(artefact),
+        )
+        write_report(
+            "invert", result, {**about, "goal": goal.words}, _page(result, about, label), closing, run
+        )
     return result
 
 
@@ -358,19 +397,43 @@ def _save_images(folder: Path, images: Tensor) -> None:
         write_file(folder / f"{number:05}.png", png(image))
 
 
-def _page(result: InvertResult, about: Mapping[str, Any]) -> Page:
+def _page(result: InvertResult, about: Mapping[str, Any], label: str | None) -> Page:
     """Return the page of the three reports, whose images are saved beside it, too."""
     page = Page("adjointdpm invert: a visual effect as a token")
+    page.verdict = _verdict(result.reports)
+    prompts = len(about["prompts"])
     page.text(
-        f"Goal: {about['goal']}. Learned in {about['max_train_steps']} steps from {len(about['prompts'])} prompts."
+        f"The token was learned in {about['max_train_steps']} steps from {prompts} prompt{'s' if prompts > 1 else ''}. "
+        "“seen noise” is what it was trained on, “unseen noise” the same prompts with other noise, and “unseen "
+        "concepts” are prompts and noise that it was not trained on."
     )
+    judged = "judge's label" if label is None else f"judge says {label}"
     page.table(
         [
-            *("", "metric before", "after", "less by", "label given by the judge"),
-            *("... without the token", "... to the targets", "the judge names"),
+            *("", "metric without the token", "with it", "change"),
+            *(
+                f"{judged}, with the token",
+                "without it",
+                "of the targets",
+                "what the judge names, with the token",
+            ),
         ],
         [[name, *_figures(each)] for name, each in result.reports.items()],
     )
+    if result.starts:
+        page.heading("initial words")
+        page.table(
+            ["", "metric", "after a short run", ""],
+            [
+                [
+                    each.word,
+                    f"{each.metric:.4f}",
+                    "" if each.metric_after is None else f"{each.metric_after:.4f}",
+                    "the token starts from it" if each.chosen else "",
+                ]
+                for each in result.starts
+            ],
+        )
     page.curve(result.losses, "step", "metric")
     for name, each in result.reports.items():
         page.heading(name)
@@ -383,13 +446,33 @@ def _page(result: InvertResult, about: Mapping[str, Any]) -> Page:
     return page
 
 
+def _verdict(reports: Mapping[str, Inverted]) -> str:
+    """Return in whole sentences how far the token came."""
+    found = {name: each for name, each in reports.items() if each.metric_before is not None}
+    sentence = "; ".join(
+        f"{change(each.metric_before, each.metric_after)} on {name} ({each.metric_before:.4g} without the token, "
+        f"{each.metric_after:.4g} with it)"
+        for name, each in found.items()
+    )
+    text = f"With the token, the metric is {sentence}. Lower is better."
+    if len(found) < len(reports):
+        text += " There are no images to compare with for the others."
+    last = reports[SETS[2]]
+    if last.judged is not None and last.judged_before is not None:
+        text += (
+            f" The judge gives {last.judged.hits} of {last.judged.of} images of unseen concepts the wanted label with "
+            f"the token, and {last.judged_before.hits} without it."
+        )
+    return text
+
+
 def _figures(report: Inverted) -> list[str]:
     """Return a report's cells of the page's table."""
     means = ["no target" if x is None else f"{x:.4f}" for x in (report.metric_before, report.metric_after)]
     rates = (report.judged, report.judged_before, report.judged_target)
     return [
         *means,
-        "" if report.reduction is None else f"{100 * report.reduction:.0f} %",
+        "" if report.reduction is None else f"{-100 * report.reduction:+.0f} %",
         *("" if rate is None else str(rate) for rate in rates),
         ", ".join(f"{label} {count}" for label, count in (report.named or {}).items()),
     ]

@@ -63,6 +63,12 @@ class Learned(ABC):
     """A new word of a sampler's prompts."""
 
     variables: Mapping[str, Tensor]
+    initializers: tuple[str, ...]
+    """Known words from which it may start; it starts from the first unless they are screened."""
+
+    @abstractmethod
+    def start_from(self, word: str) -> None:
+        """Set the variables to those of one of the initial words."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Cond:
@@ -72,6 +78,10 @@ class Learned(ABC):
     def save(self, folder: Path) -> Path:
         """Write it for other tools; returns where."""
 
+    def loading(self, path: Path) -> list[str]:
+        """Return lines of Python or of a shell, each of which loads what was saved."""
+        return [f'rows = safetensors.torch.load_file("{path}")']
+
 
 class TokenVectors(Learned):
     """A new token of the pipeline's tokenizers and text encoders, which grow by it.
@@ -79,21 +89,24 @@ class TokenVectors(Learned):
     Args:
         sampler: over a pipeline with a tokenizer.
         token: its name, such as "<effect>".
-        initializer: a known single-token word whose vector it starts from.
+        initializer: a known single-token word whose vector it starts from, or several, which `invert` screens.
         vectors: how many tokens the word stands for; the pipeline expands it itself.
 
     Raises:
-        InputError: the token exists, the initializer is no token, vectors < 1.
+        InputError: the token exists, an initializer is no token or is given twice, vectors < 1.
     """
 
-    def __init__(self, sampler: Sampler, token: str, initializer: str, vectors: int = 1) -> None:
+    def __init__(
+        self, sampler: Sampler, token: str, initializer: str | Sequence[str], vectors: int = 1
+    ) -> None:
         if vectors < 1:
             raise InputError(f"a word needs at least one vector, but is given {vectors}")
         if token.split() != [token]:
             raise InputError(f"a new word has no spaces in it, but is {token!r}")
         self.sampler, self.token, pipe = sampler, token, pipeline_of(sampler)
         names = [token, *(f"{token}_{k}" for k in range(1, vectors))]
-        start = TokenRows(pipe, [initializer])
+        self.initializers = _words(initializer)
+        self.starts = TokenRows(pipe, self.initializers)
         for name, tokenizer, _ in text_encoders(pipe):
             taken = [each for each in names if _known(name, tokenizer, each)]
             if taken:
@@ -109,10 +122,15 @@ class TokenVectors(Learned):
         if isinstance(sampler, FlowSampler) and sampler.model.vocabulary is not None:
             sampler.model.vocabulary = sampler.model.vocabulary | {token}
         self.rows = TokenRows(pipe, names)
-        with torch.no_grad():
-            for ours, theirs in zip(self.rows.values, start.values, strict=True):
-                ours.copy_(theirs.expand_as(ours))
         self.variables = {f"token_{i}": each for i, each in enumerate(self.rows.values)}
+        self.start_from(self.initializers[0])
+
+    def start_from(self, word: str) -> None:
+        """Set every vector to that of one of the initial words."""
+        number = self.initializers.index(word)
+        with torch.no_grad():
+            for ours, theirs in zip(self.rows.values, self.starts.values, strict=True):
+                ours.copy_(theirs[number].expand_as(ours))
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         with self.rows:
@@ -123,6 +141,12 @@ class TokenVectors(Learned):
         save_textual_inversion(path, self.token, *self.rows.values)
         return path
 
+    def loading(self, path: Path) -> list[str]:
+        return [
+            f'pipe.load_textual_inversion("{path}")',
+            f'adjointdpm sample "a {self.token} cat" --learned_embeds {path}',
+        ]
+
 
 class PromptRows(Learned):
     """Rows of the encoded prompt, at the places of the new word; what other words are there does not matter to them.
@@ -132,15 +156,17 @@ class PromptRows(Learned):
     Args:
         sampler: over a pipeline whose conditioning has `prompt_embeds` with one row a token.
         token: its name, such as "<effect>".
-        initializer: a known single-token word that is encoded in its place.
+        initializer: a known single-token word that is encoded in its place, or several, which `invert` screens.
 
     Raises:
-        InputError: the initializer is no single token, or the rows of `prompt_embeds` (batch, tokens, width) are
-            not those of one text encoder's tokens.
+        InputError: an initializer is no single token or is given twice, or the rows of `prompt_embeds` (batch, tokens,
+            width) are not those of one text encoder's tokens.
     """
 
-    def __init__(self, sampler: Sampler, token: str, initializer: str) -> None:
-        self.sampler, self.token, self.initializer = sampler, token, initializer
+    def __init__(self, sampler: Sampler, token: str, initializer: str | Sequence[str]) -> None:
+        self.sampler, self.token = sampler, token
+        self.initializers = _words(initializer)
+        self.initializer = initializer = self.initializers[0]
         pipe = pipeline_of(sampler)
         self.encoders = text_encoders(pipe)
         cond, rows = self._encoded([initializer])
@@ -159,11 +185,23 @@ class PromptRows(Learned):
                 f"the {length} rows of this pipeline's prompt_embeds are not the tokens of one text encoder, so the "
                 "word's row is not known; learn a token instead (TokenVectors)"
             )
-        for name, tokenizer, _ in self.encoders:
-            forms(name, tokenizer, initializer)
-        ((place,),) = self._places([(initializer, [0])], length)
-        self.row = cond["prompt_embeds"][0, place].detach().clone().requires_grad_()
+        for word in self.initializers:
+            for name, tokenizer, _ in self.encoders:
+                forms(name, tokenizer, word)
+        self.row = self._row().clone().requires_grad_()
         self.variables = {"row": self.row}
+
+    def start_from(self, word: str) -> None:
+        """Set the row to that of one of the initial words, which is encoded in the token's place from then on."""
+        self.initializer = word
+        with torch.no_grad():
+            self.row.copy_(self._row())
+
+    def _row(self) -> Tensor:
+        """Return the row of the initial word that stands in the token's place, encoded alone."""
+        embeds = self._encoded([self.initializer])[0]["prompt_embeds"]
+        ((place,),) = self._places([(self.initializer, [0])], embeds.shape[1])
+        return embeds[0, place].detach()
 
     def places(self, prompts: Sequence[str], token: str) -> list[int]:
         """Return the new word's place in each prompt's tokens, special ones counted; the first, if it is repeated.
@@ -231,6 +269,20 @@ class PromptRows(Learned):
         path = folder / "prompt_rows.safetensors"
         write_file(path, save({self.token: self.row.detach().cpu()[None]}, {"format": "pt"}))
         return path
+
+
+def _words(initializer: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the initial words, each once.
+
+    Raises:
+        InputError: there is none, or one is given twice.
+    """
+    words = (initializer,) if isinstance(initializer, str) else tuple(initializer)
+    if not words or len(set(words)) < len(words):
+        raise InputError(
+            f"the initial words of a token are {', '.join(words) or 'missing'}; give one or more, each once"
+        )
+    return words
 
 
 def _known(name: str, tokenizer: Any, word: str) -> bool:

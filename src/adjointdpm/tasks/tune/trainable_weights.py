@@ -49,6 +49,10 @@ class Weights(ABC):
     def save(self, folder: Path, pipe: Any, leaves: Mapping[str, Tensor]) -> Path:
         """Write them where other tools find them; returns where."""
 
+    def loading(self, path: Path) -> list[str]:
+        """Return lines of Python or of a shell, each of which loads what was saved."""
+        return [f'weights = safetensors.torch.load_file("{path}")']
+
 
 @dataclass(frozen=True)
 class Lora(Weights):
@@ -130,6 +134,12 @@ class Lora(Weights):
     def save(self, folder: Path, pipe: Any, leaves: Mapping[str, Tensor]) -> Path:
         save_lora(folder, pipe, _adapter(network_in(pipe)[1], leaves))
         return folder / "pytorch_lora_weights.safetensors"
+
+    def loading(self, path: Path) -> list[str]:
+        return [
+            f'pipe.load_lora_weights("{path.parent}")',
+            f'adjointdpm sample "a prompt" --lora {path.parent}',
+        ]
 
 
 def _names() -> Iterator[str]:
@@ -222,3 +232,6 @@ class Subset(Weights):
         tensors = {name: as_written(name, leaf) for name, leaf in leaves.items()}
         write_file(path, save(tensors, {"format": "pt"}))
         return path
+
+    def loading(self, path: Path) -> list[str]:
+        return [f'network.load_state_dict(safetensors.torch.load_file("{path}"), strict=False)']

@@ -31,8 +31,8 @@ from ...optimization.task import RunOptions, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
-from ..methods import Evaluation, MethodsResult, write_methods
-from ..report import write_report
+from ..methods import Evaluation, MethodsResult, verdict_of, write_methods
+from ..report import About, metric_in_words, write_report
 from ..sampling import each_of, network_of, noise_of, pipeline_of, rows, sampled
 from ..settings import BatchSettings, Count, Length, checkpointed
 from .adapters import NetworkState
@@ -159,12 +159,28 @@ def tune(
     result = TuneResult(folder, artefact, methods, costs)
     if Processes.here().first:
         page = Page("adjointdpm tune: weights towards a metric")
+        noun = "images of prompts and noise that were not trained on"
+        page.verdict = verdict_of(result, next(iter(measures)), "metric", noun)
         page.text(
-            f"{costs['weights']:,} weights, trained for {settings.max_train_steps} steps on {len(prompts)} prompts "
-            "with fresh noise at each step. Below are prompts and noise that were not trained on."
+            f"{costs['weights']:,} weights were trained for {settings.max_train_steps} steps on {len(prompts)} "
+            f"prompt{'s' if len(prompts) > 1 else ''} with fresh noise at each step. All that is shown and measured "
+            "below is of prompts and noise that were not trained on: “untuned” is the model as it was, “metric” the "
+            "model tuned to the metric."
         )
+        if "denoising" in methods:
+            page.text(
+                "“denoising” is the same weights trained on the one given image with the denoising loss."
+            )
         write_methods(result, page, each_of(held_out, n), instance_image)
-        write_report("tune", result, about, page, "The whole sampling, with respect to the weights.", run)
+        closing = About(
+            sampler,
+            metric_in_words(metric, run),
+            "lower is better",
+            "The metric through the decoder and every step of the sampling, with respect to the weights.",
+            "the weights",
+            weights.loading(artefact),
+        )
+        write_report("tune", result, about, page, closing, run)
     return result
 
 
