@@ -73,7 +73,7 @@ class Kind:
     build: Callable[..., nn.Module]
     data_seed: int
     seed: int
-    steps: int = 1000
+    steps: int = 500
     lr: float = 2e-3
 
 
@@ -119,8 +119,9 @@ def rated(renderer: Renderer, seed: int, rows: range) -> dict[str, Tensor]:
     u = torch.rand(len(rows), 5, generator=draws)
     defect = (2 * torch.rand(len(rows), 4, generator=draws) - 1).clamp(min=0)
     size, blur, pale = 0.95 - 0.65 * defect[:, 0], BLUR * defect[:, 1], PALE * defect[:, 2]
-    place = AWAY * defect[:, 3:] * (2 * u[:, 1:3] - 1)
-    place = torch.where(torch.rand(len(rows), 2, generator=draws) < 0.5, place, place.sign() * AWAY * defect[:, 3:])
+    across = 2 * u[:, 1:3] - 1
+    kept = torch.rand(len(rows), 2, generator=draws) < 0.5  # the others are as far away as the defect says
+    place = AWAY * defect[:, 3:] * torch.where(kept, across, across.sign())
     placed = torch.stack(
         [(size - 0.6) / 0.35, u[:, 0], *((each / (1 - size) + 1) / 2 for each in place.T)], 1
     )
