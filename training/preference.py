@@ -77,7 +77,7 @@ class Kind:
     lr: float = 2e-3
 
 
-KINDS = {"preference": Kind(hgnet, 23, 23), "judge-preference": Kind(regnet, 29, 29)}
+KINDS = {"preference": Kind(hgnet, 23, 23), "judge-preference": Kind(regnet, 29, 29, steps=300)}
 
 
 def build_preference(kind: Kind) -> nn.Module:
