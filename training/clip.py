@@ -7,8 +7,8 @@ A batch has B renders, their captions, and for each of them three false captions
     loss = -log softmax_j(l_i.)[i] - log softmax_i(l_.i)[i] + what linear heads on f's last state miss of the attributes
 
 Other captions that describe render i, too, are left out of its softmax. The heads are not exported. The renders are
-placed once (`cached`); colours, styles and a shift of up to 4 pixels are new each time. In the first four fifths of the
-steps the image tower is given a random half of the patches, which halves its cost (Li et al., 2023, arXiv 2212.00794).
+placed once (`cached`); colours, styles and a shift of up to 4 pixels are new each time. In the first steps (`--halved`) the
+image tower is given a random half of the patches, which halves its cost (Li et al., 2023, arXiv 2212.00794).
 
 The judge has another patch, depth and width, other seeds and other renders, and serves measurement alone: it is never
 part of a loss.
@@ -63,7 +63,7 @@ KINDS = {
         _tower(128, 384, 4, 4, image_size=64, patch_size=8), _tower(128, 256, 2, 4), 128, 13, 13, 1000
     ),
     "judge-clip": Kind(
-        _tower(144, 288, 5, 6, image_size=72, patch_size=12), _tower(96, 192, 1, 4), 96, 17, 17, 600
+        _tower(144, 288, 5, 6, image_size=72, patch_size=12), _tower(96, 192, 1, 4), 96, 17, 17, 1100
     ),
 }
 
@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--cache", type=int, default=16_384)
+    parser.add_argument("--halved", type=int, default=800, help="steps with half of the patches")
+    parser.add_argument("--line_drawings", type=float, default=SHARES["line drawing"], help="share of these")
     parser.add_argument("--save_every", type=int, default=100)
     parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
@@ -196,6 +198,8 @@ def main() -> None:
     tokenizer = build(renderer)
     ids = caption_ids(tokenizer, renderer)
     shares = torch.tensor([SHARES[name] for name in renderer.styles])
+    lines = renderer.styles.index("line drawing")
+    shares[lines] = args.line_drawings * (1 - shares[lines]) / (1 - args.line_drawings)  # multinomial normalizes
 
     def make(rows: range) -> dict[str, Tensor]:
         draws = torch.Generator().manual_seed(kind.data_seed * 1_000_003 + rows.start)
@@ -235,7 +239,7 @@ def main() -> None:
         said = torch.where(torch.rand(count) < WITHOUT_COLOUR, counts[1], colours)
         own, false = (concepts, said, styles), changed((concepts, colours, styles), counts)
         captions = [torch.cat(pair) for pair in zip(own, false, strict=True)]
-        dropout.share = 0.5 if step < 0.8 * run.steps else 1.0
+        dropout.share = 0.5 if step < args.halved else 1.0
         state = pooled(model, images)
         v = functional.normalize(model.visual_projection(state), dim=1)
         t = text_embeddings(model, ids[captions[0], captions[1], captions[2]])
