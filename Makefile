@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Waiting threads sleep instead of spinning, which matters where two cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install browser demo test test-fast test-lowest test-newest check docs bench clean
+.PHONY: install browser demo test test-fast test-lowest test-newest check notebooks docs bench clean
 
 install: .venv/.installed
 
@@ -25,7 +25,7 @@ test: install browser
 # be installed, that test is skipped.
 APT := apt-get -qq -o DPkg::Lock::Timeout=120
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	@for each in chromium chromium-browser google-chrome; do command -v $$each >/dev/null && exit; done; { \
 		if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
 		{ $$sudo $(APT) update && DEBIAN_FRONTEND=noninteractive $$sudo $(APT) install -y --no-install-recommends \
 			chromium; } >/dev/null 2>&1 || \
@@ -70,6 +70,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Runs every notebook from top to bottom and keeps its outputs in the file, which is then committed with them.
+notebooks: install
+	$(BIN)/python notebooks/run.py
+
 # The documentation as a site, in site/; a warning, such as a dead link, is an error.
 docs: .venv-docs/.installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
@@ -88,6 +92,7 @@ bench: install
 	$(BIN)/python benchmarks/scaling.py --output docs/scaling.json --plot docs/scaling.png
 	$(BIN)/python benchmarks/real_size.py --steps 1 4 16 --output docs/real_size.json
 	$(BIN)/python benchmarks/matters.py --starts 8 --steps 8 --sampling 12 --record docs/matters.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/studio.py --output docs/studio.json
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/comparison.md", "docs/choosing-an-adjoint.md", "docs/tasks.md")
+PAGES = (
+    "README.md",
+    "docs/comparison.md",
+    "docs/choosing-an-adjoint.md",
+    "docs/studio.md",
+    "docs/surrogates.md",
+    "docs/tasks.md",
+)
 Record = dict[str, Any]
 
 
@@ -236,7 +243,13 @@ def invert(record: Record) -> str:
 
 def invert_metric(record: Record) -> str:
     """Tokens from one image each."""
-    head = ["effect", "images", "style distance", "effect named by the judge", "concept named by the judge"]
+    head = [
+        "effect",
+        "images",
+        "distance of patches",
+        "effect named by the judge",
+        "concept named by the judge",
+    ]
     rows = [
         [effect, name, f"{row['style']:.3f}", rate(row["effect_named"]), rate(row["concept_named"])]
         for effect, each in record["effects"].items()
@@ -245,17 +258,36 @@ def invert_metric(record: Record) -> str:
     return markdown(head, rows)
 
 
+def invert_survey(record: Record) -> str:
+    """How well metrics of one image tell its effect from others."""
+    effects = record["effects"]
+    metrics = list(next(iter(effects.values()))["metrics"])
+
+    def ratio(effect: str, name: str) -> str:
+        each = effects[effect]["metrics"][name]
+        return f"{each['next_value'] / each['own word']:.2f}"
+
+    rows = [[name, *(ratio(effect, name) for effect in effects)] for name in metrics]
+    rows += [
+        [text, *(f"{each[what]['hits']} of {each[what]['of']}" for each in effects.values())]
+        for text, what in (
+            ("*own word: effect named by the judge*", "own_word_named"),
+            ("*own word: concept named by the judge*", "own_word_concept"),
+        )
+    ]
+    return markdown(["metric", *effects], rows)
+
+
 def tune(record: Record) -> str:
     """Styles from one image."""
-    head = ["style", "weights trained for", "style distance", "less by", "concept seen by the judge"]
+    head = ["style", "weights trained for", "style distance", "change", "concept seen by the judge"]
     rows = []
     for style, ways in record["styles"].items():
         before = ways["untuned"]["distances"]["style"]
         for way, each in ways.items():
             now = each["distances"]["style"]
-            rows.append(
-                [style, way, f"{now:.3f}", f"{100 * (1 - now / before):.0f} %", rate(each["judged"])]
-            )
+            change = "" if way == "untuned" else f"{100 * (now / before - 1):+.0f} %"
+            rows.append([style, way, f"{now:.3f}", change, rate(each["judged"])])
     return markdown(head, rows)
 
 
@@ -268,6 +300,58 @@ def guide(record: Record) -> str:
                 rows.append([metric, way, str(each["calls"]), mean(each["reached"]), rate(each["judged"])])
     return markdown(
         ["metric", "", "calls an image", "reached, lower is better", "concept seen by the judge"], rows
+    )
+
+
+def studio(record: Record) -> str:
+    """The studio under use."""
+    found = record["figures"]
+    moments = ("after one run of each kind", "at the end")
+    memory = [f"{megabytes(found[f'resident bytes {each}'])} MB" for each in moments]
+    rows = [
+        ("first image after the start", f"{found['seconds to the first image']:.1f} s"),
+        ("... of which the server computed", f"{found['of these, processor seconds of the server']:.1f} s"),
+        ("... load average of the two cores", f"{found['processes that wanted a core meanwhile (load average)']:.0f}"),
+        ("runs in a row, sessions at once, cancels",
+         f"{found['runs in a row']}, {found['sessions at once']}, {found['cancels']}"),
+        ("errors", str(len(found["errors"]))),
+        ("processes left at the end", str(found["processes left after Ctrl-C"])),
+        ("resident memory after one run of each kind", memory[0]),
+        ("resident memory at the end", memory[1]),
+    ]  # fmt: skip
+    return markdown(["", ""], rows)
+
+
+def surrogates(record: Record) -> str:
+    """Surrogates of a weight gradient against the exact one."""
+    head = [
+        "N",
+        "",
+        "cosine: median / worst",
+        "norm ratio: median",
+        "of the sum: cosine",
+        "norm ratio",
+        "MB",
+        "calls",
+    ]
+    exact = {row["steps"]: row["seconds"] for row in record["rows"] if row["method"] == "Checkpointed()"}
+    return markdown(
+        [*head, "time, exact = 1"],
+        [
+            [
+                str(row["steps"]),
+                row["method"],
+                f"{row['cosine']['median']:.2f} / {row['cosine']['worst']:.2f}",
+                f"{row['norm_ratio']['median']:.2f} ({row['norm_ratio']['lowest']:.2f} to "
+                f"{row['norm_ratio']['highest']:.2f})",
+                number(row["mean_cosine"]),
+                number(row["mean_norm_ratio"]),
+                megabytes(row["bytes_saved"]),
+                f"{row['calls']} / {row['calls_differentiated']}",
+                number(row["seconds"] / exact[row["steps"]]),
+            ]
+            for row in record["rows"]
+        ],
     )
 
 
@@ -284,8 +368,11 @@ TABLES: dict[str, Callable[[Record], str]] = {
         hardening,
         invert,
         invert_metric,
+        invert_survey,
         tune,
         guide,
+        studio,
+        surrogates,
     )
 }
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .samplers.base import Sampler
     from .samplers.flow_sampler import FlowSampler
     from .samplers.pipeline_sampler import PipelineSampler
+    from .samplers.purified import Purified
     from .solvers import (
         RK4,
         AdamsBashforth,
@@ -110,6 +111,7 @@ __all__ = [
     "PipelineModel",
     "PipelineSampler",
     "Prediction",
+    "Purified",
     "RecomputationError",
     "RectifiedFlow",
     "Reversible",
@@ -164,6 +166,7 @@ _GRADIENTS = {
     "samplers.base": "Sampler",
     "samplers.flow_sampler": "FlowSampler",
     "samplers.pipeline_sampler": "PipelineSampler",
+    "samplers.purified": "Purified",
     "solvers": "RK4 AdamsBashforth Ancestral Coupled DPMSolverPP Euler EulerMaruyama Heun Midpoint "
     "SDEDPMSolverPP Solver",
     "solvers.step_noise": "StepNoise",

@@ -130,6 +130,15 @@ def test_memory_is_flat_in_the_number_of_steps():
         assert saved[1] <= saved[0] + 4 * 2 * 4 * 4 * 8  # 4 states, where the cut has one of its own
 
 
+def test_memory_is_that_of_one_graph_and_a_state_a_call():
+    saved = []
+    for calls in (1, 5):
+        sampler = unet_sampler(solver=adp.Euler(), steps=6, adjoint=adp.FlowBP(steps=calls))
+        loss_of(sampler, *without_noise_gradient(sampler)).backward()
+        saved.append(sampler.stats.bytes_saved)
+    assert saved[1] == saved[0] + 4 * 2 * 4 * 4 * 8  # the input of each further call
+
+
 @pytest.mark.parametrize("adjoint", [*OWN_STEPS, *LEAPS], ids=repr)
 def test_noise_and_times_are_refused_before_the_work(adjoint):
     sampler = flow(adjoint=adjoint)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.analysis.comparison import default_surrogates
 from adjointdpm.analysis.finite_difference import finite_difference
 from tests.system.test_bad_input import image_sampler
 from tests.tiny.families import FAMILIES
@@ -63,6 +64,44 @@ def test_a_refused_variable_is_said_to_be_refused():
     assert "Checkpointed" in row(comparison, "Truncated", "noise").refusal
     assert row(comparison, "Truncated", "prompt_embeds").relative_error > 0
     assert "refused" in str(comparison)
+
+
+def test_a_weight_gradient_is_compared_with_the_surrogates_that_the_solver_allows():
+    leaps = {adp.FlowBP(connector="lagrange"), adp.LeapAlign()}
+    everyone = {adp.DRTune(), adp.FlowBP(), adp.FlowBP(connector="bridge"), adp.DirectAlign(), *leaps}
+    for solver, missing in ((adp.DPMSolverPP(2), set()), (adp.Ancestral(), leaps), (adp.Heun(), leaps)):
+        assert set(default_surrogates(image_sampler(solver=solver))) == everyone - missing
+    found = adp.compare(image_sampler(), metric, variables=["weights"], repeats=1, check=False, quiet=True)
+    by_name = {row.adjoint: row for row in found.rows}
+    assert len(by_name) == 7 + len(everyone)
+    for name in ("DRTune()", "FlowBP()", "FlowBP(connector='bridge')", "LeapAlign()", "DirectAlign()"):
+        each = by_name[name]
+        assert -1 <= each.cosine < 1
+        assert each.norm_ratio > 0
+        assert each.nfe_backward <= 4
+        assert each.seconds > 0
+        assert each.bytes_saved > 0
+
+
+def test_a_solver_with_noise_has_default_adjoints_that_it_can_use():
+    found = adp.compare(
+        image_sampler(solver=adp.Ancestral()),
+        metric,
+        variables=["noise"],
+        repeats=1,
+        check=False,
+        quiet=True,
+    )
+    assert row(found, "Checkpointed", "noise").relative_error == 0
+    assert not any("resolved" in each.adjoint for each in found.rows)
+
+
+def test_a_noise_gradient_alone_is_compared_without_surrogates():
+    found = adp.compare(image_sampler(), metric, variables=["noise"], repeats=1, check=False, quiet=True)
+    assert not any(row.adjoint.startswith(("DRTune", "FlowBP")) for row in found.rows)
+    refused = compared([adp.FlowBP()])
+    assert "Checkpointed" in row(refused, "FlowBP", "noise").refusal
+    assert row(refused, "FlowBP", "weights").cosine > -1
 
 
 def test_no_repeats():

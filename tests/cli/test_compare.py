@@ -6,6 +6,7 @@ import json
 import pytest
 
 import adjointdpm as adp
+from adjointdpm.analysis.comparison import _label
 from adjointdpm.cli.parse_sampler import adjoint_of
 from tests.tiny.commands import adjointdpm, refused
 from tests.tiny.families import of
@@ -20,6 +21,15 @@ def test_compare_prints_a_table_and_writes_json_csv_and_a_plot(tmp_path):
     assert all(check["verdict"] != "does not agree" for check in found["checks"])
     assert any(check["agrees"] for check in found["checks"])
     assert found["recommendation"] in done.stdout
+    page = (tmp_path / "index.html").read_text()
+    for part in (
+        "<dt>Metric</dt><dd>chroma; lower is better</dd>",
+        "<dt>Date</dt>",
+        "Checkpointed()",
+        "compare.json",
+    ):
+        assert part in page, part
+    assert page.count("data:image/png;base64") == 1
     assert (tmp_path / "compare.png").stat().st_size > 1000
     exact = [row for row in found["rows"] if row["adjoint"] in ("Backprop()", "CoarseAdjoint(steps=2)")]
     assert all(row["relative_error"] < 1e-5 for row in exact)
@@ -67,6 +77,36 @@ def test_compare_differentiates_any_model_with_the_adjoints_that_are_named(tmp_p
     assert all(row["relative_error"] < 1e-4 for row in found["rows"])
 
 
+def test_surrogates_are_compared_by_the_gradient_of_a_new_lora(tmp_path):
+    named = ["drtune:2", "flowbp:sparse", "flowbp:bridge:3", "flowbp:lagrange", "leapalign", "directalign"]
+    done = adjointdpm(
+        *(
+            "compare",
+            "a cat",
+            "--output_dir",
+            str(tmp_path),
+            "--num_inference_steps",
+            "4",
+            "--repeats",
+            "1",
+        ),
+        *("--no_check", "--quiet", "--lora_rank", "2"),
+        *(word for each in named for word in ("--adjoint", each)),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert {row["adjoint"] for row in rows} == {_label(adjoint_of(each)) for each in named}
+    for row in rows:
+        if row["variable"] == "noise":
+            assert "none for the noise" in row["refusal"]
+        else:
+            assert -1 <= row["cosine"] <= 1
+            assert row["norm_ratio"] > 0
+            assert row["nfe_backward"] in (1, 2, 3, 4)
+            assert row["bytes_saved"] > 0
+    assert "weights" in {row["variable"] for row in rows}
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     cat = ["compare", "a cat", "--num_inference_steps", "2", "--no_check"]
     refused(
@@ -86,6 +126,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
             "the exact gradient of every variable is 0": [*cat, "--metric", "pixels"],
             "does not depend on the last 1 of 4 denoiser calls": [
                 *(*cat, "--solver", "coupled:euler", "--adjoint", "truncated:1"),
+            ],
+            "give --weights or --lora_rank, not both": [*cat, "--weights", "--lora_rank", "2"],
+            "drtune, flowbp:bridge, flowbp:lagrange, leapalign and directalign need our own steps": [
+                *(*cat, "--adjoint", "flowbp:bridge", "--solver", "pipeline"),
             ],
             "--clip_model is not used by these metrics": [*cat, "--clip_model", "x"],
         },

@@ -23,6 +23,7 @@ NEEDED = {
     "invert": ["--prompt", "a <effect> cat", "--validation_prompt", "a <effect> dog"],
     "audit": ["--prompt", "a cat"],
     "guide": ["--metric", "style:a + b.png", "--metric", "0.3*clip-text:a + b", "--prompt", "a cat"],
+    "studio": [],
 }
 
 
@@ -86,7 +87,8 @@ def test_the_defaults_are_those_of_the_tasks():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_printed_config_read_back_is_the_same(name, tmp_path):
-    more = [] if name == "demo" else ["--num_inference_steps", "7", "--seed", "11"]
+    more = ["--num_inference_steps", "7", "--seed", "11"]
+    more = {"demo": [], "studio": ["--guidance_scale", "3", "--port", "8000"]}.get(name, more)
     first = printed(name, *NEEDED[name], *more, "--output_dir", str(tmp_path / "out"))
     (tmp_path / "config.yaml").write_text(first)
     assert printed(name, "--config", str(tmp_path / "config.yaml")) == first

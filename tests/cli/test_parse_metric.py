@@ -48,6 +48,8 @@ def test_images_and_labels(networks, tmp_path):
     near = metric_of([f"pixels:{file}"], networks)(x)
     assert float(near[0]) < 1e-5 < float(near[1])
     assert float(metric_of([f"1.0*style:{file}", "0.1*chroma"], networks)(x)[0]) < 0.02
+    near = metric_of([f"wasserstein:{file}"], networks)(x)
+    assert float(near[0]) < 1e-3 < float(near[1])
     label = metric_of(["label:red apple"], networks)
     logits = adp.load_classifier("emoji/resnet")(x)
     index = adp.load_classifier("emoji/resnet").index("red apple")

@@ -27,6 +27,14 @@ def test_memory_is_estimated_before_the_work(emoji):
         check_memory(emoji, 10**9, 1)
 
 
+def test_an_image_that_cannot_fit_is_refused_before_it_is_tried():
+    """A map of the decoder's 32 channels at 60,000 x 60,000 pixels alone is 429 GiB."""
+    with pytest.raises(
+        adp.InputError, match=r"1 image of 3 x 60000 x 60000 .* at least 6.. GiB .* smaller ones"
+    ):
+        sampler_of("emoji", steps=2, guidance_scale=None, height=60_000, width=60_000)
+
+
 @pytest.mark.parametrize("name", ["", "/dev/null", "a/b/c", "../x", "no such"])
 def test_what_can_be_no_model(name):
     with pytest.raises(adp.InputError, match="neither a bundled one nor a folder"):
@@ -40,11 +48,27 @@ def test_adjoints_by_name():
     assert adjoint_of("backprop") == adp.Backprop()
     assert adjoint_of("reversible") == adp.Reversible()
     assert adjoint_of("checkpointed:8GiB") == adp.Checkpointed(budget="8GiB")
+    assert adjoint_of("drtune") == adp.DRTune()
+    assert adjoint_of("drtune:5") == adp.DRTune(steps=5)
+    assert adjoint_of("flowbp:sparse") == adp.FlowBP()
+    assert adjoint_of("flowbp:bridge:6") == adp.FlowBP(connector="bridge", steps=6)
+    assert adjoint_of("flowbp:lagrange") == adp.FlowBP(connector="lagrange")
+    assert adjoint_of("leapalign") == adp.LeapAlign()
+    assert adjoint_of("directalign") == adp.DirectAlign()
     assert adjoint_of("checkpointed:auto") == adp.Checkpointed(budget="auto")
-    for text in ("truncated", "backprop:2", "coarse:x", "reversible:2", "checkpointed:8Gx", "coarse:8GiB"):
+    unreadable = ("truncated", "backprop:2", "coarse:x", "reversible:2", "checkpointed:8Gx", "coarse:8GiB")
+    for text in (
+        *unreadable,
+        "flowbp",
+        "flowbp:4",
+        "flowbp:lagrange:4",
+        "flowbp:bridge:x",
+        "leapalign:2",
+        "drtune:x",
+    ):
         with pytest.raises(adp.InputError, match="cannot be read"):
             adjoint_of(text)
-    for text in ("truncated:0", "coarse:0", "checkpointed:99999999"):
+    for text in ("truncated:0", "coarse:0", "drtune:0", "flowbp:sparse:0", "checkpointed:99999999"):
         with pytest.raises(adp.InputError, match="the number of the adjoint"):
             adjoint_of(text)
 
@@ -63,6 +87,8 @@ def test_adjoints_by_name():
             "needs a reversible solver, but the solver is dpm\\+\\+; choose coupled:euler",
         ),
         ({"adjoint": "continuous", "solver": "pipeline"}, "need our own steps, but the solver is pipeline"),
+        ({"adjoint": "leapalign", "solver": "pipeline"}, "choose another solver, or adjoint flowbp:sparse"),
+        ({"adjoint": "drtune", "solver": "pipeline"}, "choose another solver, or adjoint flowbp:sparse"),
     ],
 )
 def test_models_that_are_none(given, message):

@@ -68,12 +68,29 @@ def test_the_images_and_the_list_of_them(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [*names, "config.yaml", "index.html", "result.json"]
     )
-    assert done.stdout.split() == [str(tmp_path / name) for name in names]
+    *paths, page = done.stdout.splitlines()
+    assert paths == [str(tmp_path / name) for name in names]
+    assert page == f"page: {tmp_path / 'index.html'}"
     sampler = adp.load_bundled("emoji", steps=3, guidance_scale=4.0)
     assert files(tmp_path)[2:] == bytes_of(sampler, "a car", sampler.noise(2, 0))
     found = json.loads((tmp_path / "result.json").read_text())
     assert [each["file"] for each in found] == names
     assert found[2] == {"file": "01-00.png", "prompt": "a car", "seed": 0, "index": 0}
+    text = (tmp_path / "index.html").read_text()
+    for part in ("2 images of each of 2 prompts.", "emoji (StableDiffusionPipeline)", "3 steps of", *names):
+        assert part in text, part
+    assert text.count("data:image/png;base64") == 4
+
+
+def test_a_config_repeats_the_images_also_of_the_same_prompt_twice(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    ended = run(
+        ["sample", "a cat", "a cat", *FLAGS, "--output_dir", str(first)],
+        ["sample", "--config", str(first / "config.yaml"), "--output_dir", str(second)],
+    )
+    assert ended == ["done", "done"]
+    assert files(first) == files(second)
+    assert len(files(first)) == 2
 
 
 def test_any_model_with_every_option_has_the_bytes_of_the_python_api(place, tmp_path):

@@ -87,7 +87,9 @@ def test_every_image_is_described_and_columns_stay_together(tmp_path):
     assert alts == [f"{name}: {each}" for name in ("one", "two") for each in "abcdefg"] + [
         "loss against step"
     ]
-    (table,) = re.findall(r'<div class="scroll"><table class="images">(.*?)</table></div>', text, re.DOTALL)
+    (table,) = re.findall(
+        r'<div class="scroll"[^>]*>\s*<table class="images">(.*?)</table></div>', text, re.DOTALL
+    )
     assert [row.count("<td>") for row in table.split("</tr>")[:-1]] == [7, 7]
 
 
@@ -101,16 +103,6 @@ def test_the_verdict_stands_on_top_and_what_made_it_below(tmp_path):
     assert "<dd>a &lt;i&gt;model</dd>" in text
     assert "<dt>items</dt><dd>3</dd><dt>seed</dt><dd>&lt;u&gt;</dd>" in text
     assert 'class="verdict"' not in Page("a title").write(tmp_path / "page.html").read_text()
-
-
-def test_steps_are_whole_numbers_on_the_axis(tmp_path):
-    """A curve of few steps has no ticks between two steps, which would be none."""
-    few, many = (Page("a title") for _ in range(2))
-    few.lines([0.0, 1.0, 2.0, 3.0], {"": [4.0, 3.0, 2.0, 1.0]}, "step", "loss")
-    many.lines([0.0, 1.0, 2.0, 3.5], {"": [4.0, 3.0, 2.0, 1.0]}, "radius", "loss")
-    assert embedded(few.write(tmp_path / "few.html").read_text()) != embedded(
-        many.write(tmp_path / "many.html").read_text()
-    )
 
 
 def test_the_pages_script_holds_nothing_that_users_typed(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.pipelines.decoding import encoded_image
 
 
 def test_a_decoder_that_does_not_fit_is_refused_and_fits_in_the_users_own_tiles():
@@ -26,3 +27,34 @@ def test_a_decoder_that_does_not_fit_is_refused_and_fits_in_the_users_own_tiles(
     (b,) = torch.autograd.grad((plain * cotangent).sum(), noise)
     assert torch.equal(plain, tiled)
     assert float((a - b).norm() / b.norm()) < 1e-5
+
+
+def test_an_image_becomes_the_latents_that_decode_to_it():
+    """The mode of the encoder, scaled as the pipeline scales it; with the gradient of plain autograd."""
+    model = adp.load_bundled("emoji", steps=2).model
+    vae, image = model.vae, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    given = image.clone().requires_grad_()
+    found = model.encode_image(given)
+    by_hand = vae.encode(2 * given - 1).latent_dist.mode() * vae.config.scaling_factor
+    assert torch.equal(found, by_hand)
+    (gradient,) = torch.autograd.grad(found.square().sum(), given)
+    assert float(gradient.norm()) > 0
+    with torch.no_grad():
+        latents = adp.load_bundled("emoji", steps=8).latents(
+            torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1)),
+            adp.load_bundled("emoji", steps=8).encode("a cat"),
+        )
+        shown = model.decode(latents)
+        again = model.decode(model.encode_image(shown))
+    assert float((again - shown).abs().mean()) < 0.05
+
+
+def test_latents_that_are_scaled_in_another_way_are_refused():
+    model = adp.load_bundled("emoji", steps=2).model
+    image = torch.rand(1, 3, 64, 64)
+    with pytest.raises(adp.InputError, match="packs its latents"):
+        encoded_image(model.vae, image, (4, 4, 4))
+    model.vae.register_to_config(latents_mean=[0.0])
+    with pytest.raises(adp.InputError, match="no single scaling_factor"):
+        model.encode_image(image)
+    assert torch.equal(encoded_image(None, image, (3, 64, 64)), 2 * image - 1)

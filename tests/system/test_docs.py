@@ -1,6 +1,8 @@
-"""Every block of code in the guides runs, as it is written, on tiny pipelines."""
+"""Every block of code of the site runs: as it is written, on tiny pipelines or in fewer steps; commands are read."""
 
 import re
+import shlex
+import socket
 import subprocess
 import sys
 
@@ -9,8 +11,10 @@ import torch
 
 import adjointdpm as adp
 from tests import ROOT
+from tests.tiny.commands import run
 from tests.tiny.families import of
 from tests.tiny.family_builders import stable_diffusion
+from tests.tiny.metrics import tiny_clip
 from tests.tiny.parts import clip, tokenizer
 from tests.tiny.pipelines import CASES, text_unet
 
@@ -75,6 +79,8 @@ PIPES = {
     "torchdiffeq": of("sd").make,
     "The paper": of("sd").make,
     "A copied": square,
+    "DRaFT": of("sd").make,
+    "FlowBP": of("sd").make,
 }
 
 
@@ -147,3 +153,153 @@ def test_a_network_of_ones_own_becomes_a_sampler():
             found.append(torch.autograd.grad(images.square().mean(), leaves))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         assert all(float(g.abs().max()) > 0 for g in found[0])
+
+
+# Pages whose blocks run in their order, in one place: what is done less often there, and what comes before.
+FEWER = {
+    "first-gradient.md": {
+        r"range\(12\)": "range(2)",
+        r"PipelineSampler\(pipe, steps=10": "PipelineSampler(pipe, steps=2",
+    },
+    "your-classifier.md": {
+        r"(classifier,\n    adp.tasks.AuditSettings\()max_train_steps=28": r"\1max_train_steps=1",
+        **{r"steps=12": "steps=6", r"max_train_steps=28": "max_train_steps=8"},
+        '"a cat on a blue background", "a red apple"': '"a red apple"',
+        r"rounds=1, steps=500, clean=16": "rounds=1, steps=1, clean=1, held_out=1, batch_size=2",
+    },
+    "your-reward.md": {
+        **{r"steps=10, guidance": "steps=2, guidance", r"max_train_steps=\d+": "max_train_steps=1"},
+        **{r"num_validation_images=2": "num_validation_images=1", "openai/clip-vit-base-patch32": "clip"},
+    },
+    "many-gpus.md": {"steps=4": "steps=2"},
+    "choosing-an-adjoint.md": {
+        r"compare\(sampler, metric, ": "compare(sampler, metric, repeats=1, check=False, "
+    },
+    "families.md": {
+        **{
+            r"steps=20": "steps=2",
+            "stabilityai/stable-diffusion-3.5-medium": "sd3",
+            "torch.bfloat16": "torch.float32",
+        },
+        **{"a red apple": "a cat", "a cat on a dog": "a cat"},
+    },
+    "index.md": {},
+}
+ELSEWHERE = {"your-pipeline.md", "coming-from.md", "your-network.md"}  # above, on pipelines of their own
+
+
+def python_of(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+def test_every_page_with_code_is_run():
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if "```python" in path.read_text()}
+    assert pages == {*FEWER, *ELSEWHERE}
+
+
+@pytest.fixture
+def before(page, tmp_path, monkeypatch):
+    """The names that a page takes for granted, and the folder that its blocks run in."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    if page == "your-reward.md":
+        tiny_clip(max_position_embeddings=16).float().save_pretrained("clip")
+        tokenizer().save_pretrained("clip")
+    if page == "choosing-an-adjoint.md":
+        names = {"adp": adp, "sampler": adp.load_bundled("emoji", steps=2), "metric": adp.metrics.Chroma()}
+    if page == "families.md":
+        of("sd3").make().save_pretrained("sd3")
+        names["vectors"] = torch.zeros(1, 8)
+    if page == "many-gpus.md":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "1"}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+    return names
+
+
+def shortened(page, code):
+    for real, fewer in FEWER[page].items():
+        code = re.sub(real, fewer, code)
+    return code
+
+
+def ran(page, names):
+    """The names after a page's blocks have run in their order."""
+    for code in python_of(page):
+        exec(compile(shortened(page, code), page, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", ["first-gradient.md"])
+def test_the_first_gradient_is_what_the_page_says(before, page, capsys):
+    first, second, third, *rest = python_of(page)
+    for code in (first, second, third):
+        exec(compile(code, page, "exec"), before)
+    value, norm, held = (float(each) for each in capsys.readouterr().out.split())
+    text = " ".join((DOCS / page).read_text().split())
+    assert f"It prints {value:.2f}, a norm of {norm:.2f}" in text
+    assert f"about {round(held / 1e6)} million bytes" in text
+    for code in rest:
+        exec(compile(shortened(page, code), page, "exec"), before)
+    assert float(before["scale"].grad.abs()) > 0
+    assert float(before["embeds"].grad.norm()) > 0
+    assert [check.verdict for check in before["found"].checks] == ["agrees"]
+    assert before["before"].tobytes() != before["after"].tobytes()
+
+
+@pytest.mark.parametrize("page", ["your-classifier.md"])
+def test_a_classifier_is_audited_and_hardened_as_the_page_says(before, page):
+    names = ran(page, before)
+    assert names["found"].success.hits
+    assert names["noise"].shape == names["found"].start.shape
+    assert names["harder"].others_after.of == 1
+    adp.load_classifier("outputs/audit/hardened/classifier")
+
+
+@pytest.mark.parametrize("page", ["your-reward.md"])
+def test_a_reward_is_checked_and_lowered_as_the_page_says(before, page):
+    names = ran(page, before)
+    assert [check.verdict for check in names["found"].checks] == ["agrees"]
+    slope = (names["up"] - names["down"]) / 2e-4
+    torch.testing.assert_close(names["slope"].reshape(1), slope, rtol=1e-5, atol=0)
+    assert names["guided"].artefact.is_file()
+    assert names["tuned"].artefact.is_file()
+
+
+@pytest.mark.parametrize("page", ["many-gpus.md", "choosing-an-adjoint.md", "families.md", "index.md"])
+@pytest.mark.filterwarnings(
+    "ignore:`torch_dtype` is deprecated"
+)  # the lowest diffusers knows no other name
+def test_the_blocks_of_a_page_run_in_their_order(before, page, capsys):
+    ran(page, before)
+
+
+def shell_lines():
+    """Every command of every page's shell blocks, in one line each, with the page that has it."""
+    for page in [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip():
+                    yield page.name, shlex.split(line, comments=True)
+
+
+def test_every_command_is_one(tmp_path, monkeypatch):
+    """The commands of the pages are read with all their flags; what they do is tested elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
+    commands, others = {}, []
+    for page, words in shell_lines():
+        if "adjointdpm" in words and words[0] in ("adjointdpm", "torchrun"):
+            commands[page, shlex.join(words)] = words[words.index("adjointdpm") + 1 :]
+        else:
+            others.append(words)
+    ended = run(*([*words, "--print_config"] for words in commands.values()))
+    assert dict(zip(commands, ended, strict=True)) == dict.fromkeys(commands, "done")
+    assert len(commands) > 15
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for words in others:
+        assert words[:2] == ["pip", "install"] or (words[0] == "make" and words[1] in targets), words

@@ -76,8 +76,10 @@ def test_gradient_policy_lives_with_the_adjoints(path):
         "solvers/integrate.py",  # in an error message
         "files/diffusers_files.py", "files/images.py", "files/checkpoint.py",  # finished results
         "pipelines/token_embeddings.py", "pipelines/prompt_encoding.py",  # leaves to be optimized
-        "metrics/style_content.py", "metrics/clip.py", "metrics/image_classifier.py",  # what a metric compares with
+        "metrics/style_content.py", "metrics/clip.py", "metrics/image_classifier.py",
+        "metrics/sliced_wasserstein.py",  # what a metric compares with
         "metrics/check.py",  # in an error message
+        "samplers/purified.py",  # of labels, which have no gradient
     }  # fmt: skip
     package = path.relative_to(PACKAGE).parts[0]
     if (

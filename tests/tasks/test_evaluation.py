@@ -5,7 +5,7 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.metrics import Pixels
-from adjointdpm.tasks.evaluation import Mean, Rate, check_on_gray, predict, recognized
+from adjointdpm.tasks.evaluation import Mean, Rate, change, check_on_gray, predict, recognized
 from tests.tiny.tasks import mixture_sampler
 
 
@@ -57,3 +57,20 @@ def test_metrics_are_tried_before_the_work():
     check_on_gray(sampler, ["a cat"], Pixels(), lambda images: images.mean((1, 2, 3)))
     with pytest.raises(adp.InputError, match="metric"):
         check_on_gray(sampler, ["a cat"], Pixels(), lambda images: images.detach().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (2.0, 0.5, "75 % lower"),
+        (1.0, 1.24, "24 % higher"),
+        (1.0, 0.001, "99.9 % lower"),
+        (1.0, 0.0, "100 % lower"),
+        (1.0, 1.001, "unchanged"),
+        (0.0, 0.3, "0.3 after 0"),
+        (-1.0, -2.0, "-2 after -1"),
+        (None, 1.0, "not measured"),
+    ],
+)
+def test_a_change_is_said_with_its_direction(before, after, words):
+    assert change(before, after) == words

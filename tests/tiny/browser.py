@@ -1,11 +1,13 @@
 """Pages in Chromium: their links, images, errors, contrasts and widths, as lists of what is wrong.
 
-`python -m tests.tiny.browser FOLDER` checks every page of a folder and prints what is wrong with them.
+`python -m tests.tiny.browser FOLDER` checks every page of a folder and prints what is wrong with them; `python -m
+tests.tiny.browser FOLDER PAGE IMAGE WIDTH HEIGHT` saves what a window of this size shows of a page, in 128 colors.
 """
 
 import contextlib
 import functools
 import http.server
+import io
 import shutil
 import sys
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
+from PIL import Image
 
 # What a page says of itself. Contrast is that of WCAG 2.2, 1.4.3: 4.5 for text, 3 for text of 24 px (or 18.66 px and
 # bold) and more. A color with an alpha lies on the backgrounds behind it; text over an image is left out.
@@ -63,7 +66,7 @@ INSPECT = """() => {
     broken: images.filter(each => each.complete && !each.naturalWidth).map(each => each.src.slice(0, 80)),
     width: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth),
     ids: [...document.querySelectorAll("[id], a[name]")].map(each => each.id || each.name),
-    links: [...document.querySelectorAll("a[href]")].map(each => each.href),
+    links: [...document.querySelectorAll("a[href], img[src]")].map(each => each.href || each.src),
   }; }"""
 
 
@@ -159,5 +162,21 @@ def problems(folder, names=None):
     return wrong + dead_links(folder, pages)
 
 
+def shot(folder, name, image, width, height):
+    """Save what a window shows of a page as a small PNG file."""
+    from playwright.sync_api import sync_playwright
+
+    with served(folder) as address, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+        page.goto(f"{address}/{name}", wait_until="networkidle")
+        content = page.screenshot()
+        browser.close()
+    Image.open(io.BytesIO(content)).convert("RGB").quantize(128).save(image, optimize=True)
+
+
 if __name__ == "__main__":
-    print("\n".join(problems(sys.argv[1])) or "nothing is wrong")
+    if len(sys.argv) > 2:
+        shot(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    else:
+        print("\n".join(problems(sys.argv[1])) or "nothing is wrong")

@@ -25,12 +25,13 @@ def identity(images):
     return [images]
 
 
-def tiny_clip():
+def tiny_clip(**more):
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
     text = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 2, "max_position_embeddings": 6, "bos_token_id": 0, "eos_token_id": 2}
+    text |= more
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": 16, "patch_size": 8}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=5))

@@ -185,7 +185,8 @@ def default_adjoints(sampler: Sampler) -> list[Adjoint]:
             for m in sorted({max(1, sampler.length // part) for part in (2, 3)}, reverse=True)
         ),
         Continuous(solver=Euler()),
-        Continuous(solver=Euler(), trajectory="resolved"),
+        # Where the steps add noise, states cannot be solved for again.
+        *([Continuous(solver=Euler(), trajectory="resolved")] if sampler.solver.drift == 1 else []),
     ]
 
 

@@ -153,7 +153,9 @@ class OutputOptions(FolderOptions):
         names = {*FREE, *free}
         agreed = {name: value for name, value in given.resolved().items() if name not in names}
         repeat = _saved(given, folder, agreed, names)
-        return folder, RunOptions(self.resume, self.quiet, report, config=agreed, repeat=repeat)
+        return folder, RunOptions(
+            resume=self.resume, quiet=self.quiet, report=report, config=agreed, repeat=repeat
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 pixels, content                  distance to the image that the task compares with
 pixels:FILE, content:FILE        distance to an image in a file
 style:FILE                       Gram matrices of an image in a file
+wasserstein:FILE                 distributions of small patches and details of an image in a file; needs no network
 effect:NAME                      an effect on the image that the task compares with
 chroma, background:R,G,B         colorfulness; the border's color, in [0, 1]
 label:NAME, margin:NAME          a classifier's -log probability, or margin, of a label: to reach, to leave
@@ -44,6 +45,7 @@ from ..metrics import (
     Margin,
     PixelDistance,
     Pixels,
+    SlicedWasserstein,
     Style,
     Sum,
     effect,
@@ -70,8 +72,8 @@ __all__ = ["Networks", "guarded_effect", "image_folder", "image_option", "metric
 PICK_SCORE, PICK_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _TERM = re.compile(r"^\s*(?:(?P<weight>[^:*]*)\*)?\s*(?P<kind>[\w.-]+)\s*(?::(?P<rest>.*))?$", re.DOTALL)
 _KINDS = (
-    "pixels", "content", "style", "effect", "chroma", "background", "label", "margin", "clip-text", "clip-image",
-    "clip-score", "pick-score", "hps-v2", "aesthetic", "preference", "at-least",
+    "pixels", "content", "style", "wasserstein", "effect", "chroma", "background", "label", "margin", "clip-text",
+    "clip-image", "clip-score", "pick-score", "hps-v2", "aesthetic", "preference", "at-least",
 )  # fmt: skip
 
 
@@ -289,6 +291,7 @@ def _single(kind: str, rest: str, networks: Networks) -> Any:
             else Content(networks.hidden())
         ),
         "style": lambda: Style(networks.hidden(), networks.image(rest)),
+        "wasserstein": lambda: SlicedWasserstein(networks.image(rest)),
         "effect": lambda: EffectDistance(guarded_effect(rest)),
         "chroma": Chroma,
         "background": lambda: BackgroundColour(_colour(rest)),

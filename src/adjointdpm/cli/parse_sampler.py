@@ -163,8 +163,8 @@ def _check_source(what: str, name: str) -> None:
 def check_memory(sampler: Sampler, images: int, batch: int) -> None:
     """Refuse what cannot fit into memory, whatever the network takes.
 
-    Counted are the noise, the latents and four images in float32 of everything that is made, and the stored states of
-    one batch: a lower bound, without any graph of the network.
+    Counted are the noise, the latents and four images in float32 of everything that is made, the stored states of one
+    batch, and one feature map of the decoder at the size of its images: a lower bound, without any graph.
 
     Args:
         sampler: makes the images.
@@ -178,11 +178,17 @@ def check_memory(sampler: Sampler, images: int, batch: int) -> None:
     one, image = noise[0].numel(), math.prod(sampler.image_shape)
     steps = getattr(sampler, "steps", 1)
     needed = 4 * (images * (2 * one + 4 * image) + min(batch, images) * steps * one)
+    vae: Any = getattr(sampler.pipe, "vae", None)
+    widths = getattr(getattr(vae, "config", None), "block_out_channels", ())
+    if widths:
+        _, height, width = sampler.image_shape
+        needed += vae.dtype.itemsize * min(batch, images) * min(widths) * height * width
     free = free_memory(noise.device)
     if free is not None and needed > free:
         raise InputError(
-            f"{images} images of {' x '.join(map(str, sampler.image_shape))} in {steps} steps need at least "
-            f"{needed / 2**30:.3g} GiB of memory, but {free / 2**30:.3g} GiB are free; make fewer at a time"
+            f"{images} image{'' if images == 1 else 's'} of {' x '.join(map(str, sampler.image_shape))} in {steps} "
+            f"steps need at least {needed / 2**30:.3g} GiB of memory, but {free / 2**30:.3g} GiB are free; make fewer "
+            "at a time, or smaller ones"
         )
 
 
@@ -344,6 +350,7 @@ def sampler_of(
                 f"images of {height or high} x {width or wide} cannot be made by the model {name!r}, which would make "
                 f"{high} x {wide}; give another height and width"
             )
+        check_memory(sampler, 1, 1)
         with torch.no_grad():
             trial = sampler.replace(steps=min(steps, 2), adjoint=Checkpointed())
             cond = trial.encode([""])

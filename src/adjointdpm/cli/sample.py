@@ -25,6 +25,7 @@ __all__ = ["Sample", "SampleOptions"]
 
 TOGETHER = 16  # images that are made at once
 SHOWN = 16  # images of a prompt on the page
+ROWS = 64  # prompts on the page
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Sample:
                 stacklevel=2,
             )
         made: list[dict[str, Any]] = []
-        shown: list[list[Tensor]] = [[] for _ in conditions]
+        shown: list[list[tuple[str, Tensor]]] = [[] for _ in conditions]
         with progress("sample", len(conditions) * len(noise), self.output.quiet) as bar:
             for number, cond in enumerate(conditions):
                 for first in range(0, len(noise), TOGETHER):
@@ -84,7 +85,8 @@ class Sample:
                     for i, image in enumerate(images, first):
                         path = folder / f"{number:02d}-{i:02d}.{task.output_format}"
                         write_file(path, encoded(image, task.output_format))
-                        shown[number] += [image] if i < SHOWN else []
+                        if i < SHOWN and number < ROWS:
+                            shown[number].append((path.name, image))
                         source = {"seed": task.seed} if saved is None else {"noise": str(task.noise)}
                         made.append(
                             {"file": path.name, "prompt": task.prompt[number], **source, "index": i}
@@ -96,12 +98,8 @@ class Sample:
         page = _page(task, sampler, given, len(noise))
         page.images(
             *(
-                ImageTable(
-                    prompt,
-                    torch.stack(images),
-                    [each["file"] for each in made if each["prompt"] == prompt][:SHOWN],
-                )
-                for prompt, images in zip(task.prompt, shown, strict=True)
+                ImageTable(prompt, torch.stack([image for _, image in row]), [name for name, _ in row])
+                for prompt, row in zip(task.prompt, shown[:ROWS], strict=False)
             )
         )
         page.heading("How to repeat this")
@@ -117,8 +115,8 @@ def _page(task: SampleOptions, sampler: Sampler, given: Given, number: int) -> P
         if len(task.prompt) > 1
         else f"{number} image{'s' if number > 1 else ''} of “{''.join(task.prompt)}”."
     )
-    if number > SHOWN:
-        page.verdict += f" The first {SHOWN} of each prompt are shown."
+    if number > SHOWN or len(task.prompt) > ROWS:
+        page.verdict += f" The first {SHOWN} of each of the first {ROWS} prompts are shown."
     page.facts = {"Noise": f"seed {task.seed}" if task.noise is None else str(task.noise)}
     page.facts |= facts_of(sampler, given.resolved())
     page.facts.pop("Gradient")

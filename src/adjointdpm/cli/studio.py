@@ -1,8 +1,11 @@
 """`adjointdpm studio`."""
 
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +19,7 @@ from .options import ModelOptions, in_one_process
 from .parse_metric import Networks, metric_of
 from .parse_sampler import SOLVERS, adjoint_of
 
-__all__ = ["PageOptions", "Studio", "StudioFolder", "StudioNetworks"]
+__all__ = ["PageOptions", "Studio", "StudioFolder", "StudioNetworks", "check_host", "check_port"]
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,15 @@ class Studio:
 
         Raises:
             InputError: A flag cannot be used, or the port is taken.
+            ModuleNotFoundError: A module of this package is missing.
         """
         in_one_process(given.command)
-        try:
-            from ..studio.server import check_host, serve  # gradio takes seconds to import
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("adjointdpm"):
-                raise
+        if find_spec("gradio") is None:
             raise InputError(
-                f'the studio needs {error.name}, which is not installed; run pip install "adjointdpm[studio]"'
-            ) from error
+                'the studio needs gradio, which is not installed; run pip install "adjointdpm[studio]"'
+            )
         check_host(self.page.host, self.page.allow_remote)
+        check_port(self.page.host, self.page.port)
         if self.model.solver == "pipeline":
             raise InputError(
                 "the studio needs our own steps, not the pipeline's scheduler; choose another --solver"
@@ -101,6 +102,8 @@ class Studio:
         loaded = self._load()
         for each in (*self.page.metric, *(["clip-text:a cat"] if self.networks.clip_model else [])):
             loaded.metric_of([each])  # what cannot be used is an error before anybody chooses it
+        from ..studio.server import serve  # gradio takes seconds to import
+
         served = serve(
             self._model(loaded),
             self.output.output_dir,
@@ -155,6 +158,50 @@ class Studio:
         if kinds & {"clip-text", "clip-image"} and networks.clip_model is not None:
             flags["clip_model"] = networks.clip_model
         return [f"--{name}={value}" for name, value in flags.items()] + [f"--layer={i}" for i in layers]
+
+
+def check_host(host: str, allowed: bool) -> None:
+    """Refuse an address that others can reach, unless that is wanted.
+
+    Args:
+        host: a name or an address.
+        allowed: whether it is wanted.
+
+    Raises:
+        InputError: others can reach it.
+    """
+    try:
+        here = ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    if not here and not allowed:
+        raise InputError(
+            f"the host {host} can be reached by others, who could use this machine without a password; leave --host "
+            "out, or give --allow_remote as well if that is wanted"
+        )
+
+
+def check_port(host: str, port: int | None) -> None:
+    """Refuse a port at which nobody can listen, before the model is loaded.
+
+    Args:
+        host: a name or an address.
+        port: the port; None for any that is free.
+
+    Raises:
+        InputError: it is taken, or may not be used.
+    """
+    if port is None:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            found.bind((host, port))
+    except OSError as error:
+        raise InputError(
+            f"the studio cannot listen at {host}, port {port}: {error.strerror or error}; give another --port"
+        ) from error
 
 
 def _kind(metric: str) -> str:

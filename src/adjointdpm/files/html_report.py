@@ -28,7 +28,7 @@ __all__ = ["ImageTable", "Page"]
 # Autoescaping is on: whatever a user typed (a prompt, a label) is text here, never markup.
 _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ page.title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>
  :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #fff; --code: #f1f3f5 }
  @media (prefers-color-scheme: dark) {
@@ -55,7 +55,8 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
               hyphens: auto; font-size: .9rem }
  .images button { all: unset; cursor: zoom-in } .images button:focus-visible { outline: 2px solid }
  .images img { width: 8rem; display: block; image-rendering: pixelated; border-radius: 6px }
- @media (max-width: 40rem) { .images img { width: 5.5rem } figcaption { max-width: 5.5rem } }
+ @media (max-width: 40rem) {
+  .numbers td { white-space: nowrap } .images img { width: 5.5rem } figcaption { max-width: 5.5rem } }
  dialog { border: 0; padding: 1rem; background: var(--back); color: var(--ink); text-align: center }
  dialog img { width: min(80vmin, 32rem); image-rendering: pixelated }
  dialog::backdrop { background: #000a }
@@ -199,7 +200,7 @@ class Page:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=all(float(each).is_integer() for each in at)))
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="png", bbox_inches="tight")
         self.plot(f"{y} against {x}", buffer.getvalue())
 
     def write(self, path: Path) -> Path:

@@ -61,16 +61,19 @@ def image_grid(
     *_, h, w = rows[last].shape
     scale = max(1, -(-width // w))
     h, w = scale * h, scale * w
-    margin = _GAP + math.ceil(max(font.getlength(word) for name in rows for word in name.split() or [""]))
-    names = {name: _lines(name, font, margin) for name in rows}
+    widest = math.ceil(max(font.getlength(word) for name in rows for word in name.split() or [""]))
+    margin = widest + (2 * _GAP if widest else _GAP)
+    names = {name: _lines(name, font, widest) for name in rows}
     below = {name: [_lines(text, font, w) for text in texts.get(name, ())] for name in rows}
     heights = [h + _LINE * max(map(len, below[name]), default=0) + _GAP for name in rows]
     columns = max(map(len, rows.values()))
-    grid = Image.new("RGB", (margin + columns * (w + _GAP), sum(heights)), "white")
+    grid = Image.new("RGB", (margin + columns * (w + _GAP), _GAP + sum(heights)), "white")
     draw = ImageDraw.Draw(grid)
-    top = 0
+    top = _GAP
     for (name, images), height in zip(rows.items(), heights, strict=True):
-        draw.multiline_text((0, top + h / 2), "\n".join(names[name]), "black", font, anchor="lm", spacing=3)
+        draw.multiline_text(
+            (_GAP, top + h / 2), "\n".join(names[name]), "black", font, anchor="lm", spacing=3
+        )
         for i, image in enumerate(images if images.dtype == torch.uint8 else as_8_bit(images)):
             left = margin + i * (w + _GAP)
             pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()

@@ -19,8 +19,8 @@ class DiffusionModel(nn.Module):
     """A noise schedule, a denoiser, and how prompts and latents are read: what a sampler needs to know of a model.
 
     Subclass it for a network of your own, set the four attributes in `__init__`, and override `encode` where the
-    network takes prompts and `decode` where it works in a latent space. As it stands, a model takes no prompts, and
-    its latents are pixels in [-1, 1].
+    network takes prompts, and `decode` and `encode_image` where it works in a latent space. As it stands, a model takes
+    no prompts, and its latents are pixels in [-1, 1].
 
     Attributes:
         schedule: the noise schedule that the network was trained with.
@@ -91,6 +91,22 @@ class DiffusionModel(nn.Module):
             run: executes the decoder's blocks one by one, run(block, *tensors), so that they can be recomputed.
         """
         return latents / 2 + 0.5
+
+    def encode_image(self, images: Float[Tensor, "batch channels h w"]) -> Latents:
+        """Return the latents of images, differentiable: what `decode` takes back to nearly the same images.
+
+        Args:
+            images: (batch, *image_shape), in [0, 1].
+
+        Raises:
+            InputError: the model has a `decode` of its own and no `encode_image`.
+        """
+        if type(self).decode is not DiffusionModel.decode:
+            raise InputError(
+                f"{type(self).__name__} has its own decode, so it is not known how an image becomes its latents; "
+                "override encode_image(images)"
+            )
+        return 2 * images - 1
 
     def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
         """Raise, before a sampling, what would else be noticed at its end, at decoding.

@@ -13,6 +13,7 @@ from .effects import EFFECTS, EffectDistance, effect
 from .import_by_name import user_function
 from .pixels import BackgroundColour, Chroma, PixelDistance, Pixels
 from .preprocess import CLIP, IMAGENET, Preprocess
+from .sliced_wasserstein import SlicedWasserstein, patches_and_details
 from .style_content import Content, ContentDistance, HiddenStates, Layers, Style, gram
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Pixels",
     "Preprocess",
     "Prompted",
+    "SlicedWasserstein",
     "Style",
     "Sum",
     "Weighable",
@@ -43,6 +45,7 @@ __all__ = [
     "for_prompts",
     "gram",
     "load_clip",
+    "patches_and_details",
     "rewards",
     "user_function",
 ]

@@ -23,7 +23,7 @@ from .base import Images, Paired
 from .import_by_name import attribute
 from .pixels import PixelDistance, border
 
-__all__ = ["EFFECTS", "EffectDistance", "effect"]
+__all__ = ["EFFECTS", "EffectDistance", "effect", "gaussian"]
 
 SEPIA = ((0.393, 0.769, 0.189), (0.349, 0.686, 0.168), (0.272, 0.534, 0.131))
 MOONLIGHT, SKY = (0.30, 0.36, 0.62), (0.01, 0.02, 0.07)
@@ -75,7 +75,7 @@ def blurred(images: Images) -> Images:
     Returns:
         images of the same shape.
     """
-    return _gaussian(images, 1.5)
+    return gaussian(images, 1.5)
 
 
 def pixel_art(images: Images) -> Images:
@@ -110,7 +110,7 @@ def line_drawing(images: Images) -> Images:
         images of the same shape.
     """
     paper = border(images).mean(2)[:, :, None, None]
-    padded = functional.pad(_gaussian(images, 1.0), (1, 1, 1, 1), mode="replicate")
+    padded = functional.pad(gaussian(images, 1.0), (1, 1, 1, 1), mode="replicate")
     across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
     down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
     # The root of a sum of squares has no derivative at 0; a thousandth is less than an 8-bit level.
@@ -119,7 +119,16 @@ def line_drawing(images: Images) -> Images:
     return torch.lerp(paper.expand_as(images), (0.08 + 0.87 * light).expand_as(images), (2.5 * edge).tanh())
 
 
-def _gaussian(images: Tensor, deviation: float) -> Tensor:
+def gaussian(images: Tensor, deviation: float) -> Tensor:
+    """Blur by a Gaussian of 9 x 9 pixels; the border's pixels are repeated outside.
+
+    Args:
+        images: (batch, 3, height, width).
+        deviation: standard deviation in pixels, above 0 and at most about 2, where 9 pixels still hold it.
+
+    Returns:
+        images of the same shape.
+    """
     offsets = torch.arange(-4, 5, dtype=images.dtype, device=images.device)
     weights = torch.softmax(-0.5 * (offsets / deviation).square(), 0).repeat(3, 1)
     padded = functional.pad(images, (4, 4, 4, 4), mode="replicate")

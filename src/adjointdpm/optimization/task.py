@@ -81,12 +81,12 @@ class RunOptions:
     """
 
     resume: bool = False
-    overwrite: bool = False
     quiet: bool = False
     report: Callable[[int, dict[str, float]], None] | None = None
     stop: Callable[[], bool] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     repeat: str = ""
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:

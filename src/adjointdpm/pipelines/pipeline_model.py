@@ -21,7 +21,7 @@ from ..flow.model import DiffusionModel, Latents
 from ..flow.schedules import RectifiedFlow, Schedule
 from .call_signature import guides
 from .checks import refuse_placeholders, refuse_undecodable, warn_of_weights
-from .decoding import decoded, without_overflow
+from .decoding import decoded, encoded_image, without_overflow
 from .parameterization import Parameterization, parameterization_of
 from .prompt_encoding import as_given, read_prompts
 from .step_probe import ProbedPipeline
@@ -205,6 +205,9 @@ class PipelineModel(DiffusionModel):
 
     def decode(self, latents: Latents, run: Run = direct) -> Float[Tensor, "batch channels h w"]:
         return decoded(self._call, getattr(self, "vae", None), latents, run)
+
+    def encode_image(self, images: Float[Tensor, "batch channels h w"]) -> Latents:
+        return encoded_image(getattr(self, "vae", None), images, self.latent_shape)
 
     def check(self, noise: Latents, cond: Cond, wanted: bool) -> None:
         if wanted:

@@ -1,28 +1,23 @@
-"""What a person chooses on the page, as values that are checked, and as the command that repeats the run.
+"""What a person chooses on the page, as checked values and as the command that repeats the run.
 
 noise    guide     d metric / d noise
 token    invert    d metric / d embedding of a new token
 lora     tune      d metric / d weights of a LoRA
 """
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from .._types import InputError, OneOf, Range, check_settings
 
 __all__ = [
-    "ADJOINTS",
-    "LEARNING_RATES",
-    "TOKEN",
-    "VARIABLES",
-    "Choice",
-    "colour_metric",
-    "solver_for",
+    "ADJOINTS", "LEARNING_RATES", "TOKEN", "VARIABLES", "Choice", "colour_metric", "number", "solver_for", "whole",
     "with_token",
-]
+]  # fmt: skip
 
 TOKEN = "<effect>"
 """The new token, as it stands in prompts."""
@@ -34,11 +29,11 @@ LEARNING_RATES = {"noise": 0.1, "token": 0.1, "lora": 0.01}
 """Step lengths with which some twelve steps show something."""
 
 ADJOINTS = {
-    "checkpointed": "Checkpointed: exact, one graph in memory",
-    "backprop": "Backprop: exact, all graphs in memory",
-    "reversible": "Reversible: states rebuilt backwards",
-    "coarse": "Coarse: through fewer steps, not exact",
-    "continuous": "Continuous: the paper's ODE, not exact",
+    "checkpointed": "Checkpointed: exact, one graph",
+    "backprop": "Backprop: exact, all graphs",
+    "reversible": "Reversible: states are rebuilt",
+    "coarse": "Coarse: fewer steps, not exact",
+    "continuous": "Continuous: the paper's ODE",
 }
 """The adjoints of the page, by the names that the command line has for them."""
 
@@ -117,7 +112,7 @@ class Choice:
         }[self.variable]
         flags += [
             f"--max_train_steps={self.steps}",
-            f"--learning_rate={self.learning_rate:g}",
+            f"--learning_rate={self.learning_rate}",
             "--train_batch_size=1",
             "--num_validation_images=1",
             f"--seed={self.seed}",
@@ -169,6 +164,37 @@ def colour_metric(text: str) -> str:
     if len(levels) != 3 or not all(0 <= each <= 255 for each in levels):
         raise InputError(f"a color is written as #rrggbb, such as #f2cc33, but is {text[:40]!r}")
     return "background:" + ",".join(f"{each / 255:.4g}" for each in levels)
+
+
+def number(name: str, value: Any) -> float:
+    """Return a number of the page.
+
+    Args:
+        name: what it is.
+        value: what the page sent: a number, or None where the field is empty.
+
+    Raises:
+        InputError: it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} must be a number, but is {value!r}; fill it in")
+    return float(value)
+
+
+def whole(name: str, value: Any) -> int:
+    """Return a whole number of the page.
+
+    Args:
+        name: what it is.
+        value: what the page sent.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = number(name, value)
+    if found != int(found):
+        raise InputError(f"{name} must be a whole number, but is {value!r}")
+    return int(found)
 
 
 def _check_text(what: str, text: str) -> None:

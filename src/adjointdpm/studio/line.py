@@ -36,7 +36,7 @@ class Line:
     """
 
     def __init__(
-        self, most: int = 32, patience: float = 30.0, clock: Callable[[], float] = time.monotonic
+        self, most: int = 32, patience: float | int = 30, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.most, self.patience, self.clock = most, patience, clock
         self._places: list[Place] = []
@@ -44,6 +44,9 @@ class Line:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self._places
 
     def join(self) -> Place:
         """Return a new place at the end.
@@ -58,7 +61,7 @@ class Line:
             self._places.append(Place(self.clock()))
             return self._places[-1]
 
-    def before(self, place: Place, seconds: float = 0.0) -> int | None:
+    def before(self, place: Place, seconds: float | int = 0) -> int | None:
         """Return how many places are before one: 0 once its turn has come; None if it was given up.
 
         Args:

@@ -11,7 +11,7 @@ import gradio as gr
 
 from .._types import InputError
 from ..files.images import as_8_bit, read_image
-from .choice import ADJOINTS, LEARNING_RATES, Choice, colour_metric
+from .choice import ADJOINTS, LEARNING_RATES, Choice, colour_metric, number, whole
 from .drawing import colored, curve, figures, images, status
 from .jobs import Finished, First, Progress
 from .run import Failed, Loading, Session, Studio, Waiting
@@ -70,9 +70,12 @@ class _Page:
         self.missing = [
             text
             for there, text in (
-                (model.labels, "A label needs a classifier: start the studio with --classifier."),
-                (model.has_features, "The style of an image needs a classifier's features: --features."),
-                (model.has_clip, "A text needs a CLIP model: --clip_model FOLDER_OR_NAME."),
+                (model.labels, "To reach a label, start the studio with --classifier NAME."),
+                (
+                    model.has_features,
+                    "To reach the style of an image, start the studio with --features CLASSIFIER.",
+                ),
+                (model.has_clip, "To reach any text, start the studio with --clip_model FOLDER_OR_NAME."),
             )
             if not there
         ]
@@ -153,6 +156,7 @@ class _Page:
                     [(text, name) for name, text in ADJOINTS.items()],
                     value="checkpointed",
                     label="5. Adjoint: how the gradient is made",
+                    info="All but the last two are exact; they differ in memory and time.",
                     elem_id="adjoint",
                 )
                 with gr.Accordion("More settings", open=False):
@@ -272,11 +276,11 @@ class _Page:
         label: str,
         colour: str,
         text: str,
-        steps: float,
-        sampling_steps: float,
+        steps: Any,
+        sampling_steps: Any,
         adjoint: str,
-        rate: float,
-        seed: float,
+        rate: Any,
+        seed: Any,
         request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:
         session = self._session(request)
@@ -289,7 +293,7 @@ class _Page:
                 steps=whole("the number of steps", steps),
                 sampling_steps=whole("the number of sampling steps", sampling_steps),
                 adjoint=adjoint,
-                learning_rate=rate,
+                learning_rate=number("the step length", rate),
                 seed=whole("the seed", seed),
             )
         except InputError as error:
@@ -370,31 +374,15 @@ class _Page:
     def _idle(self) -> dict[Any, Any]:
         return {self.start: gr.update(interactive=True), self.halt: gr.update(interactive=False)}
 
-    def _stop(self, request: gr.Request) -> tuple[str, Any]:
-        self.studio.stop(self._session(request))
-        return status("Stopping after this step; what was reached is kept.", "running"), gr.update(
-            interactive=False
-        )
+    def _stop(self, request: gr.Request) -> tuple[Any, Any]:
+        there = self.studio.stop(self._session(request))
+        said = status("Stopping after this step; what was reached is kept.", "running")
+        return said if there else gr.skip(), gr.update(interactive=False)
 
     def _closed(self, request: gr.Request) -> None:
         session = self.sessions.pop(str(request.session_hash), None)
         if session is not None:
             self.studio.stop(session)
-
-
-def whole(name: str, value: float) -> int:
-    """Return a number of the page as an integer.
-
-    Args:
-        name: what it is.
-        value: the number; None where the field is empty.
-
-    Raises:
-        InputError: it is none.
-    """
-    if not isinstance(value, int | float) or value != int(value):
-        raise InputError(f"{name} must be a whole number, but is {value!r}")
-    return int(value)
 
 
 def _read(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""One run of a task in a thread of its own, as a sequence of events, and the model that all runs share.
+"""Runs of tasks in a thread of their own, each a sequence of events, and the model that all runs share.
 
     Waiting -> Loading -> First -> Progress ... -> Finished | Failed
 
@@ -11,9 +11,9 @@ import queue
 import secrets
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,17 +91,27 @@ class Studio:
 
     def __init__(self, model: Model, folder: Path, loaded: Loaded | None = None) -> None:
         self.model, self.folder, self.line = model, folder, Line()
-        self._loaded, self._working = loaded, dict[threading.Thread, threading.Event]()
+        # One thread for all runs: each new one would leave its share of the allocator's memory behind.
+        self._loaded, self._worker = loaded, ThreadPoolExecutor(1, "studio")
+        self._working: dict[Future[None], threading.Event] = {}
 
     def session(self) -> Session:
         """Return a new session."""
         return Session(self.folder / secrets.token_hex(16))
 
-    def stop(self, session: Session) -> None:
-        """End a session's run after its step, or before it begins; nothing happens if there is none."""
+    def stop(self, session: Session) -> bool:
+        """End a session's run after its step, or before it begins.
+
+        Returns:
+            whether there was one.
+        """
         session.stop.set()
-        if session.place is not None and not session.place.working:
-            self.line.leave(session.place)
+        place = session.place
+        if place is None or place not in self.line:
+            return False
+        if not place.working:
+            self.line.leave(place)
+        return True
 
     def end(self, seconds: float = 60.0) -> None:
         """Stop every run, and wait until their steps have ended.
@@ -109,10 +119,11 @@ class Studio:
         Args:
             seconds: how long to wait at most.
         """
-        until = time.monotonic() + seconds
-        for thread, stop in list(self._working.items()):
+        working = dict(self._working)
+        for stop in working.values():
             stop.set()
-            thread.join(max(0.0, until - time.monotonic()))
+        wait(working, seconds)
+        self._worker.shutdown(wait=False)
 
     def run(self, session: Session, choice: Choice) -> Iterator[Event]:
         """Do what was chosen.
@@ -136,18 +147,17 @@ class Studio:
         events: queue.Queue[Event | None] = queue.Queue()
         started = False
         try:
-            before: int | None = None
-            while (number := self.line.before(place, 0.5)) != 0:
+            shown: int | None = None
+            while (number := self.line.before(place, 0.5)) != 0 or stop.is_set():
                 if number is None or stop.is_set():
                     yield Failed("Stopped before it began.", stopped=True)
                     return
-                if number != before:
+                if number != shown:
                     yield Waiting(number)
-                before = number
-            work = (choice, folder, stop, place, events)
-            thread = threading.Thread(target=self._work, args=work, daemon=True)
-            self._working[thread], started = stop, True
-            thread.start()
+                shown = number
+            work = self._worker.submit(self._work, choice, folder, stop, place, events)
+            self._working[work], started = stop, True
+            work.add_done_callback(lambda done: self._working.pop(done, None))
             while (event := events.get()) is not None:
                 yield event
         finally:
@@ -182,7 +192,6 @@ class Studio:
         finally:
             gc.collect()  # Models and their hooks refer to each other, and the next run loads another one.
             self.line.leave(place)
-            self._working.pop(threading.current_thread(), None)
             events.put(None)
 
     def _result(

@@ -92,8 +92,11 @@ def change(before: float | None, after: float | None) -> str:
         return "not measured"
     if before <= 0:
         return f"{after:.4g} after {before:.4g}"
-    share = round(100 * (after / before - 1))
-    return "unchanged" if not share else f"{abs(share)} % {'lower' if share < 0 else 'higher'}"
+    share = 100 * (after / before - 1)
+    if not round(share):
+        return "unchanged"
+    digits = 1 if -100 < share < -99 else 0  # what is left is not nothing
+    return f"{abs(share):.{digits}f} % {'lower' if share < 0 else 'higher'}"
 
 
 def example(sampler: Sampler) -> Tensor:

@@ -124,12 +124,13 @@ def write_methods(
         reference: (3, height, width), an image that the metric compares with.
     """
     first, *_ = result.methods.values()
+    counted = any(each.calls is not None for each in result.methods.values())
     page.table(
         [
             "",
             *(text for name in first.values for text in (f"{name} (mean, 95 %)", "change")),
-            "recognized by the judge",
-            "denoiser calls",
+            *(["recognized by the judge"] if first.judged is not None else []),
+            *(["denoiser calls"] if counted else []),
         ],
         [
             [
@@ -139,8 +140,8 @@ def write_methods(
                     for name, values in each.values.items()
                     for text in (str(Mean.of(values)), _change(result, name, method))
                 ),
-                "no judge" if each.judged is None else str(each.judged),
-                "" if each.calls is None else str(each.calls),
+                *([] if first.judged is None else [str(each.judged)]),
+                *(["" if each.calls is None else str(each.calls)] if counted else []),
             ]
             for method, each in result.methods.items()
         ],
@@ -157,7 +158,7 @@ def write_methods(
             page.curve(each.losses, "step", f"loss ({method})")
 
 
-def verdict_of(result: MethodsResult, measure: str, method: str, images: str) -> str:
+def verdict_of(result: MethodsResult, measure: str, method: str, images: str, how: str) -> str:
     """Return in whole sentences what a method reached, beside the first one.
 
     Args:
@@ -165,24 +166,21 @@ def verdict_of(result: MethodsResult, measure: str, method: str, images: str) ->
         measure: the measure that is spoken of; lower is better.
         method: the method.
         images: the noun for the images, such as "images of prompts that were not trained on".
+        how: what was done, after "is 20 % lower", such as "after the tuning".
     """
-    (start, first), made = next(iter(result.methods.items())), result.methods[method]
-    noun = "the metric" if measure == "metric" else measure
+    first, made = next(iter(result.methods.values())), result.methods[method]
+    noun, n = "the metric" if measure == "metric" else measure, len(made.images)
     before, after = first.means[measure], made.means[measure]
     text = (
-        f"On {len(made.images)} {images}, {noun} is {change(before, after)} with “{method}” than with “{start}” "
-        f"({before:.4g} before, {after:.4g} after; lower is better)."
+        f"On {n} {images}, {noun} is {change(before, after)} {how} ({before:.4g} before, {after:.4g} after; lower is "
+        "better)."
     )
-    if before > 0 and change(before, after) == "unchanged":
-        text = f"On {len(made.images)} {images}, {noun} is unchanged ({before:.4g}; lower is better)."
     if made.judged is not None and first.judged is not None:
         text += (
-            f" The judge, which no loss contains, recognizes {made.judged.hits} of {made.judged.of} of these images, "
-            f"and {first.judged.hits} of {first.judged.of} of those before."
+            f" The judge, which is in no loss, recognizes {made.judged.hits} of {made.judged.of} of these images, and "
+            f"{first.judged.hits} of {first.judged.of} of those before."
         )
-    if len(made.images) < 10:
-        text += f" {len(made.images)} images are few: look at the intervals."
-    return text
+    return text if n >= 10 else f"{text} With so few images, look at the intervals."
 
 
 def _change(result: MethodsResult, measure: str, method: str) -> str:

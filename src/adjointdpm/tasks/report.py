@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .. import zoo
 from .._types import InputError
 from ..files.atomic_write import write_file
 from ..files.html_report import Page
@@ -94,6 +95,8 @@ def facts_of(sampler: Sampler, config: Mapping[str, Any]) -> dict[str, str]:
     """
     pipe = sampler.pipe
     name = config.get("pretrained_model_name_or_path") or getattr(pipe, "name_or_path", "")
+    if name and Path(name).parent == Path(zoo.__file__).parent:
+        name = Path(name).name
     kind = type(sampler if pipe is None else pipe).__name__
     # A pipeline's own scheduler stands where there is no solver of this library.
     solver = getattr(pipe, "scheduler", sampler) if sampler.solver is None else sampler.solver
@@ -140,7 +143,7 @@ def write_report(
         **page.facts,
     }
     page.heading("How to load the result")
-    page.text(f"The run saved {about.artefact}. Each of these lines loads it:")
+    page.text(f"Saved: {about.artefact}. Each line loads what was saved.")
     page.code("\n".join(about.loading))
     page.heading("What was differentiated, and what it cost")
     page.text(about.differentiated)

@@ -91,7 +91,7 @@ def _verdict(result: AuditResult, ball: Ball) -> str:
     if result.controls:
         others = " and ".join(f"{name} {each.success.hits}" for name, each in result.controls.items())
         text += f" At the same number of denoiser calls, without a gradient: {others} of {n}."
-    return text if n >= 10 else f"{text} {n} images are few: look at the intervals."
+    return text if n >= 10 else f"{text} With so few images, look at the intervals."
 
 
 def _size(ball: Ball) -> str:

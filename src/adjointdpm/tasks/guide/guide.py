@@ -191,7 +191,7 @@ def guide(
         save_noise(result.artefact, best, scheduler=type(sampler.solver).__name__, steps=sampler.steps)
         page = Page("adjointdpm guide: generation towards a metric, without training")
         lowest = min(list(methods)[1:], key=lambda name: methods[name].means["metric"])
-        page.verdict = verdict_of(result, "metric", lowest, "images")
+        page.verdict = verdict_of(result, "metric", lowest, "images", f"with the method “{lowest}”")
         page.text(" ".join(_METHODS[name] for name in methods))
         write_methods(result, page, each)
         closing = About(

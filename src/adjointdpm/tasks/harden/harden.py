@@ -162,7 +162,7 @@ def harden(
             or cannot be copied.
     """
     settings, began = settings or HardenSettings(), time.perf_counter()
-    quietly = RunOptions(run.resume, run.quiet)
+    quietly = RunOptions(resume=run.resume, quiet=run.quiet)
     folder = output_folder(found.folder / "hardened")
     classifier = as_classifier(classifier, example(sampler), "classifier")
     pairs = dict(zip(found.prompts, found.labels, strict=True))

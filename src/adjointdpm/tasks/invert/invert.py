@@ -407,19 +407,11 @@ def _page(result: InvertResult, about: Mapping[str, Any], label: str | None) -> 
         "“seen noise” is what it was trained on, “unseen noise” the same prompts with other noise, and “unseen "
         "concepts” are prompts and noise that it was not trained on."
     )
-    judged = "judge's label" if label is None else f"judge says {label}"
-    page.table(
-        [
-            *("", "metric without the token", "with it", "change"),
-            *(
-                f"{judged}, with the token",
-                "without it",
-                "of the targets",
-                "what the judge names, with the token",
-            ),
-        ],
-        [[name, *_figures(each)] for name, each in result.reports.items()],
-    )
+    head = ["", "metric without the token", "with it", "change"]
+    if any(each.named is not None for each in result.reports.values()):
+        judged = "judge's label" if label is None else f"judge says {label}"
+        head += [f"{judged}, with the token", "without it", "of the targets", "what the judge names"]
+    page.table(head, [[name, *_figures(each)][: len(head)] for name, each in result.reports.items()])
     if result.starts:
         page.heading("initial words")
         page.table(

@@ -23,26 +23,18 @@ __all__ = ["Denoise", "latents_of"]
 
 
 def latents_of(sampler: Sampler, image: Tensor) -> Tensor:
-    """Return an image (3, height, width) in [0, 1] as latents (1, *shape), by the pipeline's own encoder.
+    """Return an image (3, height, width) in [0, 1], resized, as latents (1, *shape) by the model's own encoder.
 
     Raises:
-        InputError: the sampler is no FlowSampler with a VAE of one image's latents.
+        InputError: the sampler is no FlowSampler, or its model cannot encode an image.
     """
-    vae = getattr(getattr(sampler, "model", None), "vae", None)
-    if not isinstance(sampler, FlowSampler) or vae is None or not hasattr(vae.config, "scaling_factor"):
-        raise InputError(
-            "training on the denoising loss needs a FlowSampler over a pipeline with a VAE; leave the comparison out"
-        )
+    if not isinstance(sampler, FlowSampler):
+        raise InputError("training on the denoising loss needs a FlowSampler; leave the comparison out")
     image = functional.interpolate(
         image[None], sampler.image_shape[1:], mode="bilinear", antialias=True, align_corners=False
     )
-    weight = next(vae.parameters())
     with torch.no_grad():
-        z = vae.encode((2 * image - 1).to(weight)).latent_dist.mode().to(image)
-    z = (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
-    if z.shape[1:] != sampler.noise(1).shape[1:]:
-        raise InputError("this pipeline packs its latents, so an image cannot be trained on; leave it out")
-    return z
+        return sampler.model.encode_image(image)
 
 
 class Denoise(Task):

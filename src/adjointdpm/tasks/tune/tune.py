@@ -160,7 +160,7 @@ def tune(
     if Processes.here().first:
         page = Page("adjointdpm tune: weights towards a metric")
         noun = "images of prompts and noise that were not trained on"
-        page.verdict = verdict_of(result, next(iter(measures)), "metric", noun)
+        page.verdict = verdict_of(result, next(iter(measures)), "metric", noun, "after the tuning")
         page.text(
             f"{costs['weights']:,} weights were trained for {settings.max_train_steps} steps on {len(prompts)} "
             f"prompt{'s' if len(prompts) > 1 else ''} with fresh noise at each step. All that is shown and measured "

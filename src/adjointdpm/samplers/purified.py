@@ -1,0 +1,146 @@
+"""`Purified`: a classifier behind diffusion purification, as one differentiable module."""
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import Cond, InputError
+from ..flow.grids import uniform
+from ..solvers.step_noise import StepNoise
+from .base import Sampler, for_batch
+from .flow_sampler import FlowSampler
+
+__all__ = ["Purified"]
+
+
+class Purified(nn.Module):
+    """A classifier that sees each image after it was noised to a time and denoised again.
+
+        x_t = alpha_t x_0 + sigma_t eps,     x_0 the latents of the image
+        x^  = the sampler's own steps from t to the clean end, decoded
+        logits(image) = mean over votes of classifier(x^)
+
+    Use it to audit a purification defence with its true gradient: it is that of the whole chain, noise and all steps
+    included, by the sampler's adjoint and in its memory. Approximations of it (the identity in place of the chain, a
+    few steps of it, an adjoint SDE that is solved anew) can make a defence look stronger than it is. Do not use it as
+    a defence without such an audit.
+
+    Each call draws fresh noise from torch's global generator, unless a seed is given. An attack then needs the mean
+    over several draws, and its success is to be judged on fresh ones.
+
+    Args:
+        sampler: denoises, a `FlowSampler`; with any solver, stochastic ones included, and any adjoint.
+        classifier: images in [0, 1] to logits (batch, classes).
+        t: how far images are noised, as a share of the schedule's range: 0 < t <= 1, DiffPure's t*.
+        steps: number of denoising steps; t times the sampler's own by default, at least 1.
+        votes: number of purifications of each image, of which the logits are averaged.
+        cond: of the denoising, of one prompt; that of an empty prompt by default.
+        seed: of all noise, so that each call is the same function; fresh noise for each call if None.
+
+    Raises:
+        InputError: a sampler of another kind, t outside (0, 1], steps or votes below 1; when called, images of another
+            size, or a model that cannot encode an image.
+
+    References:
+        Nie et al., 2022, arXiv 2205.07460 (DiffPure).
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji", steps=10)
+        >>> defended = adp.Purified(sampler, adp.load_classifier("emoji/resnet"), t=0.2, seed=0)
+        >>> image = torch.rand(1, 3, 64, 64).requires_grad_()
+        >>> defended(image)[0, 0].backward()
+        >>> image.grad.shape
+        torch.Size([1, 3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        classifier: nn.Module,
+        *,
+        t: float = 0.1,
+        steps: int | None = None,
+        votes: int = 1,
+        cond: Cond | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(sampler, FlowSampler):
+            raise InputError(
+                f"purification starts in the middle of the sampling, which a {type(sampler).__name__} cannot; use "
+                "FlowSampler.from_pipeline(pipe)"
+            )
+        if not 0 < t <= 1:
+            raise InputError(f"t is a share of the schedule's range, above 0 and at most 1, but is {t}")
+        for name, value in {"steps": steps, "votes": votes}.items():
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, but is {value}")
+        schedule = sampler.model.schedule
+        self.steps = max(1, round(t * sampler.steps)) if steps is None else steps
+        start = schedule.end + t * (schedule.start - schedule.end)
+        self.sampler = sampler.replace(grid=uniform(schedule, self.steps, start=start))
+        self.classifier, self.t, self.votes, self.seed = classifier, t, votes, seed
+        self.cond = sampler.encode([""]) if cond is None else cond
+
+    def forward(self, images: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch classes"]:
+        """Return the mean logits of the votes.
+
+        Args:
+            images: (batch, 3, height, width), in [0, 1], of the sampler's size.
+        """
+        logits = self.classifier(self.purify(images.repeat(self.votes, *[1] * (images.ndim - 1))))
+        return logits.unflatten(0, (self.votes, len(images))).mean(0)
+
+    def labels(self, images: Float[Tensor, "batch channels h w"]) -> Tensor:
+        """Return the label that most votes give each image, (batch,); the smallest of several.
+
+        Args:
+            images: (batch, 3, height, width), in [0, 1], of the sampler's size.
+        """
+        with torch.no_grad():
+            logits = self.classifier(self.purify(images.repeat(self.votes, *[1] * (images.ndim - 1))))
+        return logits.argmax(1).unflatten(0, (self.votes, len(images))).mode(0).values
+
+    def purify(self, images: Float[Tensor, "batch channels h w"]) -> Tensor:
+        """Return images after they were noised and denoised, with a graph to what they were before.
+
+        Args:
+            images: (batch, 3, height, width), in [0, 1], of the sampler's size.
+
+        Raises:
+            InputError: images of another size, or a model that cannot encode an image.
+        """
+        if tuple(images.shape[1:]) != tuple(self.sampler.image_shape):
+            raise InputError(
+                f"this sampler makes images of {tuple(self.sampler.image_shape)}, but {tuple(images.shape[1:])} are to "
+                "be purified; resize them first, as a part of what is audited"
+            )
+        seed = int(torch.randint(2**62, ())) if self.seed is None else self.seed
+        latents = self.sampler.model.encode_image(images)
+        draw = torch.randn(
+            latents.shape, generator=torch.Generator().manual_seed(seed), dtype=latents.dtype
+        )
+        return self._with_noise(seed + 1)(self._noised(latents, draw.to(latents)), self._cond(images))
+
+    def _noised(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Return x_t, divided by the prior's deviation, by which the sampler multiplies what it starts from."""
+        schedule, start = self.sampler.model.schedule, self.sampler.times()[:1]
+        alpha, sigma, prior = (
+            f(start).to(latents) for f in (schedule.alpha, schedule.sigma, schedule.prior_std)
+        )
+        return (alpha * latents + sigma * noise) / prior
+
+    def _with_noise(self, seed: int) -> FlowSampler:
+        """Return the sampler, whose solver draws the noise of its steps from a seed, if it draws any."""
+        solver: Any = self.sampler.solver
+        if is_dataclass(solver) and any(each.name == "noise" for each in fields(solver)):
+            return self.sampler.replace(solver=replace(solver, noise=StepNoise(seed)))  # type: ignore[type-var]
+        return self.sampler
+
+    def _cond(self, images: Tensor) -> Cond:
+        return for_batch(self.cond, len(images)) if len(self.cond) else self.cond
