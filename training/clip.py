@@ -7,8 +7,9 @@ A batch has B renders, their captions, and for each of them three false captions
     loss = -log softmax_j(l_i.)[i] - log softmax_i(l_.i)[i] + what linear heads on f's last state miss of the attributes
 
 Other captions that describe render i, too, are left out of its softmax. The heads are not exported. The renders are
-placed once (`cached`); colours, styles and a shift of up to 4 pixels are new each time. In the first steps (`--halved`) the
-image tower is given a random half of the patches, which halves its cost (Li et al., 2023, arXiv 2212.00794).
+placed once (`cached`); colours, styles and a shift of up to 4 pixels are new each time. In the first steps
+(`--halved`) the image tower is given a random half of the patches, which halves its cost (Li et al., 2023, arXiv
+2212.00794).
 
 The judge has another patch, depth and width, other seeds and other renders, and serves measurement alone: it is never
 part of a loss.
@@ -187,7 +188,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--cache", type=int, default=16_384)
     parser.add_argument("--halved", type=int, default=800, help="steps with half of the patches")
-    parser.add_argument("--line_drawings", type=float, default=SHARES["line drawing"], help="share of these")
+    parser.add_argument(
+        "--line_drawings", type=float, default=SHARES["line drawing"], help="share of these"
+    )
     parser.add_argument("--save_every", type=int, default=100)
     parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
@@ -199,7 +202,9 @@ def main() -> None:
     ids = caption_ids(tokenizer, renderer)
     shares = torch.tensor([SHARES[name] for name in renderer.styles])
     lines = renderer.styles.index("line drawing")
-    shares[lines] = args.line_drawings * (1 - shares[lines]) / (1 - args.line_drawings)  # multinomial normalizes
+    shares[lines] = (
+        args.line_drawings * (1 - shares[lines]) / (1 - args.line_drawings)
+    )  # multinomial normalizes
 
     def make(rows: range) -> dict[str, Tensor]:
         draws = torch.Generator().manual_seed(kind.data_seed * 1_000_003 + rows.start)

@@ -129,7 +129,10 @@ def test_bundled_rewards_are_found_by_their_names(emoji):
     assert torch.equal(read("preference:emoji/judge/preference"), -other)
     with pytest.raises(adp.InputError, match="has 234"):
         read("preference:emoji/resnet")
-    assert networks.used == {"clip_model", *(f"preference emoji/{name}" for name in ("preference", "judge/preference"))}
+    assert networks.used == {
+        "clip_model",
+        *(f"preference emoji/{name}" for name in ("preference", "judge/preference")),
+    }
 
 
 def test_a_plus_and_spaces_belong_to_the_argument(networks, tmp_path, monkeypatch):
