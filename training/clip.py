@@ -64,7 +64,7 @@ KINDS = {
         _tower(128, 384, 4, 4, image_size=64, patch_size=8), _tower(128, 256, 2, 4), 128, 13, 13, 1000
     ),
     "judge-clip": Kind(
-        _tower(144, 288, 5, 6, image_size=72, patch_size=12), _tower(96, 192, 1, 4), 96, 17, 17, 1100
+        _tower(144, 288, 5, 6, image_size=72, patch_size=12), _tower(96, 192, 1, 4), 96, 17, 17, 1400
     ),
 }
 
