@@ -46,6 +46,7 @@ def ranked(name: str, renderer: Renderer, batch: Batch) -> dict[str, Any]:
     styles = {
         style: share(right["caption"][batch.styles == number])
         for number, style in enumerate(renderer.styles)
+        if bool((batch.styles == number).any())
     }
     return {**{what: share(each) for what, each in right.items()}, "caption by style": styles}
 

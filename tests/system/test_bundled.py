@@ -164,9 +164,9 @@ def test_labels_are_looked_up_by_name():
 REWARDS = ("emoji/clip", "emoji/judge/clip", "emoji/preference", "emoji/judge/preference")
 
 
-@pytest.mark.parametrize("name", REWARDS[:2])
-def test_clip_finds_the_caption_of_renders_among_all_captions(renders, name):
-    """90 % of many are asked (the model card has the figure); 86 % of these 234, for chance's sake."""
+@pytest.mark.parametrize(("name", "least"), [("emoji/clip", 0.83), ("emoji/judge/clip", 0.53)])
+def test_clip_finds_the_caption_of_renders_among_all_captions(renders, name, least):
+    """The model cards have the figures over more renders, 88 and 60 %; less of these 234, for chance's sake."""
     images, labels = renders
     about = json.loads((zoo.folder("emoji") / "emoji.json").read_text())
     every = list(itertools.product(about["concepts"], about["colours"], about["styles"]))
@@ -178,7 +178,7 @@ def test_clip_finds_the_caption_of_renders_among_all_captions(renders, name):
         found = (image_features(model, preprocess, images) @ texts.T).argmax(1)
     own = zip(labels["concepts"], labels["colours"], labels["styles"], strict=True)
     right = [every[int(i)] == each for i, each in zip(found, own, strict=True)]
-    assert sum(right) / len(right) >= 0.86
+    assert sum(right) / len(right) >= least
     # The reward's own way to a number, one text at a time, ranks as the batch above does.
     reward, few = ClipScore(model, tokenizer, preprocess), [caption(about, *every[i]) for i in (0, 1, 70)]
     with torch.no_grad():
