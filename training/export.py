@@ -1,6 +1,7 @@
 """Write the trained weights as the packaged folders, in float16.
 
-`emoji/` loads with `StableDiffusionPipeline.from_pretrained`, `emoji-resnet/` and the other classifiers with
+`emoji/` loads with `StableDiffusionPipeline.from_pretrained`, `emoji-clip/` and its judge with
+`CLIPModel.from_pretrained`, `emoji-resnet/`, the other classifiers and the preferences with
 `AutoModelForImageClassification.from_pretrained`. `MANIFEST.json` in each maps every file but itself
 and the model card (README.md, which is edited by hand) to its SHA-256. The same checkpoints give
 the same bytes.
@@ -12,12 +13,15 @@ import json
 from functools import partial
 from pathlib import Path
 
+import clip
+import preference
 import torch
 from classifier import KINDS, load_classifier
 from diffusers import AutoencoderKL
 from diffusion import load_pipeline
 from render import COLOURS, Renderer, phrase
 from safetensors.torch import load_file, save_file
+from tokenizer import build
 from vae import RUNS
 
 ZOO = Path(__file__).parents[1] / "src" / "adjointdpm" / "zoo"
@@ -68,11 +72,16 @@ def for_every_version(folder: Path) -> None:
         f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(weights).items()
     }
     save_file(tensors, weights, {"format": "pt"})
-    model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    write_vocabulary(folder / "tokenizer")
+
+
+def write_vocabulary(folder: Path) -> None:
+    """Lay a saved tokenizer's vocabulary and merges out as files of their own, too."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
     vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
-    (folder / "tokenizer" / "vocab.json").write_text(vocabulary + "\n")
+    (folder / "vocab.json").write_text(vocabulary + "\n")
     merges = ["#version: 0.2", *map(" ".join, model["merges"])]
-    (folder / "tokenizer" / "merges.txt").write_text("\n".join(merges) + "\n")
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
 
 
 def export_pipeline(runs: Path, folder: Path) -> int:
@@ -104,6 +113,27 @@ def export_classifier(name: str, runs: Path, folder: Path) -> int:
     return write_manifest(folder)
 
 
+def export_clip(name: str, runs: Path, folder: Path) -> int:
+    """Write the folder of a CLIP; returns its size in bytes."""
+    tokenizer = build(Renderer())
+    model = clip.load_trained_clip(name, tokenizer, runs)
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_vocabulary(folder)
+    side = model.config.vision_config.image_size
+    size = {"size": {"height": side, "width": side}, "crop_size": {"height": side, "width": side}}
+    kind = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, "do_convert_rgb": True}
+    write_json(folder / "preprocessor_config.json", {**PREPROCESSOR, **kind, **size})
+    return write_manifest(folder)
+
+
+def export_preference(name: str, runs: Path, folder: Path) -> int:
+    """Write a preference's folder; returns its size in bytes."""
+    preference.load_trained_preference(name, runs).half().save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    return write_manifest(folder)
+
+
 def main() -> None:
     """Export whatever has a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -112,6 +142,8 @@ def main() -> None:
     args = parser.parse_args()
     exports = {"diffusion": ("emoji", export_pipeline)}
     exports |= {name: (f"emoji-{name}", partial(export_classifier, name)) for name in KINDS}
+    exports |= {name: (f"emoji-{name}", partial(export_clip, name)) for name in clip.KINDS}
+    exports |= {name: (f"emoji-{name}", partial(export_preference, name)) for name in preference.KINDS}
     for run, (name, write) in exports.items():
         if not (args.runs / run / "checkpoint.safetensors").exists():
             print(f"{name}: no checkpoint in {args.runs / run}, skipped")

@@ -35,8 +35,7 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for weight in (w for w in group["params"] if w.grad is not None):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                rows, columns = len(weight), weight.numel() // max(1, len(weight))
-                matrix = weight.ndim >= 2 and min(rows, columns) >= 32
+                matrix = weight.ndim >= 2 and min(len(weight), weight[0].numel()) >= 32
                 update = self._orthogonal(weight) if matrix else self._adam(weight)
                 weight.sub_(update, alpha=group["lr"])
 

@@ -107,11 +107,21 @@ class Renderer:
 
     def draw(self, concepts: Tensor, colours: Tensor, styles: Tensor, u: Tensor) -> Batch:
         """Render what is asked for; u (B, 7) in [0, 1) decides colour jitter (3), size, angle and place (2)."""
-        background = (self._background[colours] + JITTER * (2 * u[:, :3] - 1)).clamp(0, 1)
-        scale = 0.6 + 0.35 * u[:, 3]
-        angle = math.radians(25) * (2 * u[:, 4] - 1)
-        shift = (1 - scale)[:, None] * (2 * u[:, 5:7] - 1)
-        glyph = self._place(concepts, scale, angle, shift)
+        return self.compose(self.place(concepts, u[:, 3:]), concepts, colours, styles, u[:, :3])
+
+    def place(self, concepts: Tensor, u: Tensor) -> Tensor:
+        """Premultiplied glyphs (B, 4, 64, 64) on nothing; u (B, 4) decides size, angle and place (2).
+
+        Within [0, 1) the whole glyph is in the frame, at 60 to 95 % of its side; beyond, it is smaller or cut off.
+        """
+        scale = 0.6 + 0.35 * u[:, 0]
+        angle = math.radians(25) * (2 * u[:, 1] - 1)
+        shift = (1 - scale)[:, None] * (2 * u[:, 2:4] - 1)
+        return self._place(concepts, scale, angle, shift)
+
+    def compose(self, glyph: Tensor, concepts: Tensor, colours: Tensor, styles: Tensor, u: Tensor) -> Batch:
+        """Put placed glyphs on backgrounds, whose colours u (B, 3) in [0, 1) varies, and apply the styles."""
+        background = (self._background[colours] + JITTER * (2 * u - 1)).clamp(0, 1)
         images = (glyph[:, :3] + (1 - glyph[:, 3:]) * background[:, :, None, None]).clamp(0, 1)
         return Batch(apply(images, background, styles).clamp(0, 1), concepts, colours, styles)
 

@@ -41,6 +41,7 @@ def test_defaults_of_the_bundled_model_are_for_it_alone(tmp_path):
     saved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert saved["prompt"] == ["a cat", "a dog"]
     assert saved["judge"] == "none"
+    assert saved["clip_model"] == "openai/clip-vit-base-patch32"
     assert saved["guidance_scale"] is saved["features"] is saved["classifier"] is None
     methods = load_result(tmp_path / "out")["result"]["methods"]
     assert all(each["judged"] is None for each in methods.values())

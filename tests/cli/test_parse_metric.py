@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import adjointdpm as adp
+from adjointdpm import zoo
 from adjointdpm.cli.parse_metric import Networks, metric_of
 from adjointdpm.files.images import as_8_bit, png
 from adjointdpm.metrics import (
@@ -111,6 +112,27 @@ def test_rewards_of_clip_are_those_of_their_folder(emoji, tmp_path):
     save_file({"0.weight": torch.ones(1, 7)}, tmp_path / "wide.safetensors")
     with pytest.raises(adp.InputError, match=r"embeddings of 7 numbers, but those of .* have 5"):
         read(f"aesthetic:{tmp_path / 'wide.safetensors'}")
+
+
+def test_bundled_rewards_are_found_by_their_names(emoji):
+    networks, x, prompts = Networks(emoji, clip_model="emoji/clip"), images(), ["a cat", "a red apple"]
+
+    def read(*texts):
+        return for_prompts(metric_of(texts, networks), prompts)(x)
+
+    clip = ClipScore(*zoo.load_clip("emoji/clip")).scores(x, prompts)
+    assert torch.equal(read("clip-score"), -clip)
+    scores = zoo.load_preference("emoji/preference").scores(x)
+    assert torch.equal(read("0.5*preference"), -0.5 * scores)
+    assert torch.equal(read("at-least:2:preference"), (2 - scores).relu())
+    other = zoo.load_preference("emoji/judge/preference").scores(x)
+    assert torch.equal(read("preference:emoji/judge/preference"), -other)
+    with pytest.raises(adp.InputError, match="has 234"):
+        read("preference:emoji/resnet")
+    assert networks.used == {
+        "clip_model",
+        *(f"preference emoji/{name}" for name in ("preference", "judge/preference")),
+    }
 
 
 def test_a_plus_and_spaces_belong_to_the_argument(networks, tmp_path, monkeypatch):

@@ -193,18 +193,19 @@ class NetworkOptions:
     Args:
         features: Classifier whose features style and content compare.
         layer: Index of a hidden state to compare. May be repeated; the first three are compared by default.
-        clip_model: CLIP model for the metrics clip-text and clip-image.
+        clip_model: CLIP model for the metrics of CLIP; openai/clip-vit-base-patch32 with a model of your own.
         classifier: Classifier for the metrics label and margin.
     """
 
     features: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
     layer: Annotated[tuple[int, ...], Range(-1000, 1000)] = ()
-    clip_model: str = Networks.clip_model
+    clip_model: Annotated[str | None, ForBundled("emoji/clip", Networks.clip_model)] = None
     classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
 
     def networks(self, sampler: Sampler) -> Networks:
         """Return the networks."""
-        return Networks(sampler, self.features, self.layer, self.classifier, self.clip_model)
+        clip = self.clip_model or Networks.clip_model
+        return Networks(sampler, self.features, self.layer, self.classifier, clip)
 
 
 def in_one_process(command: str) -> None:

@@ -10,6 +10,7 @@ label:NAME, margin:NAME          a classifier's -log probability, or margin, of 
 clip-text:TEXT, clip-image:FILE  1 - cosine similarity
 clip-score, pick-score[:MODEL]   rewards that read each image's prompt; higher is better: they count with a minus
 hps-v2:MODEL                     the same, by a CLIPModel with the weights of HPSv2
+preference[:MODEL]               a network fitted to choices between images; by default the bundled one, for its images
 aesthetic:FILE                   a head in safetensors on the embeddings of --clip_model; it reads no prompt
 at-least:NUMBER:REWARD           what one of these rewards lacks to a number
 MODULE:FUNCTION                  your own function of images (batch, 3, height, width) in [0, 1] to (batch,), lower is
@@ -48,7 +49,6 @@ from ..metrics import (
     Style,
     Sum,
     effect,
-    load_clip,
     user_function,
 )
 from ..metrics.base import Weighable
@@ -59,10 +59,12 @@ from ..metrics.rewards import (
     FunctionReward,
     HPSv2,
     PickScore,
+    Preference,
     Reward,
     load_aesthetic,
 )
 from ..samplers.base import Sampler
+from ..zoo import load_clip, load_preference
 from .parse_sampler import classifier_of, using
 
 __all__ = ["Networks", "guarded_effect", "image_folder", "image_option", "metric_of"]
@@ -71,7 +73,7 @@ PICK_SCORE, PICK_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-
 _TERM = re.compile(r"^\s*(?:(?P<weight>[^:*]*)\*)?\s*(?P<kind>[\w.-]+)\s*(?::(?P<rest>.*))?$", re.DOTALL)
 _KINDS = (
     "pixels", "content", "style", "wasserstein", "effect", "chroma", "background", "label", "margin", "clip-text",
-    "clip-image", "clip-score", "pick-score", "hps-v2", "aesthetic", "at-least",
+    "clip-image", "clip-score", "pick-score", "hps-v2", "aesthetic", "preference", "at-least",
 )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ class Networks:
         features: a classifier whose hidden states style and content are of; None for none.
         layer: indices of the hidden states; the first three if there are none.
         classifier: for labels; None for none.
-        clip_model: a CLIP model's folder or name.
+        clip_model: a CLIP model: bundled, a folder, or a name on a hub.
     """
 
     sampler: Sampler
@@ -153,7 +155,7 @@ class Networks:
         """Return a CLIP model, its tokenizer and its preprocessing.
 
         Args:
-            name: a folder, or a name on a hub; that of `clip_model` if None.
+            name: a bundled one, a folder, or a name on a hub; that of `clip_model` if None.
             processor: see `load_clip`.
         """
         source = self.clip_model if name is None else name
@@ -164,6 +166,11 @@ class Networks:
                 return model.to(self.device), tokenizer, preprocess
 
         return self._once("clip_model" if name is None else f"clip {name}", load)
+
+    def preference(self, name: str) -> Preference:
+        """Return a preference by its name."""
+        with using(f"the preference {name!r}"):
+            return self._once(f"preference {name}", lambda: load_preference(name, device=self.device))
 
     def image(self, path: str, same: bool = False) -> Tensor:
         """Return an image where the networks are."""
@@ -272,7 +279,7 @@ def _single(kind: str, rest: str, networks: Networks) -> Any:
         name = f"{kind}:{rest}"
         with using(f"the metric {name}"):
             return _own(name, user_function(name))
-    if not rest and kind not in ("pixels", "content", "chroma", "clip-score", "pick-score"):
+    if not rest and kind not in ("pixels", "content", "chroma", "clip-score", "pick-score", "preference"):
         raise InputError(f"the metric {kind} needs something after a colon; see adjointdpm tune --help")
     if rest and kind in ("chroma", "clip-score"):
         raise InputError(f"the metric {kind} takes nothing after it, but {rest!r} was given")
@@ -298,6 +305,7 @@ def _single(kind: str, rest: str, networks: Networks) -> Any:
         ),
         "hps-v2": lambda: HPSv2(*networks.clip(rest)[:2]),
         "aesthetic": lambda: _aesthetic(rest, networks),
+        "preference": lambda: networks.preference(rest or "emoji/preference"),
         "at-least": lambda: _at_least(rest, networks),
     }
     return makes[kind]()

@@ -1,8 +1,10 @@
-"""The bundled models: a small text-to-image model of emoji-like images, and classifiers of them.
+"""The bundled models: a small text-to-image model of emoji-like images, and classifiers and rewards of them.
 
     emoji                                       the text-to-image model
     emoji/resnet, emoji/hgnet, emoji/poolformer, emoji/bit      classifiers of its 234 concepts, to be audited
-    emoji/judge, emoji/judge/colour, emoji/judge/style          for evaluation only: never a target, never in a loss
+    emoji/clip, emoji/preference                                rewards: what the caption says, what is well made
+    emoji/judge, emoji/judge/colour, emoji/judge/style,
+    emoji/judge/clip, emoji/judge/preference                    for evaluation only: never a target, never in a loss
 
 All are ordinary folders of diffusers and transformers, trained by the scripts under `training/`. Every file
 is checked against the hash in its folder's MANIFEST.json before it is read.
@@ -10,7 +12,9 @@ is checked against the hash in its folder's MANIFEST.json before it is read.
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +23,23 @@ from .._types import InputError
 from ..adjoints import Adjoint
 from ..files.pretrained import load_pretrained_pipeline
 from ..flow.grids import Grid, uniform
+from ..metrics import clip
 from ..metrics.image_classifier import Classifier, PlainClassifier, read_classifier
+from ..metrics.rewards import Preference, read_preference
 from ..pipelines.pipeline_model import PipelineModel
 from ..samplers.flow_sampler import FlowSampler
 from ..solvers import Solver
 
-__all__ = ["Classifier", "PlainClassifier", "bundled", "folder", "load_bundled", "load_classifier"]
+__all__ = [
+    "Classifier",
+    "PlainClassifier",
+    "bundled",
+    "folder",
+    "load_bundled",
+    "load_classifier",
+    "load_clip",
+    "load_preference",
+]
 
 
 def bundled(name: str) -> bool:
@@ -192,3 +207,57 @@ def load_classifier(name: str = "emoji/resnet", *, device: str | torch.device = 
         True
     """
     return read_classifier(str(folder(name)) if bundled(name) else name, device)
+
+
+def load_clip(
+    name: str = "emoji/clip", *, processor: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any, Callable[[Tensor], Tensor]]:
+    """Load a bundled CLIP, or any CLIP of transformers, as `metrics.load_clip` does.
+
+    The bundled ones know the captions of the bundled model and nothing else: "a red apple on a blue background", "a
+    pixel art cat". Optimize `ClipScore` with "emoji/clip", and judge the result with "emoji/judge/clip".
+
+    Args:
+        name: a bundled CLIP, a folder of transformers, or a model's name on a hub.
+        processor: where the tokenizer and the image processor come from, if they are not beside the model.
+        dtype: of the model's weights; the bundled files hold float16.
+
+    Returns:
+        the model, the tokenizer and the preprocessing.
+
+    Raises:
+        InputError: a bundled file is missing or damaged, or `metrics.load_clip` cannot load the model.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> reward = adp.metrics.rewards.ClipScore(*adp.zoo.load_clip("emoji/clip"))
+        >>> reward.scores(torch.zeros(1, 3, 64, 64), ["a black cat"]).shape
+        torch.Size([1])
+    """
+    return clip.load_clip(str(folder(name)) if bundled(name) else name, processor=processor, dtype=dtype)
+
+
+def load_preference(name: str = "emoji/preference", *, device: str | torch.device = "cpu") -> Preference:
+    """Load a bundled preference, or any image classifier of transformers with one label, its weights frozen.
+
+    The bundled one prefers renders that are large, whole, centred, sharp and saturated. Judge what was optimized for it
+    with "emoji/judge/preference".
+
+    Args:
+        name: a bundled preference, a folder of transformers, or a model's name on a hub.
+        device: the device of the weights.
+
+    Returns:
+        the reward.
+
+    Raises:
+        InputError: a bundled file is missing or damaged, or `metrics.rewards.read_preference` cannot read the model.
+
+    Examples:
+        >>> import torch
+        >>> import adjointdpm as adp
+        >>> adp.zoo.load_preference()(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1])
+    """
+    return read_preference(str(folder(name)) if bundled(name) else name, device)

@@ -5,6 +5,7 @@
 
 ClipScore, PickScore, HPSv2   the cosine of CLIP's embeddings of image and prompt, each with its own scale
 Aesthetic                     a head on CLIP's embedding of the image; it reads no prompt
+Preference                    a network that was fitted to choices between two images; it reads no prompt
 FunctionReward                your own r(images, prompts)
 
 A reward is a network's opinion, and an optimization can raise it without changing what a person sees. So judge what was
@@ -14,6 +15,7 @@ that can run code when it is loaded, which this library does not read.
 
 from .aesthetic import Aesthetic, load_aesthetic
 from .clip_rewards import ClipScore, HPSv2, PickScore
+from .preference import Preference, read_preference
 from .reward import FunctionReward, Reward, Threshold, check_prompts_matter
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "FunctionReward",
     "HPSv2",
     "PickScore",
+    "Preference",
     "Reward",
     "Threshold",
     "check_prompts_matter",
     "load_aesthetic",
+    "read_preference",
 ]
