@@ -167,7 +167,8 @@ def main() -> None:
         truth = torch.tensor(
             [judges["concept"].index(label) for label, _ in shown for _ in range(flags.noises)]
         )
-        weight: float = CONTENT[effect] if effect in CONTENT else flags.content
+        default: float = flags.content
+        weight = CONTENT.get(effect, default)
         image = reference(sampler, effect, place)
         style = SlicedWasserstein(image)
         # Divided by what it is without the token, so that one weight of the content fits all effects.
