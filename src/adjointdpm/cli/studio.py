@@ -67,9 +67,11 @@ class StudioFolder:
 
     Args:
         output_dir: Folder for the results of all runs; each start of the studio makes one of its own in it.
+        verbose: Say what is done: all settings, the model, validations, checkpoints.
     """
 
     output_dir: Path = Path("outputs/studio")
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
