@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 import adjointdpm as adp
-from adjointdpm.files.images import as_8_bit, png
+from adjointdpm.files.images import as_8_bit, image_file, png
 from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import load_result
 from adjointdpm.tasks.sampling import noise_of
@@ -57,9 +57,13 @@ def test_all_images_of_a_task_are_guided_away_from_the_negative_prompt(tmp_path)
     noise = noise_of(sampler, [key(0, "seen noise", 0)])
     with torch.no_grad():
         away, plain = (
-            png(as_8_bit(sampler(noise, sampler.encode("a cat", each)))[0]) for each in ("blue", "")
+            sampler(noise, sampler.encode("a cat", each))[0].clamp(0, 1) for each in ("blue", "")
         )
-    assert (tmp_path / "without-token" / "00000.png").read_bytes() == away != plain
+    found = image_file(tmp_path / "without-token" / "00000.png")
+    assert (
+        float((found - away).abs().max()) < 2 / 255
+    )  # the other process may have another number of threads
+    assert float((found - plain).abs().max()) > 0.1
 
 
 def test_a_metric_is_a_goal_and_repeats_to_the_bit(tmp_path):

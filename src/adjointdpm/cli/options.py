@@ -193,7 +193,7 @@ class NetworkOptions:
     Args:
         features: Classifier whose features style and content compare.
         layer: Index of a hidden state to compare. May be repeated; the first three are compared by default.
-        clip_model: CLIP model for the metrics of CLIP; openai/clip-vit-base-patch32 with a model of your own.
+        clip_model: CLIP model for the metrics and rewards of CLIP.
         classifier: Classifier for the metrics label and margin.
     """
 
