@@ -174,7 +174,7 @@ def test_a_token_takes_the_style_of_an_uploaded_image(visit, tmp_path):
     with Image.open(reference) as kept:
         assert np.array_equal(np.asarray(kept), levels)
     found = load_result(re.sub(r"reference-\d+\.png$", "1-token", reference))
-    assert found["settings"]["goal"] == f"MetricGoal(style:{reference} + 0.3*content)"
+    assert found["settings"]["goal"] == f"a low value of style:{reference} + 0.3*content"
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 

@@ -184,6 +184,7 @@ FEWER = {
         **{"a red apple": "a cat", "a cat on a dog": "a cat"},
     },
     "index.md": {},
+    "surrogates.md": {},
 }
 ELSEWHERE = {"your-pipeline.md", "coming-from.md", "your-network.md"}  # above, on pipelines of their own
 
@@ -207,6 +208,10 @@ def before(page, tmp_path, monkeypatch):
         tokenizer().save_pretrained("clip")
     if page == "choosing-an-adjoint.md":
         names = {"adp": adp, "sampler": adp.load_bundled("emoji", steps=2), "metric": adp.metrics.Chroma()}
+    if page == "surrogates.md":
+        sampler = adp.load_bundled("emoji", steps=4)
+        names = {"adp": adp, "sampler": sampler, "noise": sampler.noise(1), "reward": adp.metrics.Chroma()}
+        names["cond"] = sampler.encode("a cat").requires_grad_()
     if page == "families.md":
         of("sd3").make().save_pretrained("sd3")
         names["vectors"] = torch.zeros(1, 8)
@@ -269,7 +274,9 @@ def test_a_reward_is_checked_and_lowered_as_the_page_says(before, page):
     assert names["tuned"].artefact.is_file()
 
 
-@pytest.mark.parametrize("page", ["many-gpus.md", "choosing-an-adjoint.md", "families.md", "index.md"])
+@pytest.mark.parametrize(
+    "page", ["many-gpus.md", "choosing-an-adjoint.md", "surrogates.md", "families.md", "index.md"]
+)
 @pytest.mark.filterwarnings(
     "ignore:`torch_dtype` is deprecated"
 )  # the lowest diffusers knows no other name
