@@ -16,6 +16,9 @@ from tests import ROOT
 TOOLS = {
     "gradio",
     "hatchling",
+    "ipykernel",
+    "nbclient",
+    "nbformat",
     "playwright",
     "pyright",
     "ruff",
