@@ -93,8 +93,7 @@ class Purified(nn.Module):
         Args:
             images: (batch, 3, height, width), in [0, 1], of the sampler's size.
         """
-        logits = self.classifier(self.purify(images.repeat(self.votes, *[1] * (images.ndim - 1))))
-        return logits.unflatten(0, (self.votes, len(images))).mean(0)
+        return self._votes(images).mean(0)
 
     def labels(self, images: Float[Tensor, "batch channels h w"]) -> Tensor:
         """Return the label that most votes give each image, (batch,); the smallest of several.
@@ -103,8 +102,7 @@ class Purified(nn.Module):
             images: (batch, 3, height, width), in [0, 1], of the sampler's size.
         """
         with torch.no_grad():
-            logits = self.classifier(self.purify(images.repeat(self.votes, *[1] * (images.ndim - 1))))
-        return logits.argmax(1).unflatten(0, (self.votes, len(images))).mode(0).values
+            return self._votes(images).argmax(2).mode(0).values
 
     def purify(self, images: Float[Tensor, "batch channels h w"]) -> Tensor:
         """Return images after they were noised and denoised, with a graph to what they were before.
@@ -126,6 +124,11 @@ class Purified(nn.Module):
             latents.shape, generator=torch.Generator().manual_seed(seed), dtype=latents.dtype
         )
         return self._with_noise(seed + 1)(self._noised(latents, draw.to(latents)), self._cond(images))
+
+    def _votes(self, images: Tensor) -> Tensor:
+        """Return the logits of each vote, (votes, batch, classes)."""
+        logits = self.classifier(self.purify(images.repeat(self.votes, *[1] * (images.ndim - 1))))
+        return logits.unflatten(0, (self.votes, len(images)))
 
     def _noised(self, latents: Tensor, noise: Tensor) -> Tensor:
         """Return x_t, divided by the prior's deviation, by which the sampler multiplies what it starts from."""
