@@ -132,7 +132,7 @@ def seconds(pipe: Any, guidance: float) -> tuple[float, float]:
     warm = time.perf_counter() - start
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "adjointdpm", "sample", prompts[0], "--batch", "1"]
+        command = [sys.executable, "-m", "adjointdpm", "sample", "--prompt", prompts[0], "--batch", "1"]
         subprocess.run([*command, "--output_dir", folder], check=True, stdout=subprocess.DEVNULL)
     return warm, time.perf_counter() - start
 

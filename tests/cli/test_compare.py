@@ -14,7 +14,17 @@ from tests.tiny.families import of
 
 def test_compare_prints_a_table_and_writes_json_csv_and_a_plot(tmp_path):
     done = adjointdpm(
-        *("compare", "a cat", "--output_dir", str(tmp_path), "--num_inference_steps", "2", "--repeats", "1")
+        *(
+            "compare",
+            "--prompt",
+            "a cat",
+            "--output_dir",
+            str(tmp_path),
+            "--num_inference_steps",
+            "2",
+            "--repeats",
+            "1",
+        )
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "compare.json").read_text())
@@ -48,6 +58,7 @@ def test_compare_differentiates_any_model_with_the_adjoints_that_are_named(tmp_p
     done = adjointdpm(
         *(
             "compare",
+            "--prompt",
             "a cat",
             "--pretrained_model_name_or_path",
             str(tmp_path / "model"),
@@ -82,6 +93,7 @@ def test_surrogates_are_compared_by_the_gradient_of_a_new_lora(tmp_path):
     done = adjointdpm(
         *(
             "compare",
+            "--prompt",
             "a cat",
             "--output_dir",
             str(tmp_path),
@@ -108,7 +120,7 @@ def test_surrogates_are_compared_by_the_gradient_of_a_new_lora(tmp_path):
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
-    cat = ["compare", "a cat", "--num_inference_steps", "2", "--no_check"]
+    cat = ["compare", "--prompt", "a cat", "--num_inference_steps", "2", "--no_check"]
     refused(
         tmp_path,
         {

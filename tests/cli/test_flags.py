@@ -16,8 +16,8 @@ from adjointdpm.cli.main import COMMANDS, app
 from adjointdpm.tasks import AuditSettings, GuideSettings, InvertSettings, Lora, TuneSettings
 
 NEEDED = {
-    "sample": ["a cat"],
-    "compare": ["a cat"],
+    "sample": ["--prompt", "a cat"],
+    "compare": ["--prompt", "a cat"],
     "demo": [],
     "tune": ["--metric", "chroma", "--prompt", "a cat", "--validation_prompt", "a dog"],
     "invert": ["--prompt", "a <effect> cat", "--validation_prompt", "a <effect> dog"],
@@ -63,7 +63,7 @@ def test_every_field_is_a_flag_with_its_default_and_a_sentence(name):
     for flag in flags.values():
         parameter = parameters[flag.name]
         assert parameter.required == (flag.default is MISSING)
-        assert flag.positional or f"--{flag.name}" in parameter.opts
+        assert f"--{flag.name}" in parameter.opts
         assert flag.about[0].isupper()
         assert flag.about.rstrip("]").endswith((".", "own")), flag.about
 

@@ -8,7 +8,17 @@ from tests.tiny.commands import adjointdpm
 
 
 def test_verbose_says_all_settings_and_what_is_done_and_the_default_does_not(tmp_path):
-    sample = ["sample", "a cat", "--batch", "1", "--num_inference_steps", "2", "--quiet", "--output_dir"]
+    sample = [
+        "sample",
+        "--prompt",
+        "a cat",
+        "--batch",
+        "1",
+        "--num_inference_steps",
+        "2",
+        "--quiet",
+        "--output_dir",
+    ]
     said = adjointdpm(*sample, str(tmp_path / "said"), "--verbose")
     silent = adjointdpm(*sample, str(tmp_path / "silent"))
     assert (said.returncode, silent.returncode, silent.stderr) == (0, 0, "")

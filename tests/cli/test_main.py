@@ -25,12 +25,12 @@ def test_the_module_is_the_command(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "a xylophone"], "xylophone"),
-        (["sample", "a cat", "--num_inference_steps", "0"], "at least 1"),
-        (["sample", "a cat", "--output_dir", "/dev/null/here"], "cannot write"),
+        (["sample", "--prompt", "a xylophone"], "xylophone"),
+        (["sample", "--prompt", "a cat", "--num_inference_steps", "0"], "at least 1"),
+        (["sample", "--prompt", "a cat", "--output_dir", "/dev/null/here"], "cannot write"),
         (["demo", "--output_dir", "/dev/null/here"], "cannot write"),
-        (["compare", "a xylophone"], "xylophone"),
-        (["compare", "a cat", "--num_inference_steps", "0"], "num_inference_steps"),
+        (["compare", "--prompt", "a xylophone"], "xylophone"),
+        (["compare", "--prompt", "a cat", "--num_inference_steps", "0"], "num_inference_steps"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path):

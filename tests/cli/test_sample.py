@@ -54,7 +54,9 @@ def files(folder):
 def test_the_images_and_the_list_of_them(tmp_path):
     done = adjointdpm(
         "sample",
+        "--prompt",
         "a cat",
+        "--prompt",
         "a car",
         "--output_dir",
         str(tmp_path),
@@ -85,7 +87,7 @@ def test_the_images_and_the_list_of_them(tmp_path):
 def test_a_config_repeats_the_images_also_of_the_same_prompt_twice(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     ended = run(
-        ["sample", "a cat", "a cat", *FLAGS, "--output_dir", str(first)],
+        ["sample", "--prompt", "a cat", "--prompt", "a cat", *FLAGS, "--output_dir", str(first)],
         ["sample", "--config", str(first / "config.yaml"), "--output_dir", str(second)],
     )
     assert ended == ["done", "done"]
@@ -103,7 +105,7 @@ def test_any_model_with_every_option_has_the_bytes_of_the_python_api(place, tmp_
             "--output_dir",
             str(tmp_path / name),
         ]
-        return ["sample", prompt, *FLAGS, "--quiet", *given, *map(str, more)]
+        return ["sample", "--prompt", prompt, *FLAGS, "--quiet", *given, *map(str, more)]
 
     token = ["--learned_embeds", place / "learned_embeds.safetensors"]
     noise = [each for each in FLAGS if each not in ("--batch", "1")]
@@ -117,9 +119,10 @@ def test_any_model_with_every_option_has_the_bytes_of_the_python_api(place, tmp_
         command("pair", "sdxl", "a <new>", "--learned_embeds", place / "pair.safetensors"),
         [
             "sample",
+            "--prompt",
             "a cat",
             *noise,
-            *command("noise", "sd", "")[8:],
+            *command("noise", "sd", "")[9:],
             "--noise",
             str(place / "noise.safetensors"),
         ],
@@ -160,7 +163,16 @@ def test_a_lora_and_a_token_change_the_bundled_model(tmp_path):
     adp.save_lora(tmp_path / "lora", pipe)
     width = pipe.text_encoder.config.hidden_size
     adp.save_textual_inversion(tmp_path / "token.safetensors", "<new>", torch.ones(1, width))
-    given = ["sample", "a <new> cat", "--num_inference_steps", "2", "--batch", "1", "--output_dir"]
+    given = [
+        "sample",
+        "--prompt",
+        "a <new> cat",
+        "--num_inference_steps",
+        "2",
+        "--batch",
+        "1",
+        "--output_dir",
+    ]
     token, lora = (
         ["--learned_embeds", str(tmp_path / "token.safetensors")],
         ["--lora", str(tmp_path / "lora")],
@@ -176,7 +188,17 @@ def test_a_lora_and_a_token_change_the_bundled_model(tmp_path):
 
 
 def test_every_format_is_written(tmp_path):
-    given = ["sample", "a cat", "--batch", "1", "--num_inference_steps", "1", "--overwrite", "--output_dir"]
+    given = [
+        "sample",
+        "--prompt",
+        "a cat",
+        "--batch",
+        "1",
+        "--num_inference_steps",
+        "1",
+        "--overwrite",
+        "--output_dir",
+    ]
     formats = ("png", "jpg", "webp")
     assert run(*([*given, str(tmp_path), "--output_format", each] for each in formats)) == ["done"] * 3
     opened = {each: Image.open(io.BytesIO((tmp_path / f"00-00.{each}").read_bytes())) for each in formats}
@@ -186,14 +208,24 @@ def test_every_format_is_written(tmp_path):
 
 
 def test_earlier_images_are_kept(tmp_path):
-    given = ["sample", "a cat", "--batch", "1", "--num_inference_steps", "1", "--output_dir", str(tmp_path)]
+    given = [
+        "sample",
+        "--prompt",
+        "a cat",
+        "--batch",
+        "1",
+        "--num_inference_steps",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+    ]
     first, second, third = run(given, [*given, "--seed", "1"], [*given, "--seed", "1", "--overwrite"])
     assert (first, third) == ("done", "done")
     assert second.startswith("InputError: the output folder")
 
 
 def test_what_cannot_be_loaded_is_refused(place, tmp_path):
-    cat, sd = ["sample", "a cat"], ["--pretrained_model_name_or_path", str(place / "sd")]
+    cat, sd = ["sample", "--prompt", "a cat"], ["--pretrained_model_name_or_path", str(place / "sd")]
     embeds, noise = place / "learned_embeds.safetensors", place / "noise.safetensors"
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_lora_weights.bin").write_bytes(b"x")

@@ -256,13 +256,14 @@ def flags(draw: random.Random) -> Line:
 
 
 EDGES = [
-    *([name, *more] for name in ("sample", "compare") for more in (
+    *([name, "--prompt", *more] for name in ("sample", "compare") for more in (
         [], ["a cat", "--seed", "-1"], ["a cat", "--num_inference_steps", "0"], ["a cat", "--guidance_scale", "nan"],
         ["a xylophone"], ["a cat", "--output_dir", "file/x"], ["a cat", "--batch", "nan"],
         ["a cat", "--repeats", "0"], ["a cat", "--device", "cuda:77"], ["missing.txt"], ["binary.txt"],
-        ["empty.txt"], ["pipe"],
+        ["empty.txt"], ["pipe"], ["a cat", "a dog"],
     )),
-    *([name, "a cat", "--num_inference_steps", "1", "--output_dir", "out", "--overwrite", *quick, *more]
+    ["sample"], ["compare"], ["sample", "a cat"],
+    *([name, "--prompt", "a cat", "--num_inference_steps", "1", "--output_dir", "out", "--overwrite", *quick, *more]
       for name, quick in (("sample", []), ("compare", ["--no_check", "--repeats", "1"])) for more in (
         *(["--pretrained_model_name_or_path", model] for model in (
             "promptless", "classifier", "nowhere", "file", "", "/dev/null", "a/b/c",
@@ -277,14 +278,16 @@ EDGES = [
         ["--pretrained_model_name_or_path", "model", "--width", "9"],
         ["--mixed_precision", "bf16"],
     )),
-    *(["sample", "a cat", "--noise", path] for path in ("nowhere", "file", "pipe", "/dev/zero", ".", "")),
-    ["sample", "a cat", "--output_format", "gif"], ["compare", "a cat", "--adjoint", "checkpointed:1B"],
-    ["compare", "a cat", "--adjoint", "reversible"], ["compare", "a cat", "--metric", "content"],
+    *(["sample", "--prompt", "a cat", "--noise", path] for path in ("nowhere", "file", "pipe", "/dev/zero", ".", "")),
+    ["sample", "--prompt", "a cat", "--output_format", "gif"],
+    *(["compare", "--prompt", "a cat", *more] for more in (
+        ["--adjoint", "checkpointed:1B"], ["--adjoint", "reversible"], ["--metric", "content"],
+    )),
     command("guide", "--adjoint", "reversible"), command("tune", "--adjoint", "checkpointed:1KB"),
     command("guide", "--solver", "coupled:euler", "--adjoint", "reversible"),
     command("audit", "--solver", "coupled:euler", "--adjoint", "reversible"),
-    ["sample", "a cat", "--batch", "1000000"],
-    ["sample", "a cat", "--batch", "1000001"],
+    ["sample", "--prompt", "a cat", "--batch", "1000000"],
+    ["sample", "--prompt", "a cat", "--batch", "1000001"],
     [], ["--version"], ["--help"], ["nosuch"], ["--seed", "3"], ["demo", "--output_dir", "file"],
     *([name] for name in TASKS), *([name, "--help"] for name in TASKS),
     *(command(name, "--pretrained_model_name_or_path", model) for name in TASKS for model in (

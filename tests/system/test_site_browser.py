@@ -23,8 +23,8 @@ def test_nothing_is_wrong_with_the_pages_of_tasks(tmp_path):
     browser.chromium()
     few = ["--num_inference_steps", "2", "--output_dir"]
     ended = run(
-        ["sample", "a cat", "--batch", "2", *few, str(tmp_path / "sample")],
-        ["compare", "a cat", "--repeats", "1", "--no_check", *few, str(tmp_path / "compare")],
+        ["sample", "--prompt", "a cat", "--batch", "2", *few, str(tmp_path / "sample")],
+        ["compare", "--prompt", "a cat", "--repeats", "1", "--no_check", *few, str(tmp_path / "compare")],
         [
             "guide",
             *SMALL,

@@ -12,7 +12,7 @@ from ..metrics import beside, for_prompts
 from ..tasks.report import facts_of
 from ..tasks.sampling import network_of, sampled
 from ..tasks.tune.trainable_weights import Lora
-from .flags import Given, Group, Positional
+from .flags import Given, Group
 from .options import (
     FolderOptions,
     ModelOptions,
@@ -47,7 +47,7 @@ class CompareOptions:
         check: Check the exact gradient by finite differences.
     """
 
-    prompt: Annotated[str, Positional]
+    prompt: str
     metric: tuple[str, ...] = ("chroma",)
     adjoint: tuple[str, ...] = ()
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0

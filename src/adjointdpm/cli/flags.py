@@ -29,7 +29,6 @@ __all__ = [
     "Given",
     "Group",
     "LabelsOf",
-    "Positional",
     "PromptTexts",
     "command_of",
     "flags_of",
@@ -86,10 +85,6 @@ class ForBundled:
     others: str | None
 
 
-class Positional:
-    """Marks a field whose value has no flag before it."""
-
-
 @dataclass(frozen=True)
 class Group:
     """Says which flags a group of fields has, where they are not simply those of all fields.
@@ -126,22 +121,15 @@ class Flag:
     notes: tuple[Any, ...]
 
     @property
-    def positional(self) -> bool:
-        """Whether it is given without its name."""
-        return Positional in self.notes
-
-    @property
     def shown(self) -> str:
         """The name for messages."""
-        return self.name.upper() if self.positional else f"--{self.name}"
+        return f"--{self.name}"
 
     def parameter(self) -> click.Parameter:
         """Return the parameter for click, whose defaults are None or empty where the model decides."""
         kind: Any = click.Path(path_type=Path) if self.kind is Path else self.kind
         required = self.default is MISSING
         given = {} if required else {"default": self.default}
-        if self.positional:
-            return click.Argument([self.name], type=kind, nargs=-1 if self.many else 1, required=required)
         names = [f"--{self.name}"]
         if self.kind is bool:
             names = [f"--{self.name}/--no_{self.name}"] if self.default else names
@@ -177,7 +165,7 @@ class Flag:
                 return note.labels(read[note.prompts])
             if isinstance(note, ForBundled) and value is None:
                 return note.ours if model is not None and bundled(model) else note.others
-            value = note(self.shown, value) if callable(note) and note is not Positional else value
+            value = note(self.shown, value) if callable(note) else value
         return value
 
 
@@ -300,9 +288,8 @@ class _Grouped(click.Command):
         records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
         for flag in self.flags:
             record = records.pop(flag.name)
-            if record is None or flag.positional:  # Click has no help for arguments.
-                record = flag.shown, f"{flag.help} [required]"
-            groups.setdefault(flag.group, []).append(record)
+            if record is not None:
+                groups.setdefault(flag.group, []).append(record)
         groups["Output"] += [each for each in records.values() if each is not None]
         for name, rows in groups.items():
             with formatter.section(name):

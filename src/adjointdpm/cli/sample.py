@@ -17,7 +17,7 @@ from ..files.images import as_8_bit, encoded
 from ..optimization.progress import progress
 from ..samplers.base import Sampler
 from ..tasks.report import facts_of
-from .flags import Given, Group, Positional, PromptTexts
+from .flags import Given, Group, PromptTexts
 from .options import FolderOptions, ModelOptions, free_folder, in_one_process
 from .parse_sampler import check_memory
 
@@ -41,7 +41,7 @@ class SampleOptions:
         output_format: Format of the image files: png, jpg or webp.
     """
 
-    prompt: Annotated[tuple[str, ...], Positional, PromptTexts()]
+    prompt: Annotated[tuple[str, ...], PromptTexts()]
     batch: Annotated[int, Range(1)] = 4
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     noise: Path | None = None

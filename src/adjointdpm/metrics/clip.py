@@ -163,7 +163,9 @@ def text_features(model: Any, tokenizer: Any, text: str) -> Tensor:
     if length > most:
         raise InputError(f"CLIP takes {most} tokens, but the text {text!r} has {length}; shorten it")
     with torch.no_grad():
-        return _projected(model.text_projection, model.text_model(**tokens).pooler_output)[0]
+        # Some tokenizers also return the types of the tokens, which CLIP has not.
+        read = model.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return _projected(model.text_projection, read.pooler_output)[0]
 
 
 def _projected(projection: Any, pooled: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def audit(
             "the optimized noise",
             [
                 f'noise, about = adjointdpm.load_noise("{path}")',
-                f'adjointdpm sample "{result.prompts[0]}" --noise {path}',
+                f'adjointdpm sample --prompt "{result.prompts[0]}" --noise {path}',
             ],
         )
         page = page_of(result, settings.ball)

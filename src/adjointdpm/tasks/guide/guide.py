@@ -204,7 +204,7 @@ def guide(
             "the noise of the method “noise”",
             [
                 f'noise, about = adjointdpm.load_noise("{result.artefact}")',
-                f'adjointdpm sample "{prompts[0]}" --noise {result.artefact}',
+                f'adjointdpm sample --prompt "{prompts[0]}" --noise {result.artefact}',
             ],
         )
         write_report("guide", result, about, page, closing, run)

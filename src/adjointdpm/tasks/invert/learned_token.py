@@ -144,7 +144,7 @@ class TokenVectors(Learned):
     def loading(self, path: Path) -> list[str]:
         return [
             f'pipe.load_textual_inversion("{path}")',
-            f'adjointdpm sample "a {self.token} cat" --learned_embeds {path}',
+            f'adjointdpm sample --prompt "a {self.token} cat" --learned_embeds {path}',
         ]
 
 

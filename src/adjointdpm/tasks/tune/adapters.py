@@ -89,7 +89,9 @@ class NetworkState:
                     warnings.filterwarnings("ignore", "Already following adapters were merged")
                     layer.merge(adapter_names=[adapter])
         for _, layer in tuner_layers(self.network):
-            layer.set_requires_grad([adapter], False)
+            for name, parameter in layer.named_parameters():
+                if adapter in name.split("."):
+                    parameter.requires_grad_(False)
 
     def reset_flags(self) -> None:
         """The flags and modes of what was there; new modules take the network's mode."""

@@ -138,7 +138,7 @@ class Lora(Weights):
     def loading(self, path: Path) -> list[str]:
         return [
             f'pipe.load_lora_weights("{path.parent}")',
-            f'adjointdpm sample "a prompt" --lora {path.parent}',
+            f'adjointdpm sample --prompt "a prompt" --lora {path.parent}',
         ]
 
 
