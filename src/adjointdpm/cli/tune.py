@@ -1,11 +1,12 @@
 """`adjointdpm tune`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from .._types import InputError, Range
 from ..samplers.flow_sampler import FlowSampler
+from ..tasks.tune.shard import shard
 from ..tasks.tune.trainable_weights import Lora, Subset
 from ..tasks.tune.tune import TuneSettings
 from ..tasks.tune.tune import tune as run_tune
@@ -39,6 +40,7 @@ class TuneOptions(MetricOptions):
         lora_alpha: Scale of the LoRA, above 0; its rank by default.
         lora_layers: End of the names of layers that get a LoRA. May be repeated.
         weights: Pattern of names of weights to train instead of a LoRA. May be repeated.
+        shard: Spread the frozen network over the processes of torchrun, for one that is larger than a device.
         label: Label that the judge should give the images of a validation prompt. May be repeated, once per prompt, or
             be the column label of the file of validation prompts.
     """
@@ -52,6 +54,7 @@ class TuneOptions(MetricOptions):
     lora_alpha: Annotated[float | None, Range(0, open_low=True)] = Lora.lora_alpha
     lora_layers: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    shard: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ class Tune:
         task, loop = self.task, self.optimization
         self._check(given)
         folder, run = self.output.start(given)
-        sampler = self.model.sampler()
+        sampler = (replace(self.model, device="cpu") if task.shard else self.model).sampler()
+        if task.shard:
+            shard(sampler)
         if task.instance_image is not None and not isinstance(sampler, FlowSampler):
             raise InputError(
                 "--instance_image needs our own steps, not the pipeline's; choose another --solver"

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._types import InputError
+from .._types import AdjointDPMError, InputError
 
 __all__ = ["Processes"]
 
@@ -63,7 +63,19 @@ class Processes:
         return list(items[self.rank :: self.world])
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, the same bits in all of them."""
-        if self.world > 1:
+        """Replace each tensor by its sum over the processes, the same bits in all of them.
+
+        Raises:
+            AdjointDPMError: another process has ended or cannot be reached.
+        """
+        if self.world == 1:
+            return
+        try:
             for tensor in tensors:
                 dist.all_reduce(tensor)
+        except RuntimeError as error:
+            says = " ".join(str(error).split())[:200]
+            raise AdjointDPMError(
+                f"process {self.rank} of {self.world} waited for another one, which has ended or cannot be reached "
+                f"({says}); run the same command with --resume to go on from the last checkpoint"
+            ) from error

@@ -50,6 +50,8 @@ class GradientStep:
             failure, used[-1] = InputError(f"the loss ended the program: exit({error.code!r})"), 1
         except Exception as error:
             failure, used[-1] = error, 1
+        if failure is not None and task.joint:  # the others wait for this process inside of a call
+            raise failure
         self.processes.sum_([used])  # so that no process waits for one that has failed
         if failure is not None:
             raise failure

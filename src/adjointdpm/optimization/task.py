@@ -32,11 +32,13 @@ class Task(ABC):
     variables   named leaf tensors, changed in place
     items       number of things to optimize on: starts, prompts, images
     per_item    whether row i of every variable belongs to item i alone (then the best is kept row by row)
+    joint       whether all processes take part in each other's calls, so that one that fails cannot tell the others
     """
 
     variables: Mapping[str, Tensor]
     items: int
     per_item: bool = False
+    joint: bool = False
 
     @abstractmethod
     def losses(self, step: int, items: list[int]) -> Losses:

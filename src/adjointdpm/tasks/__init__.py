@@ -18,7 +18,7 @@ from .invert import (
 )
 from .methods import MethodResult
 from .report import load_result
-from .tune import Lora, Subset, TuneResult, TuneSettings, tune
+from .tune import Lora, Subset, TuneResult, TuneSettings, shard, tune
 
 __all__ = [
     "AuditResult",
@@ -58,5 +58,6 @@ __all__ = [
     "load_result",
     "optimize",
     "pixels",
+    "shard",
     "tune",
 ]

@@ -37,6 +37,7 @@ from ..sampling import each_of, network_of, noise_of, pipeline_of, rows, sampled
 from ..settings import BatchSettings, Count, Length, checkpointed
 from .adapters import NetworkState
 from .denoising_loss import Denoise, latents_of
+from .shard import check_shares, is_sharded
 from .trainable_weights import Lora, Weights
 from .tune_to_metric import TuneToMetric
 
@@ -119,6 +120,12 @@ def tune(
     pipe, network = pipeline_of(sampler), network_of(sampler)
     if instance_image is not None:
         latents_of(sampler, instance_image)
+    if is_sharded(unwrapped(network)) and not isinstance(weights, Lora):
+        raise InputError(
+            "of a sharded network only a LoRA can be trained, since it is whole in each process"
+        )
+    images = {"the number of validation images (prompts times num_validation_images)": len(held_out) * n}
+    check_shares(unwrapped(network), train_batch_size=batch, **images)
     check_on_gray(sampler, [*prompts, *held_out], metric, *measures.values())
     before = NetworkState.of(unwrapped(network))
     # Weights that cannot be attached or saved are an error before the work.

@@ -14,6 +14,7 @@ from ...optimization.task import Losses, Task
 from ...samplers.base import Sampler
 from ..sampling import network_of, noise_of, parts, rows
 from .precision import scaled
+from .shard import is_sharded
 
 
 @contextmanager
@@ -54,6 +55,7 @@ class TuneToMetric(Task):
     ) -> None:
         self.sampler, self.metric, self.seed, self.batch = sampler, metric, seed, batch
         self.prompts, self.variables, self.items = list(prompts), leaves, len(prompts)
+        self.joint = is_sharded(network_of(sampler))
         self.start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         with torch.no_grad():
             self.cond = sampler.encode(prompts)
