@@ -49,13 +49,12 @@ def shard(sampler: Sampler) -> None:
     network.requires_grad_(False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (processes.world,))
-    names = set(getattr(network, "_no_split_modules", None) or ())
+    names: set[str] = set(getattr(network, "_no_split_modules", None) or ())
     blocks = [each for each in network.modules() if type(each).__name__ in names and each is not network]
     for block in reversed(blocks):  # an inner block before the one that it is in
         fully_shard(block, mesh=mesh)
-    fully_shard(
-        network, mesh=mesh, reshard_after_forward=True
-    )  # which is not the default for the outermost
+    # The outermost would keep its own weights gathered by default.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     if device == "cuda":
         pipeline_of(sampler).to(torch.device("cuda", torch.cuda.current_device()))
 
