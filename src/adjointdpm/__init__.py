@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         SDEDPMSolverPP,
         Solver,
     )
+    from .solvers.inversion import InversionError
     from .solvers.step_noise import StepNoise
     from .zoo import load_bundled, load_classifier
 
@@ -103,6 +104,7 @@ __all__ = [
     "Gradients",
     "Heun",
     "InputError",
+    "InversionError",
     "LeapAlign",
     "Metric",
     "Midpoint",
@@ -169,6 +171,7 @@ _GRADIENTS = {
     "samplers.purified": "Purified",
     "solvers": "RK4 AdamsBashforth Ancestral Coupled DPMSolverPP Euler EulerMaruyama Heun Midpoint "
     "SDEDPMSolverPP Solver",
+    "solvers.inversion": "InversionError",
     "solvers.step_noise": "StepNoise",
 }
 _LATER = {
