@@ -237,7 +237,7 @@ class FlowSampler(Sampler):
 
         Examples:
             >>> import adjointdpm as adp
-            >>> sampler = adp.load_bundled("emoji", steps=6, solver=adp.Heun(), guidance_scale=1.0)
+            >>> sampler = adp.load_bundled("emoji", steps=10, solver=adp.Heun(), guidance_scale=1.0)
             >>> cond = sampler.encode("a cat")
             >>> image = sampler(sampler.noise(), cond).clamp(0, 1)
             >>> noise = sampler.invert(image, cond)

@@ -47,7 +47,7 @@ def solve(
     tolerance: float,
     *,
     iterations: int = 40,
-    newton: int = 12,
+    newton: int = 6,
 ) -> Root:
     """Solve r(z) = 0 for each sample of a batch.
 
@@ -149,7 +149,7 @@ def _newton_step(residual: Callable[[Tensor], Tensor], best: _Best, tolerance: f
         if not bool((length > 0).any()):
             break
     open_ = before > tolerance
-    return bool((best.size[open_] < 0.9 * before[open_]).any())
+    return bool((best.size[open_] < 0.7 * before[open_]).any())
 
 
 def gmres(product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, most: int = _KRYLOV) -> Tensor:
