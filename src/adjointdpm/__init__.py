@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Reversible,
         Truncated,
     )
+    from .adjoints.likelihood import LogLikelihood
     from .analysis.comparison import compare
     from .analysis.comparison_report import Comparison
     from .analysis.gradients import Gradients, gradients
@@ -106,6 +107,7 @@ __all__ = [
     "InputError",
     "InversionError",
     "LeapAlign",
+    "LogLikelihood",
     "Metric",
     "Midpoint",
     "NetworkDenoiser",
@@ -155,6 +157,7 @@ _GRADIENTS = {
     "_types": "AdjointDPMError Cond DriftError InputError NonFiniteError RecomputationError Stats",
     "adjoints": "Adjoint Backprop Checkpointed CoarseAdjoint Continuous DRTune DirectAlign FlowBP LeapAlign "
     "Reversible Truncated",
+    "adjoints.likelihood": "LogLikelihood",
     "analysis.gradients": "Gradients gradients",
     "flow": "grids",
     "flow.denoisers": "Denoiser NetworkDenoiser Prediction",
