@@ -106,7 +106,10 @@ def summary(value: Tensor, noise: Tensor, exact: bool) -> LogLikelihood:
         the mean, its standard error, and bits per dimension.
     """
     mean, dimensions = value.mean(0), noise[0].numel()
-    spread = torch.zeros_like(mean) if exact else value.detach().std(0) / math.sqrt(len(value))
+    if exact or len(value) == 1:
+        spread = torch.full_like(mean, 0.0 if exact else math.nan)
+    else:
+        spread = value.detach().std(0) / math.sqrt(len(value))
     return LogLikelihood(mean, spread, -mean / (dimensions * math.log(2)), noise)
 
 
