@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Reversible,
         Truncated,
     )
+    from .adjoints.likelihood import LogLikelihood
     from .analysis.comparison import compare
     from .analysis.comparison_report import Comparison
     from .analysis.gradients import Gradients, gradients
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         SDEDPMSolverPP,
         Solver,
     )
+    from .solvers.inversion import InversionError
     from .solvers.step_noise import StepNoise
     from .zoo import load_bundled, load_classifier
 
@@ -103,7 +105,9 @@ __all__ = [
     "Gradients",
     "Heun",
     "InputError",
+    "InversionError",
     "LeapAlign",
+    "LogLikelihood",
     "Metric",
     "Midpoint",
     "NetworkDenoiser",
@@ -153,6 +157,7 @@ _GRADIENTS = {
     "_types": "AdjointDPMError Cond DriftError InputError NonFiniteError RecomputationError Stats",
     "adjoints": "Adjoint Backprop Checkpointed CoarseAdjoint Continuous DRTune DirectAlign FlowBP LeapAlign "
     "Reversible Truncated",
+    "adjoints.likelihood": "LogLikelihood",
     "analysis.gradients": "Gradients gradients",
     "flow": "grids",
     "flow.denoisers": "Denoiser NetworkDenoiser Prediction",
@@ -169,6 +174,7 @@ _GRADIENTS = {
     "samplers.purified": "Purified",
     "solvers": "RK4 AdamsBashforth Ancestral Coupled DPMSolverPP Euler EulerMaruyama Heun Midpoint "
     "SDEDPMSolverPP Solver",
+    "solvers.inversion": "InversionError",
     "solvers.step_noise": "StepNoise",
 }
 _LATER = {

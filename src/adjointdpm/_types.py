@@ -260,8 +260,8 @@ class Stats:
         trace: (t, |dL/dz| at t) at each node, in the order of the backward pass.
         backward_steps: number of steps of a backward pass with steps of its own; None where it has the sampler's.
         error_estimate: the distance that `CoarseAdjoint(tolerance=)` estimated; None for other adjoints.
-        drift: distance between the rebuilt and the true start of `Reversible`, relative to the start's norm; None
-            for other adjoints.
+        drift: distance between the rebuilt and the true start of `Reversible`, relative to the start's norm; after an
+            inversion, that of the end of a sampling from the image's latents. None for others.
     """
 
     nfe_forward: int = 0

@@ -69,3 +69,9 @@ def test_guidance_for_want_of_negative_embeddings_is_an_error():
         sampler(noise, cond)
     with pytest.raises(adp.InputError, match=r"no negative_prompt_embeds, and guidance_scale = 5 needs it"):
         sampler.replace(guidance_scale=5.0)(noise, cond)
+
+
+def test_a_pipelines_own_steps_are_not_inverted():
+    pipeline = adp.PipelineSampler(adp.load_bundled("emoji").model.pipe, steps=2)
+    with pytest.raises(adp.InputError, match=r"PipelineSampler .* FlowSampler.from_pipeline"):
+        pipeline.invert(torch.zeros(1, 3, 64, 64), adp.Cond())

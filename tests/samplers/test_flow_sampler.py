@@ -7,7 +7,7 @@ from torch import nn
 import adjointdpm as adp
 from adjointdpm.flow.denoisers import Denoiser, Prediction
 from adjointdpm.flow.model import DiffusionModel
-from tests.conftest import scaled_linear
+from tests.conftest import BareModel, scaled_linear, unet_sampler
 
 ADJOINTS = [adp.Checkpointed(), adp.Checkpointed(budget="1GiB"), adp.CoarseAdjoint(), adp.Reversible()]
 
@@ -201,3 +201,81 @@ def _refused(make, noise):
 def test_noise_that_does_not_fit(noise, message):
     with pytest.raises(adp.InputError, match=message):
         sampler_of(Own(Network()))(noise, adp.Cond())
+
+
+class Invertible(BareModel):
+    def encode_image(self, images):
+        return images
+
+
+def invertible(**settings):
+    sampler = unet_sampler(Prediction.EPS)
+    model = Invertible(sampler.model.schedule, sampler.model.denoiser, sampler.model.latent_shape)
+    return adp.FlowSampler(model, **settings)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_the_noise_of_an_image_makes_that_image_again(guidance):
+    sampler = invertible(steps=10, solver=adp.Heun(), guidance_scale=guidance)
+    images = torch.randn(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cond = sampler.encode(["", ""])
+    with torch.no_grad():
+        noise = sampler.invert(images, cond, tolerance=1e-8)
+        stats = sampler.stats
+        back = sampler(noise, cond)
+    assert float((back - images).norm() / images.norm()) < 1e-8
+    assert stats.drift < 1e-8
+    assert stats.nfe_forward >= 10 * 2 * 2  # each step at least once, and the sampling that is the check
+
+
+def test_the_gradient_of_an_inversion_reaches_the_image_and_the_prompt():
+    sampler = invertible(steps=3, solver=adp.Euler(), guidance_scale=2.0)
+    images = torch.randn(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    cond = sampler.encode([""]).requires_grad_()
+    loss = lambda images, cond: sampler.invert(images, cond, tolerance=1e-9).square().sum()  # noqa: E731
+    loss(images, cond).backward()
+    step = 1e-5 * torch.randn_like(images)
+    embeds = cond["prompt_embeds"]
+    move = 1e-5 * torch.randn_like(embeds)
+    with torch.no_grad():
+        change = (loss(images + step, cond) - loss(images - step, cond)) / 2
+        torch.testing.assert_close(change, (images.grad * step).sum(), rtol=1e-4, atol=0)
+        change = (
+            loss(images, cond.replace(prompt_embeds=embeds + move))
+            - loss(images, cond.replace(prompt_embeds=embeds - move))
+        ) / 2
+        torch.testing.assert_close(change, (embeds.grad * move).sum(), rtol=1e-3, atol=1e-12)
+
+
+def test_the_pair_of_a_coupled_inversion_is_exact_and_differentiable():
+    sampler = invertible(steps=5, solver=adp.Coupled(adp.Heun()), guidance_scale=5.0)
+    images, cond = torch.randn(1, 2, 4, 4, dtype=torch.float64).requires_grad_(), sampler.encode([""])
+    noise, back = sampler.invert_coupled(images, cond)
+    torch.testing.assert_close(back(noise, cond), images, rtol=1e-8, atol=1e-8)
+    (gradient,) = torch.autograd.grad(back(noise, cond).sum(), images)
+    torch.testing.assert_close(gradient, torch.ones_like(images), rtol=1e-6, atol=1e-6)
+    with pytest.raises(adp.InputError, match="second copy"):
+        back.replace(adjoint=adp.Reversible())(noise, cond)
+
+
+def test_an_inversion_that_does_not_converge_says_what_to_do():
+    sampler = invertible(steps=1, solver=adp.Euler(), guidance_scale=3000.0)
+    images, cond = torch.randn(1, 2, 4, 4, dtype=torch.float64), sampler.encode([""])
+    with pytest.raises(adp.InversionError, match=r"step 0 of 1 .* residual .* lower guidance scale"):
+        sampler.invert(images, cond)
+
+
+def test_what_cannot_be_inverted_is_refused_before_any_call():
+    sampler = invertible(steps=2)
+    images, cond = torch.randn(1, 2, 4, 4, dtype=torch.float64), sampler.encode([""])
+    with pytest.raises(adp.InputError, match="steps before"):
+        sampler.invert(images, cond)
+    sampler = sampler.replace(solver=adp.Euler())
+    with pytest.raises(adp.InputError, match="resized"):
+        sampler.invert(images[..., :3], cond)
+    with pytest.raises(adp.InputError, match="tolerance"):
+        sampler.invert(images, cond, tolerance=0.0)
+    with pytest.raises(adp.InputError, match="invert_coupled is for Coupled"):
+        sampler.invert_coupled(images, cond)
+    with pytest.raises(adp.InputError, match="override encode_image"):
+        unet_sampler(Prediction.EPS, steps=2, solver=adp.Euler()).invert(images, cond)

@@ -69,6 +69,11 @@ class Reversible(Adjoint):
                 f"Reversible() needs a reversible solver, but the sampler's is {ivp.solver!r}; use "
                 "solver=Coupled(Euler()), another one-step solver inside Coupled, or Checkpointed()"
             )
+        if ivp.solver.second is not None:
+            raise InputError(
+                "Reversible() is for a sampling whose two copies start as one; use Checkpointed() with the second copy "
+                "of invert_coupled"
+            )
         if not wants_gradient(ivp):
             return Backprop().solve(ivp, stats)
         leaves = Leaves(ivp, "Reversible")

@@ -5,14 +5,16 @@ up (`style + 0.5 * content`), and each contains its own preprocessing. Lower is 
 whose higher values are better, counts with a minus (`metrics.rewards`).
 """
 
-from . import rewards
+from . import operators, rewards
 from .base import Paired, Prompted, Sum, Weighable, beside, for_prompts
 from .classifier_losses import Logit, LogProbability, Margin
 from .clip import ClipDistance, load_clip
 from .effects import EFFECTS, EffectDistance, effect
 from .import_by_name import user_function
+from .measured import Measured
 from .pixels import BackgroundColour, Chroma, PixelDistance, Pixels
 from .preprocess import CLIP, IMAGENET, Preprocess
+from .similarity import psnr, ssim
 from .sliced_wasserstein import SlicedWasserstein, patches_and_details
 from .style_content import Content, ContentDistance, HiddenStates, Layers, Style, gram
 
@@ -31,6 +33,7 @@ __all__ = [
     "LogProbability",
     "Logit",
     "Margin",
+    "Measured",
     "Paired",
     "PixelDistance",
     "Pixels",
@@ -45,7 +48,10 @@ __all__ = [
     "for_prompts",
     "gram",
     "load_clip",
+    "operators",
     "patches_and_details",
+    "psnr",
     "rewards",
+    "ssim",
     "user_function",
 ]

@@ -131,6 +131,25 @@ class Sampler(nn.Module, ABC):
             NonFiniteError: the denoiser returned NaN or infinity; the message names the step.
         """
 
+    def invert(self, images: Images, cond: Cond, *, tolerance: float = 1e-3) -> Tensor:
+        """Return the noise from which this sampler makes given images, where its steps can be run backwards.
+
+        Args:
+            images: (batch, *image_shape), in [0, 1].
+            cond: from `encode`.
+            tolerance: the largest accepted relative error of what the noise leads to.
+
+        Returns:
+            the noise.
+
+        Raises:
+            InputError: the steps are not this library's own, so that they cannot be inverted.
+        """
+        raise InputError(
+            f"{type(self).__name__} does not know the steps of its scheduler as equations that can be inverted; use "
+            "FlowSampler.from_pipeline(pipe, solver=Heun()).invert(images, cond)"
+        )
+
     def replace(
         self: Self,
         *,

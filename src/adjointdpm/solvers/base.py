@@ -36,6 +36,11 @@ class Solver(ABC):
     drift: float = 1.0
     """1 for the ODE; more for an SDE, whose deterministic part is `drift` times the ODE's velocity."""
 
+    @property
+    def one_step(self) -> bool:
+        """Whether a step depends on the state it departs from alone, and not on the steps before."""
+        return False
+
     @abstractmethod
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History

@@ -55,6 +55,10 @@ class AdamsBashforth(Solver):
         if self.order not in (1, 2, 3, 4):
             raise InputError(f"AdamsBashforth has orders 1, 2, 3 and 4, but order = {self.order}")
 
+    @property
+    def one_step(self) -> bool:
+        return self.order == 1
+
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
@@ -115,6 +119,10 @@ class DPMSolverPP(Solver):
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise InputError(f"DPMSolverPP has orders 1 and 2 (2M), but order = {self.order}")
+
+    @property
+    def one_step(self) -> bool:
+        return self.order == 1
 
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History

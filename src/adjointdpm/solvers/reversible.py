@@ -11,7 +11,7 @@ leaves w as it is (Psi_{-h} = 0), since nothing is evaluated there. It is invert
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -39,6 +39,7 @@ class Coupled(Solver):
         inner: `Euler()`, `Midpoint()`, `Heun()` or `RK4()`.
         coupling: c in (0, 1]. A value below 1 damps the difference of the two copies, and amplifies rounding in
             reverse.
+        second: w at the noisy end, (batch, *shape), where it is not y: half of what `sampler.invert_coupled` returns.
 
     Raises:
         InputError: another inner solver, or a coupling outside (0, 1].
@@ -55,6 +56,7 @@ class Coupled(Solver):
 
     inner: Solver = Euler()  # noqa: RUF009, it is frozen
     coupling: float = 0.999
+    second: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, RungeKutta):
@@ -71,7 +73,7 @@ class Coupled(Solver):
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
-        w = history if history else state
+        w = history or (state if self.second is None else (self.second,))
         ahead = self.increment(f, w, grid, i)
         state = tuple(
             self.coupling * y + (1 - self.coupling) * z + p for y, z, p in zip(state, w, ahead, strict=True)
@@ -99,6 +101,26 @@ class Coupled(Solver):
         pair = TimeGrid(grid.schedule, grid.times[i : i + 2])
         after, _ = self.inner.step(f, state, pair.reversed() if backwards else pair, 0, ())
         return tuple(z - start for z, start in zip(after, state, strict=True))
+
+    def unstep(self, f: Derivative, y: Tensor, w: Tensor, grid: TimeGrid, i: int) -> tuple[Tensor, Tensor]:
+        """The two states from which a step arrives at two given ones.
+
+            w = w' + Psi_{-h}(y'),     y = (y' - (1 - c) w - Psi_h(w)) / c
+
+        Args:
+            f: d state / d tau.
+            y: y' of the arrival node.
+            w: w' of the arrival node.
+            grid: the grid.
+            i: the number of the step.
+
+        Returns:
+            y and w of the departure node.
+        """
+        (back,) = self.increment(f, (y,), grid, i, backwards=True)
+        w = w + back
+        (ahead,) = self.increment(f, (w,), grid, i)
+        return self.rebuilt(y, w, ahead), w
 
     def rebuilt(self, y: Tensor, w: Tensor, ahead: Tensor) -> Tensor:
         """The state y of the departure node.

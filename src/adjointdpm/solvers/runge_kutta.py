@@ -23,6 +23,10 @@ class RungeKutta(Solver):
     b: ClassVar[tuple[float, ...]]
     c: ClassVar[tuple[float, ...]]
 
+    @property
+    def one_step(self) -> bool:
+        return True
+
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:

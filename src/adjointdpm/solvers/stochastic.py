@@ -111,6 +111,10 @@ class Ancestral(Solver):
     def drift(self) -> float:  # type: ignore[override]
         return 1 + self.eta**2
 
+    @property
+    def one_step(self) -> bool:
+        return True
+
     def step(
         self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
     ) -> tuple[State, History]:
