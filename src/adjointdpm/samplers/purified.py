@@ -87,6 +87,26 @@ class Purified(nn.Module):
         self.classifier, self.t, self.votes, self.seed = classifier, t, votes, seed
         self.cond = sampler.encode([""]) if cond is None else cond
 
+    def replace(
+        self, *, sampler: Sampler | None = None, votes: int | None = None, seed: int | None = None
+    ) -> "Purified":
+        """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
+
+        Args:
+            sampler: denoises, with the same model.
+            votes: as in the constructor.
+            seed: as in the constructor.
+        """
+        return Purified(
+            self.sampler if sampler is None else sampler,
+            self.classifier,
+            t=self.t,
+            steps=self.steps,
+            votes=self.votes if votes is None else votes,
+            cond=self.cond,
+            seed=self.seed if seed is None else seed,
+        )
+
     def forward(self, images: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch classes"]:
         """Return the mean logits of the votes.
 

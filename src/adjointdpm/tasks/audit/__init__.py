@@ -1,8 +1,8 @@
 """Audit a classifier by noise that an attack finds."""
 
+from ...attacks.norm_ball import Ball
 from .attack import NoiseClassifier, pixels
 from .audit import audit
-from .norm_ball import Ball
 from .result import AuditResult
 from .settings import AuditSettings
 
