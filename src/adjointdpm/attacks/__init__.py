@@ -7,6 +7,7 @@ judged(purified, found.x, labels).majority
 from .attack import Attack, Found
 from .methods import APGD, PGD, Method
 from .norm_ball import Ball, ImageBall, Region
+from .random_search import random_search
 from .surrogate import surrogate
 from .verdict import Verdict, judged
 
@@ -21,5 +22,6 @@ __all__ = [
     "Region",
     "Verdict",
     "judged",
+    "random_search",
     "surrogate",
 ]

@@ -82,7 +82,7 @@ class Attack:
 
     ball: Region = field(default_factory=ImageBall)
     method: Method = field(default_factory=APGD)
-    loss: Annotated[str, OneOf(LOSSES)] = "ce"
+    loss: Annotated[str, OneOf(LOSSES)] = "margin"
     steps: Annotated[int, Range(1)] = 100
     draws: Annotated[int, Range(1)] = 1
     restarts: Annotated[int, Range(1)] = 1
