@@ -50,7 +50,7 @@ FAST = [
     "solvers/test_step_noise",
     "system/test_layout",
     "tasks/test_sampling",
-    "tasks/audit/test_norm_ball",
+    "attacks/test_norm_ball",
     "tasks/audit/test_settings",
     "tasks/guide/test_look_ahead",
     "tasks/tune/test_denoising_loss",

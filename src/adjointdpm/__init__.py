@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import metrics, optimization, tasks, zoo
+    from . import attacks, metrics, optimization, tasks, zoo
     from ._types import (
         AdjointDPMError,
         Cond,
@@ -132,6 +132,7 @@ __all__ = [
     "VPDiscrete",
     "VPLinear",
     "WeightsWarning",
+    "attacks",
     "compare",
     "differentiable",
     "gradients",
@@ -184,7 +185,7 @@ _LATER = {
     "files.image_grid": "image_grid",
     "zoo": "load_bundled load_classifier",
 }
-_MODULES = ("metrics", "optimization", "tasks", "zoo")
+_MODULES = ("attacks", "metrics", "optimization", "tasks", "zoo")
 
 
 def __getattr__(name: str) -> Any:

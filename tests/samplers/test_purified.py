@@ -63,14 +63,15 @@ def test_the_gradient_is_plain_autograds_through_a_hundred_steps(solver, eta):
     assert float((a - b).norm() / b.norm()) < 1e-6
 
 
-def test_memory_does_not_grow_with_the_steps():
+@pytest.mark.parametrize("solver", [adp.Euler(), adp.EulerMaruyama()], ids=["ODE", "SDE"])
+def test_memory_does_not_grow_with_the_steps(solver):
     """What is held besides the states, of which each takes as much as one image's latents."""
     held = []
     for steps in (10, 100):
-        purified = adp.Purified(sampler(adp.Euler()), Classify(), t=0.3, steps=steps, seed=0)
+        purified = adp.Purified(sampler(solver), Classify(), t=0.3, steps=steps, seed=0)
         image = torch.rand(1, *purified.sampler.image_shape, dtype=torch.float64).requires_grad_()
         purified(image).sum().backward()
-        stats = purified.sampler.stats
+        stats = purified.stats
         assert stats.nfe_backward == steps
         assert stats.states <= (steps + 1) * purified.sampler.noise(1).nbytes
         held.append(stats.recomputed + stats.kept + stats.decoder)

@@ -14,6 +14,9 @@ from adjointdpm.cli.main import COMMANDS
 from tests import ROOT
 
 TOOLS = {
+    "adversarial-robustness-toolbox",
+    "captum",
+    "foolbox",
     "gradio",
     "hatchling",
     "ipykernel",

@@ -154,7 +154,7 @@ def changed(found, path, value):
     ("path", "value", "message"),
     [
         (["task"], None, "has no key 'task'"),
-        (["task"], "paint", "'task' must be 'audit' or 'harden'"),
+        (["task"], "paint", "'task' must be 'audit' or 'audit_images' or 'harden'"),
         (["schema_version"], 2, "has schema_version 2, and this release of adjointdpm reads 1"),
         (["schema_version"], "1", "'schema_version' must be of type integer"),
         (["schema_version"], True, "'schema_version' must be of type integer"),

@@ -12,6 +12,7 @@ from ..tasks.audit import audit as run_audit
 from ..tasks.evaluation import labels_of
 from ..tasks.harden import harden as run_harden
 from .flags import ForBundled, Given, Group, LabelsOf, PromptTexts
+from .image_audit import ImageOptions, run_on_images
 from .options import ModelOptions, OutputOptions, TaskOptions, announce, judge_of
 from .parse_sampler import check_memory, classifier_of
 
@@ -23,6 +24,7 @@ class AuditOptions(TaskOptions):
     """What is audited.
 
     Args:
+        prompt: Prompt of the images. May be repeated, or be a file of prompts: txt, csv or jsonl.
         label: Label that the classifier should give the images of a prompt. May be repeated, once per prompt, or be the
             column label of the file of prompts.
         classifier: Classifier to audit: bundled, a folder, or a name on a hub.
@@ -31,6 +33,7 @@ class AuditOptions(TaskOptions):
         target: Label to reach; any other label counts if it is not given.
     """
 
+    prompt: Annotated[tuple[str, ...], PromptTexts()] = ()
     label: Annotated[tuple[str, ...], LabelsOf("prompt")] = ()
     classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
     transfer: tuple[str, ...] = ()
@@ -51,6 +54,12 @@ class HardenOptions:
     harden_other: Annotated[tuple[str, ...], PromptTexts()] = ()
 
 
+_OF_PROMPTS = (
+    "prompt", "label", "judge", "transfer", "keep_features", "target", "radius", "shell", "radii", "num_starts",
+    "tries", "confidence", "keep_weight", "checkpointing_steps",
+)  # fmt: skip
+"""Flags that an audit of images from files does not read."""
+
 _HARDENING = Group("harden_", ("learning_rate", "batch_size", "clean_others", "held_out", "seed", "attack"))
 
 
@@ -63,6 +72,7 @@ class Audit:
     harden: HardenOptions
     hardening: Annotated[HardenSettings, _HARDENING] = HardenSettings()
     attack: AuditSettings = AuditSettings()
+    images: ImageOptions = ImageOptions()
     output: OutputOptions = OutputOptions(Path("outputs/audit"))
 
     def run(self, given: Given) -> None:
@@ -77,6 +87,12 @@ class Audit:
                 "audit needs a --classifier with a model of your own: the bundled ones know its images alone"
             )
         hardens = [name for name in given.values if name.startswith("harden")]
+        self.images.check(given, (*_OF_PROMPTS, *hardens))
+        if self.images.images is not None:
+            run_on_images(given, self.images, task.classifier, self.model, self.attack, self.output)
+            return
+        if not task.prompt:
+            raise InputError("audit needs a --prompt of images to be made, or a folder of --images")
         if not self.harden.harden:
             given.refuse_unused(hardens, "without --harden")
         if task.keep_features == "none":

@@ -3,6 +3,7 @@
 logits(x) = network(preprocess(x))       x (batch, channels, height, width), never clamped
 """
 
+import difflib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -84,6 +85,7 @@ class Labelled(nn.Module, ABC):
             return number
         text = str(label)
         near = [each for each in self.labels if text in each or each in text]
+        near = near or difflib.get_close_matches(text, self.labels, 3)
         hint = f"; did you mean {', '.join(near[:5])}?" if near else ""
         raise InputError(
             f"the classifier has no label {label!r} among its {len(self.labels)}, nor a class of that number{hint}"

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._types import Cond, InputError
+from .._types import Cond, InputError, Stats
 from ..flow.grids import uniform
 from ..solvers.step_noise import StepNoise
 from .base import Sampler, for_batch
@@ -29,7 +29,7 @@ class Purified(nn.Module):
     a defence without such an audit.
 
     Each call draws fresh noise from torch's global generator, unless a seed is given. An attack then needs the mean
-    over several draws, and its success is to be judged on fresh ones.
+    over several draws, and its success is to be judged on fresh ones. `stats` has the last call's cost.
 
     Args:
         sampler: denoises, a `FlowSampler`; with any solver, stochastic ones included, and any adjoint.
@@ -86,6 +86,27 @@ class Purified(nn.Module):
         self.sampler = sampler.replace(grid=uniform(schedule, self.steps, start=start))
         self.classifier, self.t, self.votes, self.seed = classifier, t, votes, seed
         self.cond = sampler.encode([""]) if cond is None else cond
+        self.stats = Stats()
+
+    def replace(
+        self, *, sampler: Sampler | None = None, votes: int | None = None, seed: int | None = None
+    ) -> "Purified":
+        """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
+
+        Args:
+            sampler: denoises, with the same model.
+            votes: as in the constructor.
+            seed: as in the constructor.
+        """
+        return Purified(
+            self.sampler if sampler is None else sampler,
+            self.classifier,
+            t=self.t,
+            steps=self.steps,
+            votes=self.votes if votes is None else votes,
+            cond=self.cond,
+            seed=self.seed if seed is None else seed,
+        )
 
     def forward(self, images: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch classes"]:
         """Return the mean logits of the votes.
@@ -123,7 +144,10 @@ class Purified(nn.Module):
         draw = torch.randn(
             latents.shape, generator=torch.Generator().manual_seed(seed), dtype=latents.dtype
         )
-        return self._with_noise(seed + 1)(self._noised(latents, draw.to(latents)), self._cond(images))
+        sampler = self._with_noise(seed + 1)
+        purified = sampler(self._noised(latents, draw.to(latents)), self._cond(images))
+        self.stats = sampler.stats
+        return purified
 
     def _votes(self, images: Tensor) -> Tensor:
         """Return the logits of each vote, (votes, batch, classes)."""

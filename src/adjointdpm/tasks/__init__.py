@@ -2,7 +2,16 @@
 
 from ..optimization.loop import InterruptedRunError, Outcome, StoppedRunError, optimize
 from ..optimization.task import LoopSettings, Losses, RunOptions, Task
-from .audit import AuditResult, AuditSettings, Ball, NoiseClassifier, audit, pixels
+from .audit import (
+    AuditResult,
+    AuditSettings,
+    Ball,
+    ImageAuditResult,
+    NoiseClassifier,
+    audit,
+    audit_images,
+    pixels,
+)
 from .guide import GuideResult, GuideSettings, LookAhead, guide, guided
 from .harden import HardenResult, HardenSettings, harden
 from .invert import (
@@ -29,6 +38,7 @@ __all__ = [
     "GuideSettings",
     "HardenResult",
     "HardenSettings",
+    "ImageAuditResult",
     "ImageGoal",
     "InterruptedRunError",
     "InvertResult",
@@ -51,6 +61,7 @@ __all__ = [
     "TuneResult",
     "TuneSettings",
     "audit",
+    "audit_images",
     "guide",
     "guided",
     "harden",

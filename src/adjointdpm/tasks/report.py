@@ -30,9 +30,13 @@ _PACKAGES = ("adjointdpm", "torch", "diffusers", "transformers")
 _COSTS: dict[str, str] = {
     "budget": "denoiser calls of each method, an image",
     "bytes_saved": "bytes saved for the backward pass",
+    "calls_a_draw": "denoiser calls of one purification",
+    "calls_a_gradient": "denoiser calls of the gradient of one draw, forward and backward",
     "calls_a_sampling": "denoiser calls of a sampling",
     "calls_a_step": "denoiser calls of a step of the optimization, forward and backward",
     "calls_an_image": "denoiser calls of an image's gradient, forward and backward",
+    "candidates": "random points tried for each image",
+    "gradients": "gradients of an image",
     "samplings_a_control": "samplings of a control, an image",
     "seconds": "seconds of the whole run",
     "weights": "weights trained",
@@ -64,7 +68,7 @@ class About:
     """What the page of every task says besides what was found.
 
     Args:
-        sampler: made the images.
+        sampler: made the images; None where they came from files and no model denoised them.
         metric: what was lowered or raised, in words.
         direction: which values of it are better, such as "lower is better".
         differentiated: one sentence that says what the gradient went through.
@@ -72,7 +76,7 @@ class About:
         loading: lines of Python or of a shell that load it.
     """
 
-    sampler: Sampler
+    sampler: Sampler | None
     metric: str
     direction: str
     differentiated: str
@@ -86,13 +90,19 @@ def metric_in_words(metric: Any, run: RunOptions) -> str:
     return " + ".join(map(str, given)) if given else name_of(metric)
 
 
-def facts_of(sampler: Sampler, config: Mapping[str, Any]) -> dict[str, str]:
+def facts_of(sampler: Sampler | None, config: Mapping[str, Any]) -> dict[str, str]:
     """Return what was run, with which versions, and when, for a page.
 
     Args:
-        sampler: made the images.
+        sampler: made the images; None for none.
         config: flags of the command line, if it was one; the model's name is among them.
     """
+    when = {
+        "Versions": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
+        "Date": f"{datetime.now(timezone.utc):%Y-%m-%d, %H:%M} UTC",
+    }
+    if sampler is None:
+        return when
     pipe = sampler.pipe
     name = config.get("pretrained_model_name_or_path") or getattr(pipe, "name_or_path", "")
     if name and Path(name).parent == Path(zoo.__file__).parent:
@@ -107,8 +117,7 @@ def facts_of(sampler: Sampler, config: Mapping[str, Any]) -> dict[str, str]:
         "Model": f"{name} ({kind})" if name else kind,
         "Images": made,
         "Gradient": "plain autograd" if sampler.adjoint is None else repr(sampler.adjoint),
-        "Versions": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
-        "Date": f"{datetime.now(timezone.utc):%Y-%m-%d, %H:%M} UTC",
+        **when,
     }
 
 

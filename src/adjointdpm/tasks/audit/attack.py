@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..._types import Cond
+from ...attacks.norm_ball import Ball
 from ...metrics import ContentDistance, Margin
 from ...metrics.style_content import Features
 from ...optimization.task import Losses, Task
 from ...samplers.base import Sampler
 from ..sampling import rows, saved
-from .norm_ball import Ball
 
 __all__ = ["Attack", "NoiseClassifier", "Objective", "pixels"]
 

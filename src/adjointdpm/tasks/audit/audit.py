@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._types import Cond, InputError, Stats
+from ...attacks.norm_ball import Ball
 from ...files.checkpoint import check_config, load_checkpoint, save_checkpoint
 from ...files.diffusers_files import save_noise
 from ...files.images import output_folder
@@ -36,7 +37,6 @@ from ..sampling import noise_of, rows, sampled, saved
 from ..settings import checkpointed
 from .attack import Attack, Objective
 from .baselines import random_search, spsa
-from .norm_ball import Ball
 from .report import page_of
 from .result import AuditResult, Dropped
 from .scoring import Evaluator

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..._types import Cond
+from ...attacks.norm_ball import Ball
 from ...optimization.progress import progress
 from ...optimization.seeds import generator
 from ...samplers.base import Sampler
 from ..sampling import sampled
 from .attack import Objective
-from .norm_ball import Ball
 
 __all__ = ["random_search", "spsa"]
 

@@ -1,8 +1,8 @@
 """An audit's page: rates with their intervals, curves, controls, and the worst images."""
 
+from ...attacks.norm_ball import Ball
 from ...files.html_report import ImageTable, Page
 from ..evaluation import Rate
-from .norm_ball import Ball
 from .result import AttackOutcome, AuditResult
 
 __all__ = ["page_of"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Cond
+from ...attacks.norm_ball import Ball
 from ...files.atomic_write import write_file
 from ...files.images import as_8_bit, output_folder, png
 from ...metrics.image_classifier import Labelled
@@ -14,7 +15,6 @@ from ...optimization.distributed import Processes
 from ...samplers.base import Sampler
 from ..evaluation import predict
 from ..sampling import sampled, saved
-from .norm_ball import Ball
 from .result import AttackOutcome
 
 __all__ = ["Evaluator"]

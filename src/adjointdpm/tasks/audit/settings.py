@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from ..._types import Range
+from ...attacks.norm_ball import Ball
 from ..settings import Count, Length, TaskSettings
-from .norm_ball import Ball
 
 __all__ = ["AuditSettings"]
 

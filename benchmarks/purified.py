@@ -1,0 +1,265 @@
+"""A purified classifier: its gradient against plain autograd, what it costs, and what a wrong gradient hides.
+
+    gradient   relative error to plain autograd in float64 through 100 steps, ODE and SDE; bytes at 100 and 10 steps
+    time       one exact gradient against plain autograd's through the same steps
+    robust     robust accuracy as four gradients claim it at equal denoiser calls: what is left after the attack, on
+               fresh draws of the whole defence, of images of 8 bits; intervals are Wilson's, 95 %
+
+Plain autograd is written out here: encode, noise, step and decode, without this library's samplers and adjoints.
+Finished parts of `robust` are kept in --output and not run again.
+
+    python benchmarks/purified.py --record docs/purified.json
+    python benchmarks/purified.py --output outputs/tiny --images 2 --steps 2 --draws 1 --chain 4 --repeats 1
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from protocol import flags_of, spread
+from record import write_record
+from torch import Tensor
+
+import adjointdpm as adp
+from adjointdpm.attacks import Attack, Found, ImageBall, Verdict, judged, surrogate
+from adjointdpm.files.images import as_8_bit
+from adjointdpm.optimization.seeds import forked, key
+from adjointdpm.tasks.evaluation import Rate
+
+ALL = ("gradient", "time", "robust")
+SOLVERS: dict[str, adp.Solver] = {"ODE": adp.Euler(), "SDE": adp.EulerMaruyama()}
+CALLS = {"exact": 3, "continuous": 3, "bpda": 1, "blind": 1}
+"""Denoiser calls of a gradient in units of the purification's steps; blind makes none, and gets BPDA's steps."""
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    parser = flags_of(
+        __doc__, images=40, steps=10, draws=4, chain=100, time_chain=20, repeats=5, purify=5, votes=9
+    )
+    parser.set_defaults(output=Path("outputs/purified"))
+    parser.add_argument("--only", nargs="*", choices=ALL, default=list(ALL), help="parts that are measured")
+    parser.add_argument(
+        "--t", type=float, nargs="*", default=[0.1, 0.3], help="of the purification, in `robust`"
+    )
+    parser.add_argument("--eps", type=float, nargs="*", default=[8 / 255])
+    return parser.parse_args()
+
+
+def defence(solver: adp.Solver, steps: int, t: float, seed: int | None, **settings: Any) -> adp.Purified:
+    """A classifier behind the bundled model."""
+    dtype = settings.pop("dtype", torch.float32)
+    sampler = adp.load_bundled(
+        "emoji", dtype=dtype, steps=steps, solver=solver, guidance_scale=1.0, **settings
+    )
+    classifier = adp.load_classifier("emoji/resnet").to(dtype)
+    return adp.Purified(sampler, classifier, t=t, steps=steps, seed=seed)
+
+
+def by_hand(purified: adp.Purified, images: Tensor, eta: float) -> Tensor:
+    """Logits by plain autograd: encode, noise, step and decode, written out."""
+    model, seed = purified.sampler.model, purified.seed
+    assert isinstance(model, adp.PipelineModel)
+    assert seed is not None
+    vae = model.pipe.vae
+    x0 = vae.encode(2 * images - 1).latent_dist.mode() * vae.config.scaling_factor
+    draw = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=x0.dtype)
+    schedule, steps = model.schedule, purified.steps
+    start = schedule.end + purified.t * (schedule.start - schedule.end)
+    times = torch.linspace(float(start), float(schedule.end), steps + 1, dtype=torch.float64)
+    alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
+    rhos, cond = sigmas / alphas, purified.sampler.encode([""] * len(images))
+    y = x0 + rhos[0] * draw
+    for i in range(steps):
+        x = (alphas[i] * y).to(images.dtype)
+        v = model.denoiser(x, times[i], cond)  # the bundled network predicts v = alpha eps - sigma x0
+        eps = alphas[i] * v + sigmas[i] * x
+        y = y + (1 + eta**2) * (rhos[i + 1] - rhos[i]) * eps
+        if eta:
+            xi = adp.StepNoise(seed + 1).normal(rhos[i], rhos[i + 1], y)
+            y = y + eta * (rhos[i] ** 2 - rhos[i + 1] ** 2).sqrt() * xi
+    made = vae.decode(alphas[-1] * y / vae.config.scaling_factor).sample / 2 + 0.5
+    return purified.classifier(made)
+
+
+def clean_images(number: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Images of the bundled model as their files hold them, which the classifier reads right; their labels."""
+    sampler = adp.load_bundled("emoji", steps=25, guidance_scale=4.0)
+    classifier = adp.load_classifier("emoji/resnet")
+    kept: list[tuple[Tensor, int, str]] = []
+    for name, phrase in spread(2 * number):
+        with torch.no_grad():
+            made = sampler(sampler.noise(1, key(seed, "image", name)), sampler.encode([phrase]))
+            image = as_8_bit(made).float() / 255
+            right = classifier.labels[int(classifier(image).argmax())] == name
+        if right and len(kept) < number:
+            kept.append((image, classifier.index(name), name))
+    return torch.cat([i for i, _, _ in kept]), torch.tensor([y for _, y, _ in kept]), [n for *_, n in kept]
+
+
+def gradient(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Figure 1: relative errors, and bytes."""
+    rows: list[dict[str, Any]] = []
+    image, label, _ = clean_images(1, flags.seed)
+    for name, solver in SOLVERS.items():
+        saved: list[Any] = []
+        for steps in (max(1, flags.chain // 10), flags.chain):
+            purified = defence(solver, steps, 0.3, 5, dtype=torch.float64)
+            leaf = image.double().requires_grad_()
+            (found,) = torch.autograd.grad(purified(leaf)[0, label[0]], leaf)
+            saved.append(purified.stats)
+        purified = defence(solver, flags.chain, 0.3, 5, dtype=torch.float64)
+        leaf = image.double().requires_grad_()
+        logits = by_hand(purified, leaf, float(name == "SDE"))
+        (plain,) = torch.autograd.grad(logits[0, label[0]], leaf)
+        few, many = saved
+        rows.append(
+            {
+                "solver": name,
+                "steps": flags.chain,
+                "error": float((found - plain).norm() / plain.norm()),
+                "bytes": many.bytes_saved,
+                "bytes_ratio": many.bytes_saved / few.bytes_saved,
+                "states": many.states,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def timing(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Figure 4: seconds of one gradient, in turn."""
+    image, label, _ = clean_images(1, flags.seed)
+    n = flags.time_chain
+    ways: dict[str, adp.Adjoint | None] = {
+        "plain autograd": None,
+        "Checkpointed(keep=all)": adp.Checkpointed(keep=n),
+        "Checkpointed()": adp.Checkpointed(),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    made = {
+        name: defence(adp.Euler(), n, 0.3, 5, **({} if way is None else {"adjoint": way}))
+        for name, way in ways.items()
+    }
+    for turn in range(flags.repeats + 1):  # the first one warms up
+        for name, purified in made.items():
+            leaf = image.clone().requires_grad_()
+            began = time.perf_counter()
+            logits = by_hand(purified, leaf, 0.0) if ways[name] is None else purified(leaf)
+            torch.autograd.grad(logits[0, label[0]], leaf)
+            if turn:
+                spent[name].append(time.perf_counter() - began)
+    plain = spent["plain autograd"]
+    rows = [
+        {
+            "gradient": name,
+            "steps": n,
+            "seconds": statistics.median(each),
+            # Of each turn by itself, since other programs slow down turns, not ways.
+            "time_ratio": statistics.median(a / b for a, b in zip(each, plain, strict=True)),
+        }
+        for name, each in spent.items()
+    ]
+    print(*rows, sep="\n", flush=True)
+    return rows
+
+
+def rates(found: Sequence[Verdict], right: Sequence[Tensor]) -> dict[str, Any]:
+    """Robust accuracies: of a single draw, of all draws, of the vote; among images that the defence reads right."""
+    out: dict[str, Any] = {}
+    for name in ("single", "worst", "majority"):
+        misled = torch.cat([getattr(each, name)[ok] for each, ok in zip(found, right, strict=True)])
+        out[name] = Rate.of_mask(~misled).as_dict()
+    return out
+
+
+def robust(flags: argparse.Namespace) -> dict[str, Any]:
+    """Figure 3: four gradients, and defences of several depths."""
+    images, labels, _ = clean_images(flags.images, flags.seed)
+    parts = torch.arange(len(images)).split(10)
+    rows: list[dict[str, Any]] = []
+    clean: dict[str, Any] = {}
+    for t in flags.t:
+        purified = defence(SOLVERS["SDE"], flags.purify, t, None)
+        before = judged(purified, images, labels, draws=flags.votes, seed=flags.seed)
+        clean[str(t)] = rates([before], [torch.ones_like(labels).bool()])
+        right = [~before.majority[part] for part in parts]
+        for eps, (name, calls) in itertools.product(flags.eps, CALLS.items()):
+            steps = flags.steps * 3 // calls
+            given = {"t": t, "eps": eps, "gradient": name, "steps": steps, "draws": flags.draws}
+            verdicts: list[Verdict] = []
+            for number, part in enumerate(parts):
+                x, ys = cell(flags, given, purified, images[part], labels[part], number), labels[part]
+                verdicts.append(judged(purified, x, ys, draws=flags.votes, seed=key(flags.seed, number)))
+            rows.append({**given, **rates(verdicts, right)})
+            print(
+                {k: v if not isinstance(v, dict) else v["share"] for k, v in rows[-1].items()}, flush=True
+            )
+    settings = {
+        **{"images": len(images), "purification_steps": flags.purify, "votes": flags.votes},
+        **{"loss": "margin", "method": "APGD", "seed": flags.seed},
+    }
+    return {"settings": settings, "clean": clean, "rows": rows}
+
+
+def cell(
+    flags: argparse.Namespace,
+    given: dict[str, Any],
+    purified: adp.Purified,
+    images: Tensor,
+    labels: Tensor,
+    number: int,
+) -> Tensor:
+    """What one attack found on a part of the images; from its file, if there is one."""
+    name = f"{given['t']:g}-{given['eps']:.4f}-{given['gradient']}-{number}"
+    about = {**given, "purify": flags.purify, "images": flags.images, "seed": flags.seed}
+    path: Path = flags.output / f"{name}.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept["about"] == about:
+            return torch.tensor(kept["levels"], dtype=torch.uint8).view_as(images).float() / 255
+    attack = Attack(
+        ball=ImageBall(given["eps"]),
+        loss="margin",
+        steps=given["steps"],
+        draws=given["draws"],
+        seed=flags.seed,
+    )
+    began = time.perf_counter()
+    with forked(flags.seed, name):
+        found: Found = attack(surrogate(purified, given["gradient"]), images, labels)
+    levels = as_8_bit(found.x)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seconds = time.perf_counter() - began
+    path.write_text(json.dumps({"about": about, "seconds": seconds, "levels": levels.flatten().tolist()}))
+    print(f"{name}: {seconds:.0f} s", flush=True)
+    return levels.float() / 255
+
+
+def main() -> None:
+    """Measure."""
+    flags = arguments()
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    if flags.record is not None and flags.record.exists():  # a part that is not measured stays as it was
+        before = json.loads(flags.record.read_text())
+        figures = {name: before[name] for name in ALL if name in before}
+    parts = {"gradient": gradient, "time": timing, "robust": robust}
+    for name in flags.only:
+        figures[name] = parts[name](flags)
+        write_record(flags.record, "purified.py", sys.argv[1:], **figures)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except adp.InputError as error:
+        print(f"purified.py: {error}", file=sys.stderr)
+        sys.exit(2)
