@@ -1,11 +1,11 @@
 """Does tuning to a reward work, with which gradient, where is it hacked, and what does a step cost?
 
-    OMP_NUM_THREADS=1 python benchmarks/rewards.py [--parts tuning hacking] [--seeds 1] [--calls 1536] [--minutes 60]
-        [--state outputs/rewards.pt] [--output docs/rewards.json] [--plot docs/rewards.png]
+    OMP_NUM_THREADS=1 python benchmarks/rewards.py [--parts tuning hacking cost] [--seeds 1] [--calls 1536]
+        [--minutes 60] [--state outputs/rewards.pt] [--output docs/rewards.json] [--plot docs/rewards.png]
 
 The bundled model, DPM-Solver++(2M), guidance 4, a LoRA of rank 4, Adam, a cosine learning rate, the last weights (none
-are chosen). `tuning`: every gradient has the same number of denoiser calls, forward and backward together, for one image
-and all steps; images of held-out prompts and noise are measured by the trained reward, by a judge of other data and
+are chosen). `tuning`: every gradient has the same number of denoiser calls, forward and backward, in all its steps;
+images of held-out prompts and noise are measured by the trained reward, by a judge of other data and
 architecture, by a classifier (is the concept there?) and by the distance between two noises of one prompt in the
 classifier's features. `hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a step
 of `tune` beside a hand-written loop of DRaFT-K, in interleaved rounds. Saved after each run; a run that is started again
@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Method:
 
     adjoint: adp.Adjoint
     calls: int
-    guards: ReferenceDistance = ReferenceDistance()
+    guards: ReferenceDistance = ReferenceDistance()  # noqa: RUF009, it is frozen
     matching: AdjointMatching | None = None
 
 
@@ -141,7 +142,9 @@ class Bench:
         def note(step: int) -> None:
             if watch:
                 curve.append({"step": step} | self.measured(self.images(sampler), reward))
-                print(step, {k: round(v["mean"], 3) for k, v in curve[-1].items() if k != "step"}, flush=True)
+                print(
+                    step, {k: round(v["mean"], 3) for k, v in curve[-1].items() if k != "step"}, flush=True
+                )
 
         task = Last(
             sampler, self.rewards[reward][0], self.prompts, leaves, seed, args.batch,
@@ -160,11 +163,14 @@ def cost(bench: Bench, rounds: int) -> dict[str, Any]:
     """Seconds and saved bytes of a step of `tune`, and of a hand-written loop, on the same model, batch and noise."""
     args, K = bench.args, 2
     reward = bench.rewards["preference"][0]
-    sampler = adp.load_bundled("emoji", steps=args.sampling, guidance_scale=4.0, adjoint=adp.Truncated(last=K))
+    sampler = adp.load_bundled(
+        "emoji", steps=args.sampling, guidance_scale=4.0, adjoint=adp.Truncated(last=K)
+    )
     sampler.requires_grad_(False)
     leaves = Lora(4).attach(sampler.network, 0)
     task = TuneToMetric(sampler, reward, bench.prompts, leaves, 0, args.batch)
-    unet, vae = sampler.network, sampler.pipe.vae
+    unet: Any = sampler.network
+    vae = sampler.pipe.vae
     optimizer = torch.optim.Adam(leaves.values(), 1e-4)
     grid = [sampler.model.schedule.at(t.reshape(1))[0] for t in sampler.times()]
 
@@ -177,7 +183,7 @@ def cost(bench: Bench, rounds: int) -> dict[str, Any]:
         cond = sampler.encode([bench.prompts[i] for i in items])
         text = torch.cat([cond["negative_prompt_embeds"], cond["prompt_embeds"]])
         before = None
-        for i, (now, then) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        for i, (now, then) in enumerate(pairwise(grid)):
             with torch.set_grad_enabled(i >= len(grid) - 1 - K):
                 t, both = now.t.float().expand(2 * len(x)), torch.cat([x, x])
                 out = checkpoint(predicted, both, t, text, use_reentrant=False)
@@ -227,7 +233,7 @@ def cost(bench: Bench, rounds: int) -> dict[str, Any]:
 
 
 def parted(curve: list[dict[str, Any]]) -> int | None:
-    """The step of the judge's best, if the reward still rises from there and the judge's falls by its standard error."""
+    """The step of the judge's best, if the reward rises from there on and the judge's falls by its standard error."""
     best = max(curve, key=lambda row: row["judge"]["mean"])
     last = curve[-1]
     falls = last["judge"]["mean"] < best["judge"]["mean"] - best["judge"]["error"]
@@ -239,7 +245,9 @@ def plot(path: Path, record: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     curves = record["hacking"]
-    figure, axes = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.4), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(curves), figsize=(4.2 * len(curves), 3.4), sharey=True, squeeze=False
+    )
     for axis, (name, each) in zip(axes[0], curves.items(), strict=True):
         steps = [row["step"] for row in each["curve"]]
         for what, text in (("reward", "trained reward"), ("judge", "judge, in no loss")):
@@ -263,12 +271,22 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--parts", nargs="+", default=["tuning", "hacking", "cost"])
     parser.add_argument("--rewards", nargs="+", default=["preference", "clip"])
-    for name, value in {"seeds": 1, "seed": 0, "calls": 1536, "sampling": 8, "prompts": 64, "held_out": 32}.items():
+    for name, value in {
+        "seeds": 1,
+        "seed": 0,
+        "calls": 1536,
+        "sampling": 8,
+        "prompts": 64,
+        "held_out": 32,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in {"batch": 4, "hacking_steps": 80, "watch": 10, "rounds": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=6e-3)
-    parser.add_argument("--kl", type=float, default=0.05)
+    parser.add_argument("--kl", type=float, default=0.01)
+    parser.add_argument(
+        "--guards", type=float, nargs="+", default=[0.05, 0.01], help="kl_weight of each curve"
+    )
     parser.add_argument("--minutes", type=float, default=60, help="no run is begun after these")
     parser.add_argument("--state", type=Path, default=Path("outputs/rewards.pt"))
     parser.add_argument("--output", type=Path, default=None)
@@ -276,7 +294,17 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     begun, bench = time.monotonic(), Bench(args)
-    names = ("calls", "sampling", "prompts", "held_out", "batch", "hacking_steps", "watch", "learning_rate", "kl")
+    names = (
+        "calls",
+        "sampling",
+        "prompts",
+        "held_out",
+        "batch",
+        "hacking_steps",
+        "watch",
+        "learning_rate",
+        "kl",
+    )
     settings = {name: getattr(args, name) for name in names}
     state: dict[str, Any] = {"settings": settings, "runs": {}, "curves": {}, "cost": None, "images": {}}
     if args.state.exists() and (before := torch.load(args.state))["settings"] == settings:
@@ -313,10 +341,13 @@ def main(argv: list[str]) -> None:
                 )  # fmt: skip
     guarded = {
         "no guard": (ways["exact"], None),
-        "KL, norm and average": (
-            replace(ways["exact"], guards=ReferenceDistance(kl_weight=args.kl, norm_weight=1.0)),
-            0.9,
-        ),
+        **{
+            f"KL {kl:g}, norm, average": (
+                replace(ways["exact"], guards=ReferenceDistance(kl_weight=kl, norm_weight=1.0)),
+                0.9,
+            )
+            for kl in args.guards
+        },
     }
     for name, (way, ema) in guarded.items() if "hacking" in args.parts else ():
         if name not in state["curves"] and not late():

@@ -217,6 +217,9 @@ def is_paired(metric: Plain) -> bool:
 
     Args:
         metric: any metric.
+
+    Returns:
+        whether it needs `beside`.
     """
     terms = [term for _, term in metric.terms] if isinstance(metric, Sum) else [metric]
     return any(isinstance(each, Paired) for each in terms)

@@ -71,6 +71,7 @@ class RunOptions:
             notebook that is run again; without it such a folder is refused.
         quiet: run without progress bars.
         report: called with (step, {"loss": ...}) after each step.
+        images: called with (step, name, images) where a task makes images to look at as it goes.
         stop: called before each step; where it returns True, the run ends there as if that were its last step. Of
             several processes, all must get the same answer.
         config: further settings that a checkpoint must agree on, for JSON; the number of steps in it may differ.
@@ -83,6 +84,7 @@ class RunOptions:
     resume: bool = False
     quiet: bool = False
     report: Callable[[int, dict[str, float]], None] | None = None
+    images: Callable[[int, str, Tensor], None] | None = None
     stop: Callable[[], bool] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     repeat: str = ""

@@ -123,6 +123,9 @@ def strata(count: int, chosen: int, draw: int) -> list[int]:
         count: how many numbers there are.
         chosen: how many parts; all numbers are returned where it is `count` or more.
         draw: the seed.
+
+    Returns:
+        the numbers, rising.
     """
     if chosen >= count:
         return list(range(count))

@@ -5,10 +5,10 @@
     KL    log(rho_max / rho_min) E |eps_theta(x) - eps_0(x)|^2       in nats, of the memoryless sampler's trajectories
     norm  E max(0, |v_theta(x)| / |v_0(x)| - 1)                      v the velocity of the ODE, dz/dtau
 
-The first line is the path measures' divergence, int |eps_theta - eps_0|^2 d log rho: Girsanov's theorem for the SDE whose
-drift is 2 eps drho and whose noise is sqrt(2 rho) dW (Song et al., 2021, arXiv 2011.13456). For a rectified flow it is
-the regularizer of adjoint matching (arXiv 2409.08861). The second is NormGuard's (2026, arXiv 2606.27771), which found
-that tuning to a reward inflates the velocity by 5 to 15 %.
+The first line is the path measures' divergence, int |eps_theta - eps_0|^2 d log rho, by Girsanov's theorem for the SDE
+dy = 2 eps drho + sqrt(2 rho) dW (Song et al., 2021, arXiv 2011.13456). For a rectified flow it is the regularizer of
+adjoint matching (arXiv 2409.08861). The second is NormGuard's (2026, arXiv 2606.27771), which found that tuning to a
+reward inflates the velocity by 5 to 15 %.
 """
 
 import math

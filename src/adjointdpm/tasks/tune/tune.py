@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ..._types import Cond, InputError, OneOf, Range
+from ...files.atomic_write import write_file
 from ...files.diffusers_files import unwrapped
 from ...files.html_report import Page
-from ...files.images import output_folder
+from ...files.images import as_8_bit, output_folder, png
 from ...metrics import beside, for_prompts
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
@@ -44,6 +45,8 @@ from .trainable_weights import Lora, Weights
 from .tune_to_metric import TuneToMetric, needs_own_steps
 
 __all__ = ["TuneResult", "TuneSettings", "tune"]
+
+SHOWN = 4  # validation images that are saved as the training goes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +90,8 @@ class TuneSettings(BatchSettings):
         OneOf(("reward", "matching"))("loss", self.loss)
         if self.matching is not None and self.guards.used:
             raise InputError(
-                "adjoint matching holds the model near the untuned one by itself: lower reward_scale, and leave kl_weight "
-                "and norm_weight at 0"
+                "adjoint matching holds the model near the untuned one by itself: lower reward_scale, and leave "
+                "kl_weight and norm_weight at 0"
             )
 
     @property
@@ -150,7 +153,8 @@ def tune(
         metric: what is lowered; `metrics.Content` and other paired metrics see the untuned model's image.
         prompts: trained on, with fresh noise a step.
         held_out: reported on, with noise of their own.
-        output: a folder for the weights, the images, result.json and the page.
+        output: a folder for the weights, the images, result.json and the page; the first images of held-out prompts are
+            saved in `validation` at each validation, and a LoRA of a UNet in kohya's layout beside diffusers'.
         weights: a LoRA by default.
         settings: how.
         measures: reported by name; {"metric": metric} by default.
@@ -209,6 +213,17 @@ def tune(
             image, draws = instance_image.to(noise), batch * settings.gradient_accumulation_steps
             train("denoising", Denoise(sampler, image, instance_prompt, leaves, draws, settings.seed))
     with _training(weights, network, settings.seed, before, keep=True) as leaves:
+        few = list(range(min(SHOWN, len(noise))))
+
+        def show(step: int) -> None:
+            images = sampled(sampler, noise[few], rows(cond, few), batch)
+            if Processes.here().first:
+                path = folder / "validation" / f"step_{step:06d}.png"
+                path.parent.mkdir(exist_ok=True)
+                write_file(path, png(torch.cat(list(as_8_bit(images)), dim=2)))
+                if run.images is not None:
+                    run.images(step, "validation", images)
+
         task = TuneToMetric(
             sampler,
             metric,
@@ -219,6 +234,7 @@ def tune(
             guards=settings.guards,
             matching=settings.matching,
             validation_metric=validation_metric,
+            validated=show,
         )
         train("metric", task)
         asked = for_prompts(metric, held_out[:1])

@@ -71,7 +71,7 @@ class TuneToMetric(Task):
         seed: int = 0,
         batch: int = 1,
         *,
-        guards: ReferenceDistance = ReferenceDistance(),
+        guards: ReferenceDistance = ReferenceDistance(),  # noqa: B008, it is frozen
         matching: AdjointMatching | None = None,
         validation_metric: Any = None,
         validated: Callable[[int], None] | None = None,
