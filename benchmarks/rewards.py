@@ -7,9 +7,9 @@ The bundled model, DPM-Solver++(2M), guidance 4, a LoRA of rank 4, Adam, a cosin
 are chosen). `tuning`: every gradient has the same number of denoiser calls, forward and backward, in all its steps;
 images of held-out prompts and noise are measured by the trained reward, by a judge of other data and
 architecture, by a classifier (is the concept there?) and by the distance between two noises of one prompt in the
-classifier's features. `hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a step
-of `tune` beside a hand-written loop of DRaFT-K, in interleaved rounds. Saved after each run; a run that is started again
-goes on from there. `--seeds`, `--calls` and the prompts say how small this is.
+classifier's features. `hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a
+step of `tune` beside a hand-written loop of DRaFT-K, in interleaved rounds. It is saved after each run, and goes on from
+there when it is started again. `--seeds`, `--calls` and the prompts say how small this is.
 """
 
 import argparse
