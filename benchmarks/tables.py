@@ -8,6 +8,7 @@ A mark is `<!-- table: NAME -->`; its table ends at `<!-- end -->`. A record tha
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ PAGES = (
     "docs/studio.md",
     "docs/surrogates.md",
     "docs/tasks.md",
+    "docs/tune-to-a-reward.md",
 )
 Record = dict[str, Any]
 
@@ -355,6 +357,76 @@ def surrogates(record: Record) -> str:
     )
 
 
+def rewards(record: Record) -> str:
+    """Tuning to two rewards at equal calls, the curves of one without and with guards, and a step's cost."""
+    runs: dict[tuple[str, str], list[Record]] = {}
+    for row in record["runs"]:
+        runs.setdefault((row["reward"], row["method"]), []).append(row)
+
+    def over(rows: list[Record], what: str, form: str = ".2f") -> str:
+        """The mean over seeds, and the standard error over images, or over seeds where there are three."""
+        means = [row[what]["mean"] for row in rows]
+        error = rows[0][what]["error"] if len(rows) < 3 else statistics.stdev(means) / len(means) ** 0.5
+        return f"{statistics.mean(means):{form}} ± {error:{form}}"
+
+    names = ("reward", "judge", "concept", "diversity")
+    table = markdown(
+        [
+            "reward",
+            "gradient",
+            "steps",
+            "seeds",
+            "trained reward",
+            "judge",
+            "concept recognized",
+            "diversity",
+        ],
+        [
+            [
+                reward,
+                method,
+                str(rows[0].get("steps", "")),
+                str(len(rows)) if "steps" in rows[0] else "",
+                *(over(rows, what) for what in names),
+            ]
+            for (reward, method), rows in runs.items()
+        ],
+    )
+    curves = record["hacking"]
+    steps = [row["step"] for row in next(iter(curves.values()))["curve"]] if curves else []
+    hacking = markdown(
+        ["step", *(f"{name}: reward / judge / concept" for name in curves)],
+        [
+            [
+                str(step),
+                *(
+                    " / ".join(f"{row[what]['mean']:.2f}" for what in names[:3])
+                    for each in curves.values()
+                    for row in each["curve"]
+                    if row["step"] == step
+                ),
+            ]
+            for step in steps
+        ],
+    )
+    found = record["cost"]
+    cost = markdown(
+        [f"a step of {found['method']}", "seconds", "MB saved"],
+        [
+            [name, number(found["seconds"][name], ".3f"), megabytes(found["bytes_saved"][name])]
+            for name in ("by hand", "tune")
+        ]
+        + [
+            [
+                "ratio: median (lowest to highest)",
+                "{median:.3f} ({lowest:.2f} to {highest:.2f})".format(**found["ratio"]),
+                "",
+            ]
+        ],
+    )
+    return "\n\n".join([table, hacking, cost])
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     each.__name__: each
     for each in (
@@ -373,6 +445,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
         guide,
         studio,
         surrogates,
+        rewards,
     )
 }
 

@@ -32,6 +32,13 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
             "--rank is not used": [*tune, "--weights", "*", "--rank", "3"],
             "--instance_prompt is not used": [*tune, "--instance_prompt", "a cat"],
             "--label is not used without a judge": [*tune, *SMALL, "--label", "cat"],
+            "--reward_scale is not used without --loss matching": [*tune, "--reward_scale", "3"],
+            "lr_scheduler constant has no warmup": [
+                *(*tune, "--lr_scheduler", "constant", "--lr_warmup_steps", "2"),
+            ],
+            "take the sampler's steps one by one": [
+                *(*tune, *SMALL, "--solver", "pipeline", "--kl_weight", "1"),
+            ],
             "--instance_image needs our own steps": [
                 *(*tune, "--instance_image", "x.png", "--solver", "pipeline", "--num_inference_steps", "1"),
             ],

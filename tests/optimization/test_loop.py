@@ -121,6 +121,63 @@ def test_the_last_iterate_is_scored_too():
     assert float(found.best["v"]) == pytest.approx(1 - 0.5**3)
 
 
+class Validated(Parabola):
+    """Parabola, whose validations note what they see."""
+
+    def __init__(self, values=None):
+        super().__init__()
+        self.seen, self.values = [], values
+
+    def validate(self, step):
+        self.seen.append(float(self.variables["v"]))
+        return -float(step) if self.values is None else self.values[step]
+
+
+def test_the_average_is_validated_and_kept():
+    """average <- d average + (1 - d) v with d = min(decay, (1 + k) / (10 + k)); the steps are those without it."""
+    task, plain = Validated(), Validated()
+    loop = LoopSettings(steps=4, validation_steps=1, ema_decay=0.2, run=RunOptions(quiet=True))
+    found = optimize(task, sgd(0.25), loop)
+    iterates = [1 - 0.5**k for k in range(5)]
+    means, d = [0.0], [0.1, 2 / 11, 0.2, 0.2]
+    for k in range(4):
+        means.append(d[k] * means[-1] + (1 - d[k]) * iterates[k + 1])
+    assert task.seen == pytest.approx(means)
+    assert float(found.best["v"]) == pytest.approx(means[-1])
+    assert float(task.variables["v"].detach()) == pytest.approx(means[-1])
+    assert found.losses == pytest.approx([(1 - v) ** 2 for v in iterates])
+    optimize(plain, sgd(0.25), LoopSettings(steps=4, validation_steps=1, run=RunOptions(quiet=True)))
+    assert plain.seen == pytest.approx(iterates)
+
+
+def test_an_average_needs_validations_and_shared_variables():
+    with pytest.raises(adp.InputError, match="validation_steps"):
+        LoopSettings(ema_decay=0.9)
+    with pytest.raises(adp.InputError, match="each item has its own"):
+        run(None, Points, ema_decay=0.9, validation_steps=2)
+
+
+def test_patience_counts_validations():
+    """Validated at 0, 2, 4, ...: the best is that of step 2, and two worse ones end the run at step 6."""
+    values = {0: 3.0, 2: 1.0, 4: 2.0, 6: 2.0}
+    loop = LoopSettings(steps=20, validation_steps=2, patience=2, run=RunOptions(quiet=True))
+    found = optimize(Validated(values), sgd(0.25), loop)
+    assert (int(found.best_step), found.steps) == (2, 7)
+    assert float(found.best["v"]) == pytest.approx(0.75)
+
+
+def test_a_schedule_of_ones_own_gives_the_rates():
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+
+    loop = LoopSettings(steps=3, schedule=lambda step: 1 / (1 + step), run=RunOptions(quiet=True))
+    optimize(Parabola(), lambda leaves: Watched(leaves, 0.25), loop)
+    assert rates == [0.25, 0.125, 0.25 / 3]
+
+
 def test_each_item_keeps_its_own_best():
     found = run(None, Points, steps=15, batch_size=None, warmup=0, decay="constant")
     assert len(set(found.best_step.tolist())) > 1
@@ -226,6 +283,7 @@ def test_a_metric_that_fails_at_once_is_just_its_error():
         (Points, {}),
         (Points, {"patience": 3}),
         (Shift, {"validation_steps": 5}),
+        (Shift, {"validation_steps": 5, "ema_decay": 0.8}),
         (Shift, {"batch_size": None, "max_grad_norm": 0.5}),
     ],
 )

@@ -4,7 +4,7 @@ The resolved values are saved beside the result, so that `--config OUTPUT/config
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,7 @@ from ..tasks.methods import MethodsResult
 from .flags import ForBundled, Given, LabelsOf, PromptTexts
 from .parse_metric import Networks
 from .parse_sampler import SOLVERS, classifier_of, sampler_of
+from .trackers import tracker_of
 
 __all__ = [
     "RESULTS",
@@ -131,11 +132,11 @@ class OutputOptions(FolderOptions):
 
     Args:
         resume: Continue from the checkpoints in the folder.
-        report_to: Where losses are logged: none or tensorboard.
+        report_to: Where losses and validation images are logged: none, tensorboard or wandb.
     """
 
     resume: bool = False
-    report_to: Literal["none", "tensorboard"] = "none"
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
 
     def start(self, given: Given, free: Collection[str] = ("judge",)) -> tuple[Path, RunOptions]:
         """Return the folder, into which the flags are written, and the options of the run.
@@ -146,15 +147,21 @@ class OutputOptions(FolderOptions):
 
         Raises:
             InputError: The folder holds results or cannot be written to, the run that is to be resumed was made with
-                other flags, or tensorboard is not installed.
+                other flags, or the tracker is not installed.
         """
         folder = free_folder(self.output_dir, *RESULTS, resume=self.resume, overwrite=self.overwrite)
-        report = None if self.report_to == "none" else _tensorboard(self.output_dir)
+        logged = self.report_to != "none" and Processes.here().first
+        tracker = tracker_of(self.report_to, self.output_dir) if logged else None
         names = {*FREE, *free}
         agreed = {name: value for name, value in given.resolved().items() if name not in names}
         repeat = _saved(given, folder, agreed, names)
         return folder, RunOptions(
-            resume=self.resume, quiet=self.quiet, report=report, config=agreed, repeat=repeat
+            resume=self.resume,
+            quiet=self.quiet,
+            report=None if tracker is None else tracker.report,
+            images=None if tracker is None else tracker.images,
+            config=agreed,
+            repeat=repeat,
         )
 
 
@@ -163,7 +170,8 @@ class TaskOptions:
     """Which images a task makes, and who judges them.
 
     Args:
-        prompt: Prompt of the images. May be repeated, or be a file of prompts: txt, csv or jsonl.
+        prompt: Prompt of the images. May be repeated, be a file of prompts (txt, csv or jsonl), or dataset:NAME for a
+            dataset of the package datasets.
         judge: Classifier that says what images show; none for no judge.
     """
 
@@ -309,32 +317,3 @@ def _read_saved(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged; delete it to resume without it")
     return values
-
-
-def _tensorboard(folder: Path) -> Callable[[int, dict[str, float]], None] | None:
-    """Return a function that writes a run's losses for tensorboard; None in all but the first process.
-
-    Raises:
-        InputError: Tensorboard is not installed or cannot write.
-    """
-    if not Processes.here().first:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(folder / "tensorboard"))
-    except ImportError as error:
-        raise InputError(
-            "report_to tensorboard needs it installed: pip install tensorboard (or report_to none)"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"tensorboard cannot write to {folder / 'tensorboard'}: {error.strerror}"
-        ) from error
-
-    def report(step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()  # it writes every two minutes, and not at the end of a process
-
-    return report

@@ -3,6 +3,7 @@
 .txt      one prompt a line
 .csv      a column `prompt`, and perhaps a column `label`
 .jsonl    one object a line, with the key `prompt`, and perhaps the key `label`
+dataset:NAME, dataset:NAME:SPLIT    see `prompt_datasets`
 """
 
 import csv
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._types import InputError
+from .prompt_datasets import dataset_rows
 
 __all__ = ["rows_of"]
 
@@ -26,6 +28,9 @@ def rows_of(flag: str, text: str) -> list[tuple[str, str]]:
     Raises:
         InputError: The file is missing, is no file of prompts, or has a line without a printable prompt.
     """
+    if text.startswith("dataset:"):
+        found = dataset_rows(flag, text.removeprefix("dataset:"))
+        return [_checked(f"{flag} {text}, row {number}", prompt, label) for number, prompt, label in found]
     try:
         path = Path(text)
         named = path.suffix.lower() in _FILES and " " not in text

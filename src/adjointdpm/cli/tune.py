@@ -33,6 +33,8 @@ class TuneOptions(MetricOptions):
     Args:
         prompt: Prompt to train on. May be repeated, or be a file of prompts.
         validation_prompt: Prompt to report on. May be repeated, or be a file of prompts.
+        validation_metric: Metric that validations lower, such as a judge's that is in no loss: it decides which weights
+            are kept, and when --patience ends the training. May be repeated; the trained metric by default.
         measure: Metric to report. May be repeated; the trained metric is reported by default.
         instance_image: Image file on which the denoising loss is tried, too.
         instance_prompt: Prompt that describes the instance image.
@@ -47,6 +49,7 @@ class TuneOptions(MetricOptions):
 
     validation_prompt: Annotated[tuple[str, ...], PromptTexts()]
     label: Annotated[tuple[str, ...], LabelsOf("validation_prompt")] = ()
+    validation_metric: tuple[str, ...] = ()
     measure: tuple[str, ...] = ()
     instance_image: str | None = None
     instance_prompt: str = ""
@@ -88,6 +91,7 @@ class Tune:
         networks = self.networks.networks(sampler)
         trained = metric_of(task.metric, networks)
         measures = {text: metric_of([text], networks) for text in task.measure}
+        validation = metric_of(task.validation_metric, networks) if task.validation_metric else None
         check_networks(given, networks)
         lora = Lora(task.rank, task.lora_alpha, task.lora_layers or Lora.lora_layers)
         found = run_tune(
@@ -99,6 +103,7 @@ class Tune:
             weights=Subset(task.weights) if task.weights else lora,
             settings=loop,
             measures=measures or {" + ".join(task.metric): trained},
+            validation_metric=validation,
             instance_image=None if task.instance_image is None else image_option(task.instance_image),
             instance_prompt=task.instance_prompt,
             judge=judge_of(task.judge, sampler),
@@ -113,6 +118,8 @@ class Tune:
             given.refuse_unused(
                 ("rank", "lora_alpha", "lora_layers"), "where --weights are trained instead of a LoRA"
             )
+        if self.optimization.loss != "matching":
+            given.refuse_unused(("reward_scale", "matching_steps"), "without --loss matching")
         if self.task.instance_image is None:
             given.refuse_unused(("instance_prompt",), "without --instance_image")
         if self.task.judge == "none":

@@ -30,6 +30,7 @@ __all__ = [
     "Weighable",
     "beside",
     "for_prompts",
+    "is_paired",
     "name_of",
 ]
 
@@ -209,6 +210,19 @@ def beside(metric: Plain, others: AnyImages) -> Plain:
         [0.25]
     """
     return metric.beside(others) if isinstance(metric, Paired | Sum) else metric
+
+
+def is_paired(metric: Plain) -> bool:
+    """Whether a metric, or a term of it, compares an image with another one, which `beside` then passes to it.
+
+    Args:
+        metric: any metric.
+
+    Returns:
+        whether it needs `beside`.
+    """
+    terms = [term for _, term in metric.terms] if isinstance(metric, Sum) else [metric]
+    return any(isinstance(each, Paired) for each in terms)
 
 
 def for_prompts(metric: Plain, prompts: Sequence[str]) -> Plain:

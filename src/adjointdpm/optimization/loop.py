@@ -38,6 +38,7 @@ from ..files.atomic_write import SavingError
 from ..files.checkpoint import check_config, has_checkpoint, load_checkpoint, plain, save_checkpoint
 from .distributed import Processes
 from .gradient_step import GradientStep
+from .holding import holding
 from .progress import progress, size
 from .run_folder import run_folder
 from .seeds import forked
@@ -139,7 +140,12 @@ class _Run:
         self.leaves = list(task.variables.values())
         self.optimizer = _made(optimizer, self.leaves)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.state = LoopState.fresh(task.variables, task.items if task.per_item else 1)
+        if task.per_item and loop.ema_decay is not None:
+            raise InputError(
+                "ema_decay averages variables that all items share, but here each item has its own"
+            )
+        rows, averaged = task.items if task.per_item else 1, loop.ema_decay is not None
+        self.state = LoopState.fresh(task.variables, rows, averaged)
         self.batch = GradientStep(task, loop, self.processes)
         self.start = time.perf_counter()
         self.most_bytes = 0  # that a step held
@@ -157,7 +163,7 @@ class _Run:
     def _about(self) -> dict[str, Any]:
         """Return what decides a run besides its config, so that a checkpoint must agree on it."""
         loop = self.loop
-        names = ("seed", "batch_size", "max_grad_norm", "decay", "warmup")
+        names = ("seed", "batch_size", "max_grad_norm", "decay", "warmup", "ema_decay")
         kind = type(self.optimizer).__name__
         return {name: getattr(loop, name) for name in names} | {"items": self.task.items, "optimizer": kind}
 
@@ -173,9 +179,11 @@ class _Run:
                 f"--max_train_steps (steps) of at least {done}, or use another output folder"
             )
         self.state.restore(tensors, about, self.task.variables, self.optimizer, more=loop.steps > done)
-        if loop.decay != "constant" and total != loop.steps and done and self.processes.first:
+        falls = loop.rate(loop.steps - 1) != 1
+        if falls and total != loop.steps and done and self.processes.first:
+            what = f"the {loop.decay} decay" if loop.schedule is None else "the schedule"
             warnings.warn(
-                f"the {loop.decay} decay of the learning rate was laid over {total} steps for the first {done}, and "
+                f"{what} of the learning rate was laid over {total} steps for the first {done}, and "
                 f"is that of {loop.steps} from now on: the result is not that of {loop.steps} steps in one run",
                 stacklevel=4,
             )
@@ -276,6 +284,8 @@ class _Run:
             self.task.prepare()
             self.optimizer.step()
             self.task.project()
+            if loop.ema_decay is not None:
+                state.follow(self.task.variables, loop.ema_decay)
             state.step += 1
             self.between = False
             if loop.checkpointing_steps and state.step % loop.checkpointing_steps == 0:
@@ -333,7 +343,11 @@ class _Run:
         every = self.loop.validation_steps
         if not every or (self.state.step % every and not last):
             return None
-        with forked(self.loop.seed, "validation"), torch.no_grad():
+        with (
+            forked(self.loop.seed, "validation"),
+            torch.no_grad(),
+            holding(self.task.variables, self.state.average or {}),
+        ):
             found = float(self.task.validate(self.state.step))
         logger.info("step %d: the validation's loss is %.4g", self.state.step, found)
         return found
@@ -348,7 +362,8 @@ class _Run:
         elif not self.loop.validation_steps or valid is not None:
             mine = float((losses if rank is None else rank).mean()) if valid is None else valid
             one = losses.new_tensor([mine])
-            self.state.note(self.task.variables, mean, losses.mean().reshape(1), one, None)
+            iterate = self.state.average or self.task.variables
+            self.state.note(iterate, mean, losses.mean().reshape(1), one, None)
         else:
             self.state.losses.append(mean)
 

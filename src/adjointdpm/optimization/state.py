@@ -20,6 +20,7 @@ class LoopState:
     best, best_rank, best_loss, best_step   the best iterate (rows of it, where items have rows)
     losses   mean loss of each iterate so far
     stale    iterates since one was better
+    average  the moving average of the variables, where there is one
     unscored what it was before the last iterate was scored, once the run is finished: more steps go on from there,
              so that they end as one run of all of them would
     """
@@ -32,14 +33,30 @@ class LoopState:
     stale: int = 0
     finished: bool = False
     losses: list[float] = field(default_factory=list)
+    average: dict[str, Tensor] | None = None
     unscored: "LoopState | None" = None
 
     @classmethod
-    def fresh(cls, variables: Mapping[str, Tensor], rows: int) -> "LoopState":
+    def fresh(cls, variables: Mapping[str, Tensor], rows: int, averaged: bool = False) -> "LoopState":
         """Return the state before the first step."""
         never = torch.full((rows,), torch.inf, dtype=torch.float64)
-        best = {name: leaf.detach().clone() for name, leaf in variables.items()}
-        return cls(best, never, never.clone(), torch.zeros(rows, dtype=torch.int64))
+        best, average = (
+            {name: leaf.detach().clone() for name, leaf in variables.items()} for _ in range(2)
+        )
+        state = cls(best, never, never.clone(), torch.zeros(rows, dtype=torch.int64))
+        state.average = average if averaged else None
+        return state
+
+    def follow(self, variables: Mapping[str, Tensor], decay: float) -> None:
+        """Move the average towards the variables, after the optimizer's step k and before k is raised.
+
+            average = d average + (1 - d) v,     d = min(decay, (1 + k) / (10 + k))
+
+        The second bound, which diffusers' `EMAModel` has too, lets it leave the initial values.
+        """
+        d = min(decay, (1 + self.step) / (10 + self.step))
+        for name, mean in (self.average or {}).items():
+            mean.lerp_(variables[name].detach(), 1 - d)
 
     def copy(self) -> "LoopState":
         """Return a copy of the state as it is now."""
@@ -76,6 +93,7 @@ class LoopState:
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors by name, and the rest as JSON."""
         tensors = {f"variables/{name}": leaf for name, leaf in variables.items()} | self._bests("")
+        tensors |= {f"average/{name}": mean for name, mean in (self.average or {}).items()}
         if self.unscored is not None:
             tensors |= self.unscored._bests("unscored/")
         values: dict[str, dict[str, Any]] = {}
@@ -139,6 +157,8 @@ class LoopState:
             with torch.no_grad():
                 leaf.copy_(tensors[f"variables/{name}"])
             self.best[name].copy_(tensors[f"{prefix}best/{name}"])
+            if self.average is not None:
+                self.average[name].copy_(tensors[f"average/{name}"])
         for name in _BESTS:
             setattr(self, name, tensors[prefix + name])
         self.step, self.finished = about["step"], about["finished"] and not more

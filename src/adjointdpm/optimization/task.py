@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from .._types import InputError
+from .._types import InputError, in_range
 
 __all__ = ["LoopSettings", "Losses", "RunOptions", "Task"]
 
@@ -73,6 +73,7 @@ class RunOptions:
             notebook that is run again; without it such a folder is refused.
         quiet: run without progress bars.
         report: called with (step, {"loss": ...}) after each step.
+        images: called with (step, name, images) where a task makes images to look at as it goes.
         stop: called before each step; where it returns True, the run ends there as if that were its last step. Of
             several processes, all must get the same answer.
         config: further settings that a checkpoint must agree on, for JSON; the number of steps in it may differ.
@@ -85,6 +86,7 @@ class RunOptions:
     resume: bool = False
     quiet: bool = False
     report: Callable[[int, dict[str, float]], None] | None = None
+    images: Callable[[int, str, Tensor], None] | None = None
     stop: Callable[[], bool] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     repeat: str = ""
@@ -113,8 +115,13 @@ class LoopSettings:
         max_grad_norm: longer gradients are scaled down to it, over all variables; None for none.
         decay: of the learning rate over the N steps: "constant", "linear" or "cosine" (to 0).
         warmup: steps over which it rises linearly from 0.
-        patience: stop after so many steps without a better iterate; None for never.
+        patience: stop after so many scored iterates (validations, where there are some) without a better one; None
+            for never.
         stop_at: stop when the rank of every item's best is at most this.
+        schedule: the learning rate of step 0, 1, ..., as a fraction of the optimizer's own, in place of `decay` and
+            `warmup`; None for those.
+        ema_decay: d of an average of the iterates, which is then what is validated and kept as the best; None for
+            none. It needs `validation_steps`, and variables that all items share.
         validation_steps: ask `Task.validate` which iterate is the best, every so many steps; 0 for never.
         seed: of the batches' order and of whatever a task draws.
         folder: for checkpoints, made if need be; None for none. It must not hold one already, unless `run.resume`.
@@ -133,6 +140,8 @@ class LoopSettings:
     warmup: int = 0
     patience: int | None = None
     stop_at: float | None = None
+    schedule: Callable[[int], float] | None = None
+    ema_decay: float | None = None
     validation_steps: int = 0
     seed: int = 0
     folder: str | Path | None = None
@@ -156,11 +165,17 @@ class LoopSettings:
             )
         if self.stop_at is not None and not math.isfinite(self.stop_at):
             raise InputError(f"stop_at must be finite (None for never), but is {self.stop_at}")
+        if self.ema_decay is not None:
+            in_range("ema_decay", self.ema_decay, 0, 1)
+            if not self.validation_steps:
+                raise InputError("ema_decay averages what validations judge: set validation_steps, too")
         if self.decay not in ("constant", "linear", "cosine"):
             raise InputError(f"decay must be constant, linear or cosine, but is {self.decay!r}")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, as a fraction of the optimizer's own."""
+        if self.schedule is not None:
+            return self.schedule(step)
         rise = min(1.0, (step + 1) / (self.warmup + 1))
         done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
         fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}

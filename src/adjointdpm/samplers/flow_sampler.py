@@ -185,17 +185,42 @@ class FlowSampler(Sampler):
     def forward(self, noise: Tensor, cond: Cond) -> Images:
         return self.decode(self._latents(noise, cond, decoded=True))
 
-    def latents(self, noise: Tensor, cond: Cond) -> Tensor:
-        """The latents at the grid's clean end, before decoding."""
-        return self._latents(noise, cond)
+    def latents(self, noise: Tensor, cond: Cond, decoded: bool = False) -> Tensor:
+        """The latents at the grid's clean end, before decoding.
 
-    def _latents(self, noise: Tensor, cond: Cond, decoded: bool = False) -> Tensor:
-        given = {f"cond[{name!r}]": tensor for name, tensor in cond.items()}
+        Args:
+            noise: as in `forward`.
+            cond: as in `forward`.
+            decoded: whether `decode` follows, for which a budget of memory then leaves room.
+
+        Returns:
+            the latents, (batch, *latent_shape).
+        """
+        return self._latents(noise, cond, decoded)
+
+    def problem(self, noise: Tensor, cond: Cond) -> IVP:
+        """The initial value problem that a sampling solves, for a method that takes its steps one by one.
+
+        Args:
+            noise: as in `forward`.
+            cond: as in `forward`.
+
+        Returns:
+            the problem, its conditioning with the guidance scale and a row for each sample.
+
+        Raises:
+            InputError: as in `forward`.
+        """
         noise, cond = self._checked(noise, cond)
         grid = self._times() if self._time_grid.times.requires_grad else self._time_grid
         flow = ProbabilityFlow(self.model.schedule, self.model.denoiser)
+        return IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
+
+    def _latents(self, noise: Tensor, cond: Cond, decoded: bool = False) -> Tensor:
+        given = {f"cond[{name!r}]": tensor for name, tensor in cond.items()}
+        ivp = self.problem(noise, cond)
+        flow, grid, cond = ivp.flow, ivp.grid, ivp.cond
         wanted = {name for name, tensor in cond.items() if tensor.requires_grad}
-        ivp = IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
         influence = Influence(wanted, self.model.denoiser) if wants_gradient(ivp) else None
         ivp = replace(ivp, influence=influence)
         self.model.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))

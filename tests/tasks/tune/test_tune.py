@@ -7,7 +7,8 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.metrics import Chroma, Content, Style
-from adjointdpm.tasks import RunOptions, load_result
+from adjointdpm.metrics.rewards import FunctionReward
+from adjointdpm.tasks import RunOptions, StoppedRunError, load_result
 from adjointdpm.tasks.sampling import network_of
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune import TuneSettings, tune
@@ -114,3 +115,115 @@ def test_weights_that_cannot_be_attached_are_refused_before_the_first_sampling(t
     handle.remove()
     assert not calls
     assert [(name, weight.requires_grad) for name, weight in network.named_parameters()] == before
+
+
+WAYS = {
+    "matching and an average": {
+        "loss": "matching",
+        "reward_scale": 50.0,
+        "matching_steps": 1,
+        "ema_decay": 0.5,
+    },
+    "guards and a warmup": {
+        "kl_weight": 0.1,
+        "norm_weight": 0.5,
+        "lr_scheduler": "cosine_with_restarts",
+        "lr_warmup_steps": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(tmp_path, way):
+    settings = TuneSettings(
+        max_train_steps=4,
+        learning_rate=0.01,
+        num_validation_images=1,
+        validation_steps=2,
+        checkpointing_steps=1,
+        **WAYS[way],
+    )
+
+    class EndError(Exception):
+        pass
+
+    def end(step, _):
+        if step == 2:
+            raise EndError
+
+    def run(name, **more):
+        return tune(
+            sampler(), Chroma(), PROMPTS, HELD_OUT, output=tmp_path / name, settings=settings,
+            run=RunOptions(quiet=True, **more),
+        )  # fmt: skip
+
+    whole = run("whole")
+    with pytest.raises((EndError, StoppedRunError)):
+        run("parts", report=end)
+    parts = run("parts", resume=True)
+    for name, each in whole.methods.items():
+        assert torch.equal(each.images, parts.methods[name].images)
+    assert len(set(whole.methods["metric"].losses)) == 5
+    assert whole.artefact.read_bytes() == parts.artefact.read_bytes()
+    names = [each.name for each in sorted((tmp_path / "whole" / "validation").iterdir())]
+    assert names == ["step_000000.png", "step_000002.png", "step_000004.png"]
+
+
+def test_a_judge_that_is_in_no_loss_keeps_the_weights_and_ends_the_training(tmp_path):
+    """The judge wants what the metric lowers, so the first weights are its best and two validations end the run."""
+    settings = TuneSettings(
+        max_train_steps=30, learning_rate=0.01, num_validation_images=1, validation_steps=1, patience=2
+    )
+    seen = []
+    found = tune(
+        sampler(), Chroma(), PROMPTS, HELD_OUT, output=tmp_path, settings=settings, validation_metric=-Chroma(),
+        run=RunOptions(quiet=True, images=lambda step, name, images: seen.append((step, name, len(images)))),
+    )  # fmt: skip
+    assert len(found.methods["metric"].losses) == 3
+    assert torch.equal(found.methods["metric"].images, found.methods["untuned"].images)
+    assert seen == [(step, "validation", 1) for step in range(3)]
+
+
+def test_what_does_not_fit_together_is_refused_before_the_work(tmp_path):
+    with pytest.raises(adp.InputError, match="lower reward_scale"):
+        TuneSettings(loss="matching", kl_weight=1.0)
+    ours = adp.PipelineSampler(family().make(), steps=2)
+    for settings in (TuneSettings(loss="matching"), TuneSettings(norm_weight=1.0)):
+        with pytest.raises(adp.InputError, match="steps one by one"):
+            tune(ours, Chroma(), PROMPTS, HELD_OUT, output=tmp_path, settings=settings)
+
+
+def test_a_metric_that_is_not_finite_at_a_step_says_which(tmp_path):
+    calls = []
+
+    def metric(images):
+        calls.append(1)
+        return images.mean((1, 2, 3)) * (float("nan") if len(calls) > 12 else 1.0)
+
+    settings = TuneSettings(max_train_steps=20, num_validation_images=1, validation_steps=100)
+    with pytest.raises(
+        StoppedRunError, match=r"stopped at step \d+ of 20: NonFiniteError: the metric returned \[nan"
+    ):
+        tune(
+            sampler(),
+            metric,
+            PROMPTS,
+            HELD_OUT,
+            output=tmp_path,
+            settings=settings,
+            run=RunOptions(quiet=True),
+        )
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "shape"])
+def test_a_reward_of_another_dtype_is_refused_before_the_work(tmp_path, wrong):
+    """Its message names the reward's own error, in one line."""
+    weight = torch.ones(3, dtype=torch.float64)
+
+    def reward(images, prompts):
+        flat = images.mean((2, 3))
+        return flat @ weight if wrong == "dtype" else flat.mean()
+
+    with pytest.raises(adp.InputError, match="metric") as found:
+        tune(sampler(), FunctionReward(reward), PROMPTS, HELD_OUT, output=tmp_path)
+    assert "\n" not in str(found.value)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..._types import InputError
 from ...files.atomic_write import write_file
 from ...files.diffusers_files import as_written, network_in, plain_name, save_lora, unwrapped
+from ...files.kohya import save_kohya
 from ...optimization.seeds import forked
 from .adapters import NetworkState, tuner_layers
 from .precision import HALF, Master, master_of
@@ -133,7 +134,9 @@ class Lora(Weights):
 
     def save(self, folder: Path, pipe: Any, leaves: Mapping[str, Tensor]) -> Path:
         save_lora(folder, pipe, _adapter(network_in(pipe)[1], leaves))
-        return folder / "pytorch_lora_weights.safetensors"
+        path = folder / "pytorch_lora_weights.safetensors"
+        save_kohya(folder / "kohya_lora.safetensors", path, pipe)  # pyright: ignore[reportUnusedCallResult]
+        return path
 
     def loading(self, path: Path) -> list[str]:
         return [

@@ -7,27 +7,28 @@ weights trained on the one image with the ordinary denoising loss.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..._types import Cond, InputError, Range
+from ..._types import Cond, InputError, OneOf, Range
+from ...files.atomic_write import write_file
 from ...files.diffusers_files import unwrapped
 from ...files.html_report import Page
-from ...files.images import output_folder
+from ...files.images import as_8_bit, output_folder, png
 from ...metrics import beside, for_prompts
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import RunOptions, Task
+from ...optimization.task import LoopSettings, RunOptions, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
@@ -36,12 +37,17 @@ from ..report import About, metric_in_words, write_report
 from ..sampling import each_of, network_of, noise_of, pipeline_of, rows, sampled
 from ..settings import BatchSettings, Count, Length, checkpointed
 from .adapters import NetworkState
+from .adjoint_matching import AdjointMatching
 from .denoising_loss import Denoise, latents_of
+from .learning_rate import Schedule, rate_of
+from .reference_distance import ReferenceDistance
 from .shard import check_shares, is_sharded
 from .trainable_weights import Lora, Weights
-from .tune_to_metric import TuneToMetric
+from .tune_to_metric import TuneToMetric, needs_own_steps
 
 __all__ = ["TuneResult", "TuneSettings", "tune"]
+
+SHOWN = 4  # validation images that are saved as the training goes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +55,69 @@ class TuneSettings(BatchSettings):
     """What a tuning does.
 
     Args:
+        loss: Loss that is lowered: reward (the metric's gradient by the adjoint) or matching (adjoint matching).
+        reward_scale: Weight of the metric against the distance to the untuned model in adjoint matching.
+        matching_steps: Number of steps of each trajectory that adjoint matching regresses.
+        kl_weight: Weight of the KL divergence from the untuned model, in nats; 0 leaves it out.
+        norm_weight: Weight of the share by which the velocity's norm exceeds the untuned model's; 0 leaves it out.
+        ema_decay: Decay of a moving average of the weights, which is then validated and saved.
+        patience: Number of validations without a better one after which the training stops.
         train_batch_size: Number of prompts that are differentiated at once; all of them if it is not given.
+        lr_scheduler: Learning rate over the steps: linear, cosine, cosine_with_restarts, polynomial, constant or
+            constant_with_warmup.
+        lr_warmup_steps: Number of steps over which the learning rate rises from 0.
         max_grad_norm: Norm to which longer gradients are scaled down.
         num_validation_images: Number of images for each validation prompt.
         validation_steps: Number of steps between validations, which choose the best iterate.
     """
 
+    loss: Literal["reward", "matching"] = "reward"
+    reward_scale: Length = 100.0
+    matching_steps: Count = 4
+    kl_weight: Annotated[float, Range(0)] = 0.0
+    norm_weight: Annotated[float, Range(0)] = 0.0
+    ema_decay: Annotated[float | None, Range(0, 1)] = None
+    patience: Annotated[int | None, Range(1)] = None
     learning_rate: Length = 1e-3
+    lr_scheduler: Schedule = "cosine"
+    lr_warmup_steps: Annotated[int, Range(0)] = 0
     max_grad_norm: Annotated[float, Range(0, 10**9, open_low=True)] = 1.0
     num_validation_images: Count = 2
     validation_steps: Count = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._rate()
+        OneOf(("reward", "matching"))("loss", self.loss)
+        if self.matching is not None and self.guards.used:
+            raise InputError(
+                "adjoint matching holds the model near the untuned one by itself: lower reward_scale, and leave "
+                "kl_weight and norm_weight at 0"
+            )
+
+    @property
+    def guards(self) -> ReferenceDistance:
+        """What keeps the model near the untuned one."""
+        return ReferenceDistance(self.kl_weight, self.norm_weight)
+
+    @property
+    def matching(self) -> AdjointMatching | None:
+        """The loss of adjoint matching, where it is asked for."""
+        return AdjointMatching(self.reward_scale, self.matching_steps) if self.loss == "matching" else None
+
+    def loop(self, folder: Path, run: RunOptions, config: Mapping[str, Any]) -> LoopSettings:
+        return replace(
+            super().loop(folder, run, config),
+            schedule=self._rate(),
+            max_grad_norm=self.max_grad_norm,
+            ema_decay=self.ema_decay,
+            patience=self.patience,
+            validation_steps=self.validation_steps,
+        )
+
+    def _rate(self) -> Callable[[int], float]:
+        OneOf(get_args(Schedule))("lr_scheduler", self.lr_scheduler)
+        return rate_of(self.lr_scheduler, self.learning_rate, self.lr_warmup_steps, self.max_train_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +136,7 @@ def tune(
     weights: Weights | None = None,
     settings: TuneSettings | None = None,
     measures: Mapping[str, Any] | None = None,
+    validation_metric: Any = None,
     instance_image: Tensor | None = None,
     instance_prompt: str = "",
     judge: Classifier | None = None,
@@ -94,10 +154,13 @@ def tune(
         metric: what is lowered; `metrics.Content` and other paired metrics see the untuned model's image.
         prompts: trained on, with fresh noise a step.
         held_out: reported on, with noise of their own.
-        output: a folder for the weights, the images, result.json and the page.
+        output: a folder for the weights, the images, result.json and the page; the first images of held-out prompts are
+            saved in `validation` at each validation, and a LoRA of a UNet in kohya's layout beside diffusers'.
         weights: a LoRA by default.
         settings: how.
         measures: reported by name; {"metric": metric} by default.
+        validation_metric: what validations on the prompts lower, by which the best weights are kept and `patience` ends
+            the training; the metric itself by default. Against hacking, a judge that is in no loss.
         instance_image: (3, height, width) in [0, 1]; if given, the denoising loss on it is tried, too.
         instance_prompt: what it is called there.
         judge: a classifier that says what held-out images show, never part of a loss.
@@ -118,6 +181,8 @@ def tune(
     n, batch = settings.num_validation_images, settings.train_batch_size or len(prompts)
     truth = None if judge is None else torch.tensor(labels_of(judge, held_out, labels)).repeat_interleave(n)
     pipe, network = pipeline_of(sampler), network_of(sampler)
+    if settings.guards.used or settings.matching is not None:
+        needs_own_steps(sampler)
     if instance_image is not None:
         latents_of(sampler, instance_image)
     if is_sharded(unwrapped(network)) and not isinstance(weights, Lora):
@@ -126,7 +191,8 @@ def tune(
         )
     images = {"the number of validation images (prompts times num_validation_images)": len(held_out) * n}
     check_shares(unwrapped(network), train_batch_size=batch, **images)
-    check_on_gray(sampler, [*prompts, *held_out], metric, *measures.values())
+    judges = [] if validation_metric is None else [validation_metric]
+    check_on_gray(sampler, [*prompts, *held_out], metric, *judges, *measures.values())
     before = NetworkState.of(unwrapped(network))
     # Weights that cannot be attached or saved are an error before the work.
     with _training(weights, network, settings.seed, before) as leaves, TemporaryDirectory() as trial:
@@ -144,11 +210,7 @@ def tune(
 
     def train(name: str, task: Task) -> None:
         own = replace(run, report=run.report if name == "metric" else None)
-        loop = replace(
-            settings.loop(folder / "state" / name, own, {**about, "method": name}),
-            max_grad_norm=settings.max_grad_norm,
-            validation_steps=settings.validation_steps,
-        )
+        loop = settings.loop(folder / "state" / name, own, {**about, "method": name})
         outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, settings.learning_rate), loop)
         images = sampled(sampler, noise, cond, batch, what=f"tuned ({name})", quiet=run.quiet)
         methods[name] = evaluate(images, outcome.losses)
@@ -158,7 +220,32 @@ def tune(
             image, draws = instance_image.to(noise), batch * settings.gradient_accumulation_steps
             train("denoising", Denoise(sampler, image, instance_prompt, leaves, draws, settings.seed))
     with _training(weights, network, settings.seed, before, keep=True) as leaves:
-        train("metric", TuneToMetric(sampler, metric, prompts, leaves, settings.seed, batch))
+        few = list(range(min(SHOWN, len(noise))))
+
+        def show(step: int) -> None:
+            # Where calls are shared, unequal numbers of them would wait for each other.
+            spread = Processes() if is_sharded(unwrapped(network)) else None
+            images = sampled(sampler, noise[few], rows(cond, few), batch, spread)
+            if Processes.here().first:
+                path = folder / "validation" / f"step_{step:06d}.png"
+                path.parent.mkdir(exist_ok=True)
+                write_file(path, png(torch.cat(list(as_8_bit(images)), dim=2)))
+                if run.images is not None:
+                    run.images(step, "validation", images)
+
+        task = TuneToMetric(
+            sampler,
+            metric,
+            prompts,
+            leaves,
+            settings.seed,
+            batch,
+            guards=settings.guards,
+            matching=settings.matching,
+            validation_metric=validation_metric,
+            validated=show,
+        )
+        train("metric", task)
         asked = for_prompts(metric, held_out[:1])
         costs = _costs(sampler, asked, noise, cond, originals[:1], leaves)
         artefact = weights.save(folder, pipe, leaves) if Processes.here().first else folder

@@ -1,0 +1,378 @@
+"""Does tuning to a reward work, with which gradient, where is it hacked, and what does a step cost?
+
+    OMP_NUM_THREADS=1 python benchmarks/rewards.py [--parts tuning hacking cost] [--seeds 1] [--calls 1536]
+        [--minutes 60] [--state outputs/rewards.pt] [--output docs/rewards.json] [--plot docs/rewards.png]
+
+The bundled model, DPM-Solver++(2M), guidance 4, a LoRA of rank 4, Adam, a cosine learning rate, the last weights (none
+are chosen). `tuning`: every gradient has the same number of denoiser calls, forward and backward, in all its steps;
+images of held-out prompts and noise are measured by the trained reward, by a judge of other data and
+architecture, by a classifier (is the concept there?) and by the distance between two noises of one prompt in the
+classifier's features. `hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a
+step of `tune` beside a hand-written loop of DRaFT-K, in interleaved rounds. It is saved after each run, and goes on from
+there when it is started again. `--seeds`, `--calls` and the prompts say how small this is.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from protocol import about
+from record import write_record
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import adjointdpm as adp
+from adjointdpm.adjoints.saved_bytes import SavedBytes, addresses
+from adjointdpm.files.images import as_8_bit
+from adjointdpm.metrics import for_prompts
+from adjointdpm.metrics.rewards import ClipScore
+from adjointdpm.optimization.loop import LoopSettings, RunOptions, optimize
+from adjointdpm.optimization.seeds import key
+from adjointdpm.tasks.sampling import noise_of
+from adjointdpm.tasks.tune.adjoint_matching import AdjointMatching
+from adjointdpm.tasks.tune.reference_distance import ReferenceDistance
+from adjointdpm.tasks.tune.trainable_weights import Lora
+from adjointdpm.tasks.tune.tune_to_metric import TuneToMetric
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to tune, and its denoiser calls for one image's gradient, forward and backward."""
+
+    adjoint: adp.Adjoint
+    calls: int
+    guards: ReferenceDistance = ReferenceDistance()  # noqa: RUF009, it is frozen
+    matching: AdjointMatching | None = None
+
+
+def methods(N: int, kl: float) -> dict[str, Method]:
+    """Names and ways; the exact gradient keeps all graphs, which costs memory and no recomputation."""
+    exact = adp.Checkpointed(keep=N)
+    return {
+        "exact": Method(exact, 2 * N),
+        "exact + KL": Method(exact, 2 * N + 3, ReferenceDistance(kl_weight=kl)),
+        "DRaFT-1": Method(adp.Truncated(), N + 2),
+        "DRaFT-LV": Method(adp.Truncated(repeats=2), N + 6),
+        "DRTune": Method(adp.DRTune(), N + 6),
+        "FlowBP-Lagrange": Method(adp.FlowBP(connector="lagrange"), N + 8),
+        "LeapAlign": Method(adp.LeapAlign(), N + 4),
+        "Direct-Align": Method(adp.DirectAlign(), N + 3),
+        "adjoint matching": Method(exact, 3 * N + 12, matching=AdjointMatching(1 / kl, 4)),
+    }
+
+
+class Last(TuneToMetric):
+    """A tuning whose last weights are its result."""
+
+    def validate(self, step: int) -> float:
+        if self.validated is not None:
+            self.validated(step)
+        return -float(step)
+
+
+class Bench:
+    """The prompts, the rewards and what is measured."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        colours = list(about["colours"])
+        items = list(about["phrases"].items())
+        chosen = items[:: max(1, len(items) // (args.prompts + args.held_out))]
+
+        def prompt(i: int, phrase: str) -> str:
+            return f"{phrase} on a {colours[i % len(colours)]} background"
+
+        texts = [prompt(i, phrase) for i, (_, phrase) in enumerate(chosen)]
+        held = [i for i in range(len(chosen)) if i % 3 == 2][: args.held_out]
+        self.prompts = [text for i, text in enumerate(texts) if i not in held][: args.prompts]
+        self.held_out = [texts[i] for i in held for _ in range(2)]
+        self.judge = adp.load_classifier("emoji/judge")
+        self.labels = torch.tensor([self.judge.index(chosen[i][0]) for i in held for _ in range(2)])
+        self.features = adp.metrics.HiddenStates(self.judge.model, self.judge.normalized, [-1])
+        self.rewards = {
+            "preference": (
+                adp.zoo.load_preference("emoji/preference"),
+                adp.zoo.load_preference("emoji/judge/preference"),
+            ),
+            "clip": tuple(
+                ClipScore(*adp.zoo.load_clip(name)) for name in ("emoji/clip", "emoji/judge/clip")
+            ),
+        }
+
+    def images(self, sampler: adp.FlowSampler) -> Tensor:
+        """Held-out images, two noises a prompt, as their files hold them."""
+        noise = noise_of(sampler, [key(self.args.seed, "held out", i) for i in range(len(self.held_out))])
+        with torch.no_grad():
+            made = [
+                sampler(noise[i : i + 16], sampler.encode(self.held_out[i : i + 16]))
+                for i in range(0, len(noise), 16)
+            ]
+        return as_8_bit(torch.cat(made)).float() / 255
+
+    def measured(self, images: Tensor, reward: str) -> dict[str, Any]:
+        """What is reported of held-out images: each value's mean and its standard error."""
+        with torch.no_grad():
+            score, judge = (-for_prompts(each, self.held_out)(images) for each in self.rewards[reward])
+            right = (self.judge(images).argmax(1) == self.labels).double()
+            (hidden,) = self.features(images)
+        pooled = hidden.flatten(2).mean(2)
+        apart = (pooled[0::2] - pooled[1::2]).norm(dim=1)
+        found = {"reward": score, "judge": judge, "concept": right, "diversity": apart}
+        return {
+            name: {"mean": float(v.mean()), "error": float(v.std() / len(v) ** 0.5)}
+            for name, v in found.items()
+        }
+
+    def tuned(
+        self, reward: str, way: Method, steps: int, seed: int, watch: int = 0, ema: float | None = None
+    ) -> tuple[adp.FlowSampler, list[dict[str, Any]], float]:
+        """A tuned sampler, the curve of its held-out measures, and seconds."""
+        args = self.args
+        sampler = adp.load_bundled("emoji", steps=args.sampling, guidance_scale=4.0, adjoint=way.adjoint)
+        sampler.requires_grad_(False)
+        leaves = Lora(4).attach(sampler.network, seed)
+        curve: list[dict[str, Any]] = []
+
+        def note(step: int) -> None:
+            if watch:
+                curve.append({"step": step} | self.measured(self.images(sampler), reward))
+                print(
+                    step, {k: round(v["mean"], 3) for k, v in curve[-1].items() if k != "step"}, flush=True
+                )
+
+        task = Last(
+            sampler, self.rewards[reward][0], self.prompts, leaves, seed, args.batch,
+            guards=way.guards, matching=way.matching, validated=note,
+        )  # fmt: skip
+        loop = LoopSettings(
+            steps=steps, batch_size=args.batch, max_grad_norm=1.0, decay="constant" if watch else "cosine", seed=seed,
+            validation_steps=watch or steps, ema_decay=ema, run=RunOptions(quiet=True),
+        )  # fmt: skip
+        start = time.perf_counter()
+        optimize(task, lambda v: torch.optim.Adam(v, args.learning_rate), loop)
+        return sampler, curve, time.perf_counter() - start
+
+
+def cost(bench: Bench, rounds: int) -> dict[str, Any]:
+    """Seconds and saved bytes of a step of `tune`, and of a hand-written loop, on the same model, batch and noise."""
+    args, K = bench.args, 2
+    reward = bench.rewards["preference"][0]
+    sampler = adp.load_bundled(
+        "emoji", steps=args.sampling, guidance_scale=4.0, adjoint=adp.Truncated(last=K)
+    )
+    sampler.requires_grad_(False)
+    leaves = Lora(4).attach(sampler.network, 0)
+    task = TuneToMetric(sampler, reward, bench.prompts, leaves, 0, args.batch)
+    unet: Any = sampler.network
+    vae = sampler.pipe.vae
+    optimizer = torch.optim.Adam(leaves.values(), 1e-4)
+    grid = [sampler.model.schedule.at(t.reshape(1))[0] for t in sampler.times()]
+
+    def predicted(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return unet(x, t, encoder_hidden_states=text).sample
+
+    def by_hand(step: int) -> None:
+        items = list(range(args.batch))
+        x = noise_of(sampler, [key(0, step, i) for i in items])
+        cond = sampler.encode([bench.prompts[i] for i in items])
+        text = torch.cat([cond["negative_prompt_embeds"], cond["prompt_embeds"]])
+        before = None
+        for i, (now, then) in enumerate(pairwise(grid)):
+            with torch.set_grad_enabled(i >= len(grid) - 1 - K):
+                t, both = now.t.float().expand(2 * len(x)), torch.cat([x, x])
+                out = checkpoint(predicted, both, t, text, use_reentrant=False)
+                negative, positive = out.chunk(2)
+                eps = sampler.model.denoiser.prediction.eps(negative + 4.0 * (positive - negative), x, now)
+                x0 = (x - now.sigma * eps) / now.alpha
+                h = then.log_snr_half - now.log_snr_half
+                ahead = x0
+                if before is not None:
+                    ahead = x0 + (x0 - before[0]) * (h / (2 * before[1]))
+                x = (then.sigma / now.sigma) * x - then.alpha * torch.expm1(-h) * ahead
+                before = x0, h
+        images = vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5
+        optimizer.zero_grad()
+        reward(images).mean().backward()
+        torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
+        optimizer.step()
+
+    def ours(step: int) -> None:
+        values = task.losses(step, list(range(args.batch))).values
+        found = torch.autograd.grad(values.mean(), list(leaves.values()))
+        for leaf, gradient in zip(leaves.values(), found, strict=True):
+            leaf.grad = gradient
+        torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
+        optimizer.step()
+
+    seconds: dict[str, list[float]] = {"by hand": [], "tune": []}
+    peak: dict[str, int | None] = {}
+    for i in range(rounds + 1):
+        for name, run in (("by hand", by_hand), ("tune", ours)):
+            if i == 0:  # what is prepared once is not timed; bytes are counted here
+                with SavedBytes(addresses(list(sampler.parameters()))) as held:
+                    run(i)
+                peak[name] = held.bytes if name == "by hand" else sampler.stats.bytes_saved
+                continue
+            start = time.perf_counter()
+            run(i)
+            seconds[name].append(time.perf_counter() - start)
+    ratios = [a / b for a, b in zip(seconds["tune"], seconds["by hand"], strict=True)]
+    return {
+        "method": f"DRaFT-{K}",
+        "rounds": rounds,
+        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
+        "bytes_saved": peak,
+    }
+
+
+def parted(curve: list[dict[str, Any]]) -> int | None:
+    """The step of the judge's best, if the reward rises from there on and the judge's falls by its standard error."""
+    best = max(curve, key=lambda row: row["judge"]["mean"])
+    last = curve[-1]
+    falls = last["judge"]["mean"] < best["judge"]["mean"] - best["judge"]["error"]
+    return best["step"] if falls and last["reward"]["mean"] > best["reward"]["mean"] else None
+
+
+def plot(path: Path, record: dict[str, Any]) -> None:
+    """The two curves, without and with the guards."""
+    import matplotlib.pyplot as plt
+
+    curves = record["hacking"]
+    figure, axes = plt.subplots(
+        1, len(curves), figsize=(4.2 * len(curves), 3.4), sharey=True, squeeze=False
+    )
+    for axis, (name, each) in zip(axes[0], curves.items(), strict=True):
+        steps = [row["step"] for row in each["curve"]]
+        for what, text in (("reward", "trained reward"), ("judge", "judge, in no loss")):
+            mean = torch.tensor([row[what]["mean"] for row in each["curve"]])
+            error = torch.tensor([row[what]["error"] for row in each["curve"]])
+            axis.plot(steps, mean, label=text)
+            axis.fill_between(steps, mean - error, mean + error, alpha=0.2)
+        if each["parted"] is not None:
+            axis.axvline(each["parted"], color="gray", linestyle=":")
+        axis.set(title=name, xlabel="step")
+    axes[0, 0].set_ylabel("on held-out prompts")
+    axes[0, 0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: list[str]) -> None:
+    """Run what is not done yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", default=["tuning", "hacking", "cost"])
+    parser.add_argument("--rewards", nargs="+", default=["preference", "clip"])
+    for name, value in {
+        "seeds": 1,
+        "seed": 0,
+        "calls": 1536,
+        "sampling": 8,
+        "prompts": 64,
+        "held_out": 32,
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in {"batch": 4, "hacking_steps": 80, "watch": 10, "rounds": 15}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--learning_rate", type=float, default=6e-3)
+    parser.add_argument("--kl", type=float, default=0.01)
+    parser.add_argument(
+        "--guards", type=float, nargs="+", default=[0.05, 0.01], help="kl_weight of each curve"
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="no run is begun after these")
+    parser.add_argument("--state", type=Path, default=Path("outputs/rewards.pt"))
+    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--plot", type=Path, default=None)
+    args = parser.parse_args(argv)
+
+    begun, bench = time.monotonic(), Bench(args)
+    names = (
+        "calls",
+        "sampling",
+        "prompts",
+        "held_out",
+        "batch",
+        "hacking_steps",
+        "watch",
+        "learning_rate",
+        "kl",
+    )
+    settings = {name: getattr(args, name) for name in names}
+    state: dict[str, Any] = {"settings": settings, "runs": {}, "curves": {}, "cost": None, "images": {}}
+    if args.state.exists() and (before := torch.load(args.state))["settings"] == settings:
+        state = before
+    args.state.parent.mkdir(parents=True, exist_ok=True)
+
+    def save() -> None:
+        torch.save(state, args.state.with_suffix(".new"))
+        args.state.with_suffix(".new").replace(args.state)
+
+    def late() -> bool:
+        return time.monotonic() - begun > 60 * args.minutes
+
+    ways = methods(args.sampling, args.kl)
+    plain = adp.load_bundled("emoji", steps=args.sampling, guidance_scale=4.0)
+    untuned = bench.images(plain)
+    for seed in range(args.seeds if "tuning" in args.parts else 0):
+        for reward in args.rewards:
+            state["runs"].setdefault((reward, "untuned", 0), bench.measured(untuned, reward))
+            state["images"].setdefault((reward, "untuned"), as_8_bit(untuned[:12:2]))
+            for name, way in ways.items():
+                if (reward, name, seed) in state["runs"] or late():
+                    continue
+                steps = max(1, round(args.calls / (args.batch * way.calls)))
+                sampler, _, seconds = bench.tuned(reward, way, steps, seed)
+                images = bench.images(sampler)
+                row = bench.measured(images, reward) | {"steps": steps, "seconds": seconds}
+                state["runs"][reward, name, seed] = row
+                state["images"].setdefault((reward, name), as_8_bit(images[:12:2]))
+                save()
+                print(
+                    reward, name, seed, steps, f"{seconds:.0f} s",
+                    {k: round(v["mean"], 3) for k, v in row.items() if isinstance(v, dict)}, flush=True,
+                )  # fmt: skip
+    guarded = {
+        "no guard": (ways["exact"], None),
+        **{
+            f"KL {kl:g}, norm, average": (
+                replace(ways["exact"], guards=ReferenceDistance(kl_weight=kl, norm_weight=1.0)),
+                0.9,
+            )
+            for kl in args.guards
+        },
+    }
+    for name, (way, ema) in guarded.items() if "hacking" in args.parts else ():
+        if name not in state["curves"] and not late():
+            _, curve, _ = bench.tuned("preference", way, args.hacking_steps, 0, args.watch, ema)
+            state["curves"][name] = curve
+            save()
+    if "cost" in args.parts and not late():
+        state["cost"] = cost(bench, args.rounds)
+        save()
+        print(state["cost"])
+    record = {
+        "settings": settings,
+        "runs": [
+            {"reward": reward, "method": name, "seed": seed} | row
+            for (reward, name, seed), row in state["runs"].items()
+        ],
+        "hacking": {
+            name: {"parted": parted(curve), "curve": curve} for name, curve in state["curves"].items()
+        },
+        "cost": state["cost"],
+    }
+    write_record(args.output, "rewards.py", argv, **record)
+    if args.plot is not None and state["curves"]:
+        plot(args.plot, record)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
