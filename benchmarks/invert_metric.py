@@ -3,16 +3,17 @@
     python benchmarks/invert_metric.py --survey --record docs/invert_survey.json
     python benchmarks/invert_metric.py --record docs/invert_metric.json
 
-The image of an effect is one of the model's own, of a cat, with the effect applied; no prompt has a cat in it. Aims, on
-unseen concepts and noise: the style judge names the effect in 80 % and the judge names the concept in 90 %, for at
-least 3 of the 4 effects that one image can show. The same effect applied to the images without the token is what a
-perfect token would reach, and the model's images of the effect's own word are what some token does reach. Both judges
-are part of no loss, the content is compared by a network of another architecture, and the token never starts from the
-effect's own word.
+The image of an effect is one of the model's own, of a cat, with the effect applied. The token is learned on cats of
+other noise, so that nothing but the effect brings the images closer to the reference; no held-out prompt has a cat in
+it. Aims, on unseen concepts and noise: the style judge names the effect in 80 % and the judge names the concept in
+90 %, for at least 3 of the 4 effects that one image can show. The same effect applied to the images without the token
+is what a perfect token would reach, and the model's images of the effect's own word are what some token does reach.
+Both judges are part of no loss, the content is compared by a network of another architecture that sees the coarse
+shapes alone, and the token never starts from the effect's own word.
 
 `--survey` learns nothing: for candidate metrics it says how many times the own word's value the next lower one is, of
 the images without a word and those of the other words. The metric, its settings and those of the optimization were
-chosen on the survey's concepts and noise; the protocol's are others. Started again, the protocol goes on where it
+chosen on other concepts and noise than the protocol's. Started again, the protocol goes on where it
 ended: effects in the record are kept, and an effect under way continues from its checkpoint.
 """
 
@@ -37,10 +38,6 @@ from adjointdpm.tasks.invert.learned_token import worded
 from adjointdpm.tasks.sampling import noise_of, sampled
 
 TOKEN = "<effect>"
-CONTENT = {"blurred": 1.0}
-"""Weights of the content other than `--content`: from 0.25 it lost the concept."""
-HELD_OUT = {"blurred": 6}
-"""Where every seventh concept that is held out begins, if not at 4: a run at another weight was reported on those."""
 
 
 def texts_of(concepts: list[tuple[str, str]], place: str) -> list[str]:
@@ -53,6 +50,18 @@ def reference(sampler: adp.Sampler, effect: str, place: str) -> torch.Tensor:
     with torch.no_grad():
         cat = sampler(sampler.noise(1, 999), sampler.encode(f"a cat{place}"))
     return EFFECTS[effect](cat.clamp(0, 1))[0]
+
+
+def shapes(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Return images without colors, brightness, contrast and details: their coarse luminance, standardized."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    gray = (images * weights).sum(1, keepdim=True)
+    coarse = torch.nn.functional.interpolate(
+        torch.nn.functional.adaptive_avg_pool2d(gray, size), images.shape[-2:], mode="bilinear"
+    )
+    centered = coarse - coarse.mean((2, 3), keepdim=True)
+    deviation = centered.square().mean((2, 3), keepdim=True).add(1e-3).sqrt()
+    return (0.5 + 0.2 * centered / deviation).expand(-1, 3, -1, -1)
 
 
 def candidates(device: str) -> dict[str, Any]:
@@ -121,14 +130,20 @@ def sheet(output: Path, rows: int, names: list[str]) -> None:
 
 def main() -> None:
     """Run the protocol."""
-    parser = flags_of(__doc__, steps=44, prompts=16, held_out=24, noises=1, sampling=8)
+    parser = flags_of(__doc__, steps=66, prompts=16, held_out=24, noises=1, sampling=8)
     parser.set_defaults(guidance=3.0)
+    parser.add_argument(
+        "--first", type=int, default=7, help="held out is every seventh concept from this one"
+    )
     parser.add_argument("--survey", action="store_true", help="candidate metrics alone")
     order = ["sepia", "line drawing", "blurred", "night", "inverted", "pixel art"]
     parser.add_argument("--effects", nargs="+", default=order)
     parser.add_argument("--background", default="blue", help="color in all prompts; left out if empty")
     parser.add_argument("--content_layers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--content", type=float, default=0.25, help="weight of the content")
+    parser.add_argument(
+        "--shapes", type=int, default=24, help="size of the coarse luminance that the content sees"
+    )
     parser.add_argument("--vectors", type=int, default=2, help="vectors of the new token")
     words = ["a", "gray", "black"]
     parser.add_argument("--initializers", nargs="+", default=words, help="known words, which are screened")
@@ -157,18 +172,22 @@ def main() -> None:
         write_record(path, "invert_metric.py", sys.argv[1:], effects=found)
         return
     net = adp.load_classifier("emoji/poolformer", device=flags.device)
-    content = Content(HiddenStates(net.model, net.normalized, flags.content_layers))
+    content = Content(
+        HiddenStates(
+            net.model,
+            lambda images: net.normalized(shapes(images, flags.shapes)),
+            flags.content_layers,
+        )
+    )
     for effect in [each for each in flags.effects if each not in figures["effects"]]:
         sampler = model(flags)  # loaded anew for each: its tokenizer grows
-        concepts = list(about["phrases"].items())  # the first is the cat, and none is in both parts
-        shown = concepts[HELD_OUT.get(effect, 4) :: 7][: flags.held_out]
-        texts = texts_of([*concepts[7::7][: flags.prompts], *shown], place)
+        concepts = list(about["phrases"].items())  # the first is the cat
+        shown = concepts[flags.first :: 7][: flags.held_out]
+        texts = texts_of([*concepts[:1] * flags.prompts, *shown], place)
         held = [text for text in texts[flags.prompts :] for _ in range(flags.noises)]
         truth = torch.tensor(
             [judges["concept"].index(label) for label, _ in shown for _ in range(flags.noises)]
         )
-        default: float = flags.content
-        weight = CONTENT.get(effect, default)
         image = reference(sampler, effect, place)
         style = SlicedWasserstein(image)
         # Divided by what it is without the token, so that one weight of the content fits all effects.
@@ -183,7 +202,7 @@ def main() -> None:
         found = invert(
             sampler,
             TokenVectors(sampler, TOKEN, others, flags.vectors),
-            MetricGoal((1 / before) * style + weight * content),
+            MetricGoal((1 / before) * style + flags.content * content),
             texts[: flags.prompts],
             texts[flags.prompts :],
             output=folder,
@@ -230,7 +249,6 @@ def main() -> None:
             )
         figures["effects"][effect] = {
             "style_before": before,
-            "content": weight,
             "starts": [each.as_dict() for each in found.starts],
             "seconds": found.costs["seconds"],
             "losses": found.losses,
