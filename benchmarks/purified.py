@@ -30,6 +30,7 @@ from torch import Tensor
 import adjointdpm as adp
 from adjointdpm.attacks import Attack, Found, ImageBall, Verdict, judged, surrogate
 from adjointdpm.files.images import as_8_bit
+from adjointdpm.metrics.image_classifier import Classifier
 from adjointdpm.optimization.seeds import forked, key
 from adjointdpm.tasks.evaluation import Rate
 
@@ -49,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--t", type=float, nargs="*", default=[0.1, 0.3], help="of the purification, in `robust`"
     )
+    parser.add_argument("--image", type=Path, default=None, help="file for a few images that were found")
     parser.add_argument("--eps", type=float, nargs="*", default=[8 / 255])
     return parser.parse_args()
 
@@ -199,6 +201,9 @@ def robust(flags: argparse.Namespace) -> dict[str, Any]:
                 x, ys = cell(flags, given, purified, images[part], labels[part], number), labels[part]
                 verdicts.append(judged(purified, x, ys, draws=flags.votes, seed=key(flags.seed, number)))
             rows.append({**given, **rates(verdicts, right)})
+            if name == "exact" and flags.image is not None and t == flags.t[0]:
+                x = cell(flags, given, purified, images[parts[0]], labels[parts[0]], 0)
+                draw_images(flags.image, purified, images[parts[0]], x, verdicts[0])
             print(
                 {k: v if not isinstance(v, dict) else v["share"] for k, v in rows[-1].items()}, flush=True
             )
@@ -241,6 +246,24 @@ def cell(
     path.write_text(json.dumps({"about": about, "seconds": seconds, "levels": levels.flatten().tolist()}))
     print(f"{name}: {seconds:.0f} s", flush=True)
     return levels.float() / 255
+
+
+def draw_images(
+    path: Path, purified: adp.Purified, before: Tensor, after: Tensor, verdict: Verdict
+) -> None:
+    """Given images, what was found, and what a purification makes of it."""
+    assert isinstance(purified.classifier, Classifier)
+    labels = purified.classifier.labels
+    chosen = verdict.majority.nonzero()[:, 0].tolist()[:5]
+    with torch.no_grad(), forked(0, "draw"):
+        clean = purified.purify(after[chosen])
+    said = purified.classifier(clean).argmax(1).tolist()
+    rows = {"original": before[chosen], "adversarial": after[chosen], "purified": clean.clamp(0, 1)}
+    captions = {
+        "original": [labels[int(verdict.labels[i])] for i in chosen],
+        "purified": [labels[i] for i in said],
+    }
+    adp.image_grid(rows, captions).save(path)
 
 
 def main() -> None:

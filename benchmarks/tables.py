@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "docs/comparison.md",
+    "docs/audit-a-defence.md",
     "docs/choosing-an-adjoint.md",
     "docs/studio.md",
     "docs/surrogates.md",
@@ -324,6 +325,52 @@ def studio(record: Record) -> str:
     return markdown(["", ""], rows)
 
 
+def purified(record: Record) -> str:
+    """What each gradient claims of a defence; its error, bytes and time."""
+    claimed = record["robust"]
+    kinds = ("single", "worst", "majority")
+    rows = [
+        [f"{t}", "no attack", "", *(rate(found[kind]) for kind in kinds)]
+        for t, found in claimed["clean"].items()
+    ]
+    rows += [
+        [f"{row['t']:g}", row["gradient"], str(row["steps"]), *(rate(row[kind]) for kind in kinds)]
+        for row in claimed["rows"]
+    ]
+    head = [
+        "t",
+        "gradient of the attack",
+        "steps",
+        "right, single draw",
+        "right, every draw",
+        "right, vote",
+    ]
+    exact = [
+        [
+            row["solver"],
+            str(row["steps"]),
+            error(row["error"]),
+            megabytes(row["bytes"]),
+            number(row["bytes_ratio"]),
+        ]
+        for row in record["gradient"]
+    ]
+    spent = [
+        [row["gradient"], str(row["steps"]), number(row["seconds"]), number(row["time_ratio"])]
+        for row in record["time"]
+    ]
+    return "\n\n".join(
+        (
+            markdown(head, rows),
+            markdown(
+                ["", "steps", "error to plain autograd", "MB saved", "times those of a tenth of the steps"],
+                exact,
+            ),
+            markdown(["", "steps", "seconds", "time, plain autograd = 1"], spent),
+        )
+    )
+
+
 def surrogates(record: Record) -> str:
     """Surrogates of a weight gradient against the exact one."""
     head = [
@@ -444,6 +491,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
         tune,
         guide,
         studio,
+        purified,
         surrogates,
         rewards,
     )

@@ -184,6 +184,10 @@ FEWER = {
         **{"a red apple": "a cat", "a cat on a dog": "a cat"},
     },
     "index.md": {},
+    "audit-a-defence.md": {
+        **{r"steps=(5|10)\b": "steps=2", r"draws=\d": "draws=2", r"votes=5": "votes=2"},
+        **{"n_steps=(8|16)": "n_steps=2", r"max_iter=10": "max_iter=2"},
+    },
     "surrogates.md": {},
 }
 ELSEWHERE = {"your-pipeline.md", "coming-from.md", "your-network.md"}  # above, on pipelines of their own
@@ -282,6 +286,38 @@ def test_a_reward_is_checked_and_lowered_as_the_page_says(before, page):
 )  # the lowest diffusers knows no other name
 def test_the_blocks_of_a_page_run_in_their_order(before, page, capsys):
     ran(page, before)
+
+
+LIBRARIES = ("foolbox", "art", "captum", "torchattacks", "autoattack")
+
+
+def library_of(code):
+    """The library that a block imports and that need not be installed."""
+    found = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+    return next((name for name in found if name in LIBRARIES), None)
+
+
+@pytest.mark.parametrize("page", ["audit-a-defence.md"])
+def test_a_defence_is_audited_as_the_page_says(before, page):
+    for code in python_of(page):
+        if library_of(code) is None:
+            exec(compile(shortened(page, code), page, "exec"), before)
+    found, images = before["found"], before["images"]
+    assert float((found.x - found.centre).abs().max()) <= 8 / 255 + 1e-6
+    assert before["result"].clean["majority"].of == len(images)
+
+
+@pytest.mark.parametrize(
+    ("page", "library"), [("audit-a-defence.md", name) for name in LIBRARIES], ids=LIBRARIES
+)
+@pytest.mark.filterwarnings("ignore")  # of other frameworks that a library looks for
+def test_a_defence_is_driven_by_other_libraries_as_the_page_says(before, page, library):
+    pytest.importorskip(library, reason=f"{library} is not installed; the page has an example for it")
+    setup, *more = python_of(page)
+    for code in (setup, more[0].partition("attack = ")[0], *(c for c in more if library_of(c) == library)):
+        exec(compile(shortened(page, code), page, "exec"), before)
+    found = next(before[name] for name in ("adversarial", "moved", "pixels") if name in before)
+    assert abs(torch.as_tensor(found)).max() > 0
 
 
 def shell_lines():
