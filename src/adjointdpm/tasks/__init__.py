@@ -18,6 +18,7 @@ from .invert import (
 )
 from .methods import MethodResult
 from .report import load_result
+from .solve import SolveResult, SolveSettings, solve
 from .tune import Lora, Subset, TuneResult, TuneSettings, tune
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "PromptGoal",
     "PromptRows",
     "RunOptions",
+    "SolveResult",
+    "SolveSettings",
     "StoppedRunError",
     "Subset",
     "Task",
@@ -58,5 +61,6 @@ __all__ = [
     "load_result",
     "optimize",
     "pixels",
+    "solve",
     "tune",
 ]
