@@ -214,7 +214,7 @@ class FlowSampler(Sampler):
             latents(invert(images)) = encode_image(images)        to the tolerance
 
         The steps of the sampler are inverted themselves, from data to noise: step(z_i) = z_{i+1} is solved for z_i by
-        an accelerated fixed point and Newton's method. So it holds with guidance, too, unlike the usual inversion of DDIM,
+        an accelerated fixed point and Newton's method. So it holds with guidance, unlike the usual one of DDIM,
         which replaces z_i by z_{i+1} in the network. `stats` has the calls, and in `drift` the distance at which a
         sampling from the noise ends. Use it to edit an image, or to begin an optimization at it. The image comes back
         as the autoencoder gives it back. At high guidance and few steps of Euler some images are not in the sampler's
