@@ -20,6 +20,8 @@ PAGES = (
     "docs/comparison.md",
     "docs/audit-a-defence.md",
     "docs/choosing-an-adjoint.md",
+    "docs/inverse-problems.md",
+    "docs/start-from-an-image.md",
     "docs/studio.md",
     "docs/surrogates.md",
     "docs/tasks.md",
@@ -474,6 +476,67 @@ def rewards(record: Record) -> str:
     return "\n\n".join([table, hacking, cost])
 
 
+def inversion(record: Record) -> str:
+    """Image to noise and back, beside the autoencoder's own limit."""
+    head = ["guidance", "N", "", "PSNR", "lowest", "error", "converged", "deviation", "calls"]
+    order = sorted(record["rows"], key=lambda row: (row["guidance"], row["steps"]))
+    rows = [
+        [
+            f"{row['guidance']:g}",
+            str(row["steps"]),
+            row["method"],
+            number(row["psnr"]),
+            number(row["worst"]),
+            error(row["error"]),
+            f"{100 * row['converged']:.0f} %",
+            number(row["deviation"]),
+            f"{row['calls']:.0f}",
+        ]
+        for row in order
+    ]
+    return markdown(
+        head, [["", "", "autoencoder", number(record["autoencoder"]), "", "", "", "", ""], *rows]
+    )
+
+
+def likelihood(record: Record) -> str:
+    """The share of renders whose own caption is the likeliest."""
+    rows, settings = record["rows"], record["settings"]
+    margin = sorted(row["margin"] for row in rows)[len(rows) // 2]
+    return markdown(
+        ["renders", "steps", "probes", "right caption of 16", "margin, median", "calls of a render"],
+        [
+            [
+                str(len(rows)),
+                str(settings["sampling"]),
+                str(settings["probes"]),
+                rate(record["right"]),
+                f"{margin:.0f} nats",
+                f"16 x {rows[0]['calls']}",
+            ]
+        ],
+    )
+
+
+def solve(record: Record) -> str:
+    """Inverse problems."""
+    head = ["operator", "solver", "PSNR", "SSIM", "metric", "calls"]
+    return markdown(
+        head,
+        [
+            [
+                row["operator"],
+                row["method"],
+                number(row["psnr"]["mean"]),
+                number(row["ssim"]["mean"], ".3f"),
+                number(row["left"]),
+                str(row["calls"]),
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     each.__name__: each
     for each in (
@@ -494,6 +557,9 @@ TABLES: dict[str, Callable[[Record], str]] = {
         purified,
         surrogates,
         rewards,
+        inversion,
+        likelihood,
+        solve,
     )
 }
 

@@ -23,6 +23,7 @@ NEEDED = {
     "invert": ["--prompt", "a <effect> cat", "--validation_prompt", "a <effect> dog"],
     "audit": ["--prompt", "a cat"],
     "guide": ["--metric", "style:a + b.png", "--metric", "0.3*clip-text:a + b", "--prompt", "a cat"],
+    "solve": ["--image", "a.png", "--operator", "gray"],
     "studio": [],
 }
 

@@ -346,3 +346,21 @@ def test_every_command_is_one(tmp_path, monkeypatch):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for words in others:
         assert words[:2] == ["pip", "install"] or (words[0] == "make" and words[1] in targets), words
+
+
+def test_the_page_of_starting_from_an_image_runs():
+    names: dict[str, object] = {}
+    for code in blocks("start-from-an-image.md").values():
+        smaller = code.replace("tolerance=0.05", "tolerance=10.0").replace("steps=25", "steps=4")
+        exec(smaller.replace("steps=10", "steps=3"), names)
+    assert names["edited"].shape == (1, 3, 64, 64)
+    assert names["found"].value[0] > names["found"].value[1]
+
+
+def test_the_page_of_inverse_problems_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("inverse-problems.md").values()
+    names: dict[str, object] = {}
+    exec(code.replace("calls=100", "calls=20").replace("steps=10", "steps=2"), names)
+    assert len(names["found"].methods) == 5
+    assert (tmp_path / "outputs" / "solve" / "index.html").is_file()

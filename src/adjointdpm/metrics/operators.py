@@ -213,6 +213,9 @@ def operator_of(text: str) -> Operator:
     Args:
         text: the name and, after a colon, settings by name, separated by commas.
 
+    Returns:
+        the operator.
+
     Raises:
         InputError: an unknown operator, an unknown setting, or a value out of range.
 

@@ -239,7 +239,7 @@ class FlowSampler(Sampler):
             latents(invert(images)) = encode_image(images)        to the tolerance
 
         The steps of the sampler are inverted themselves, from data to noise: step(z_i) = z_{i+1} is solved for z_i by
-        an accelerated fixed point and Newton's method. So it holds at any guidance, unlike the usual inversion of DDIM,
+        an accelerated fixed point and Newton's method. So it holds with guidance, unlike the usual one of DDIM,
         which replaces z_i by z_{i+1} in the network. `stats` has the calls, and in `drift` the distance at which a
         sampling from the noise ends. Use it to edit an image, or to begin an optimization at it. The image comes back
         as the autoencoder gives it back. At high guidance and few steps of Euler some images are not in the sampler's
@@ -386,6 +386,23 @@ class FlowSampler(Sampler):
         density = -0.5 * (noise.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
         volume = noise[0].numel() * (prior.log() - last.scale.log())
         return summary(density + volume - integral, noise, exact=probes is None)
+
+    def problem(self, noise: Tensor, cond: Cond) -> IVP:
+        """Return the initial value problem of a sampling, for step loops of one's own.
+
+        Args:
+            noise: as of `forward`.
+            cond: from `encode`.
+
+        Returns:
+            the problem.
+
+        Raises:
+            InputError: shapes or dtypes do not fit.
+        """
+        noise, cond = self._checked(noise, cond)
+        grid, flow = self._times(), ProbabilityFlow(self.model.schedule, self.model.denoiser)
+        return IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
 
     def backwards(self, images: Tensor, cond: Cond) -> tuple[IVP, Tensor]:
         """Return the problem of a sampling whose `initial` is the clean state of images, for inverting it.

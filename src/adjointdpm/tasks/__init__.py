@@ -27,6 +27,7 @@ from .invert import (
 )
 from .methods import MethodResult
 from .report import load_result
+from .solve import SolveResult, SolveSettings, solve
 from .tune import Lora, Subset, TuneResult, TuneSettings, shard, tune
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "PromptGoal",
     "PromptRows",
     "RunOptions",
+    "SolveResult",
+    "SolveSettings",
     "StoppedRunError",
     "Subset",
     "Task",
@@ -70,5 +73,6 @@ __all__ = [
     "optimize",
     "pixels",
     "shard",
+    "solve",
     "tune",
 ]

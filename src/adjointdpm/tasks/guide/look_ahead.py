@@ -25,7 +25,7 @@ from ...solvers.base import History
 from ...solvers.integrate import IVP, integrate
 from ..settings import Count, Length
 
-__all__ = ["Guided", "LookAhead", "guided"]
+__all__ = ["Guided", "LookAhead", "guided", "polyak"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class LookAhead:
         repeats: Number of moves at each step, each of which has its share of the length.
         first: Fraction of the trajectory at which guidance begins.
         last: Fraction of the trajectory at which guidance ends.
+        target: Value of the metric that is aimed at, as in an inverse problem. A move is then at most as long as leads
+            there by the metric's slope, and does not keep the state's norm.
 
     Raises:
         InputError: out of range.
@@ -48,6 +50,7 @@ class LookAhead:
     repeats: Count = 1
     first: float = 0.0
     last: float = 1.0
+    target: float | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -114,11 +117,31 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
                     (gradient,) = torch.autograd.grad(values.sum(), leaf)
                 calls += len(path)  # each was differentiated, too
                 losses.append(float(values.detach().mean()))
-                z = _moved(z, gradient, float(grid[i].tau) * ahead.strength / ahead.repeats)
+                length = float(grid[i].tau) * ahead.strength / ahead.repeats
+                if ahead.target is None:
+                    z = _moved(z, gradient, length)
+                else:
+                    z = z - polyak(values.detach() - ahead.target, gradient, length)
         with torch.no_grad():
             (z,), history = solver.step(f, (z,), grid, i, history)
     with torch.no_grad():
         return Guided(model.decode(flow.sample(z, grid[len(grid)])), losses, calls)
+
+
+def polyak(excess: Tensor, gradient: Tensor, most: float = torch.inf) -> Tensor:
+    """Return the move along a gradient that would take a linear metric to its target: (L - L*) g / |g|^2.
+
+    Args:
+        excess: L - L* of each sample, (batch,); no move is made where it is negative.
+        gradient: g, (batch, *shape).
+        most: the largest root mean square of a move.
+
+    References:
+        Polyak, 1969, USSR Computational Mathematics and Mathematical Physics 9.
+    """
+    norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+    length = (excess.clamp(min=0) / norm).clamp(max=most * gradient[0].numel() ** 0.5)
+    return (length / norm).view(-1, *[1] * (gradient.ndim - 1)) * gradient
 
 
 def _moved(z: Tensor, gradient: Tensor, length: float) -> Tensor:

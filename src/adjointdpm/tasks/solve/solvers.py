@@ -1,0 +1,133 @@
+"""Solvers of inverse problems: images whose measurement is the given one, by the gradient of `metrics.Measured`.
+
+    d-flow       min over |x_T| = |x_T^0| of L(x(x_T, c)), through the whole sampling
+    look-ahead   `guide.look_ahead`: each state moves by where the next n steps lead
+    dps          z_{i+1} = step(z_i) - s g,   g = d L(decode(x0(z_i))) / d z_i, through the network
+    flowchef     the same with d x0 / d z = 1, so that no network is differentiated
+
+L is 1/2 where what is left is noise of the measurement, and that is what all but the first aim at: their moves have
+Polyak's length, s = (L - 1/2) / |g|^2, in place of a constant that is tuned for each operator.
+
+References: Chung et al., 2022, arXiv 2209.14687 (DPS); Patel et al., 2024, arXiv 2412.00100 (FlowChef); Ben-Hamu et
+al., 2024, arXiv 2402.14017 (D-Flow).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._types import Cond
+from ...flow.grids import uniform
+from ...metrics.check import score
+from ...samplers.flow_sampler import FlowSampler
+from ..guide.look_ahead import Guided, LookAhead, guided, polyak
+
+__all__ = ["METHODS", "TARGET", "solved"]
+
+METHODS = ("d-flow", "look-ahead", "dps", "flowchef")
+"""The names of the solvers."""
+
+TARGET = 0.5
+"""The metric where what is left of the measurement is its noise."""
+
+_MOST_STEPS = 200
+_AHEAD = 2  # steps that the look-ahead sees
+_FREELY = 1e6  # Polyak's length alone limits its moves
+
+
+def solved(
+    method: str,
+    sampler: FlowSampler,
+    metric: Any,
+    noise: Tensor,
+    cond: Cond,
+    budget: int,
+    rate: float = 0.1,
+) -> Guided:
+    """Solve an inverse problem by one method within a number of denoiser calls.
+
+    Args:
+        method: one of `METHODS`.
+        sampler: the model, its guidance and its steps, which D-Flow takes; the others take as many steps as the calls
+            allow.
+        metric: of finished images; a `Measured`, or any metric that is 0.5 where it is good enough.
+        noise: as of the sampler.
+        cond: as of the sampler.
+        budget: denoiser calls of an image, forward and backward, at least those of one step of the method.
+        rate: step length of D-Flow's optimizer (Adam).
+
+    Returns:
+        Guided: the images, the metric on the way, and the calls that were made.
+    """
+    if method == "d-flow":
+        return _d_flow(sampler, metric, noise, cond, budget, rate)
+    if method == "look-ahead":
+        return _look_ahead(sampler, metric, noise, cond, budget)
+    return _stepwise(sampler, metric, noise, cond, budget, through=method == "dps")
+
+
+def _d_flow(
+    sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int, rate: float
+) -> Guided:
+    """Optimize the noise on its sphere through the exact trajectory, and keep each image's best."""
+    leaf = noise.clone().requires_grad_()
+    norm = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
+    optimizer = torch.optim.Adam([leaf], rate)
+    best, made, losses, calls = torch.full((len(noise),), torch.inf), None, list[float](), 0
+    while True:
+        images = sampler(leaf, cond)
+        forward = sampler.stats.nfe_forward
+        values = score(metric, images)
+        found = values.detach().to(best)
+        made = images.detach() if made is None else made
+        made = torch.where((found < best).view(-1, 1, 1, 1).to(made.device), images.detach(), made)
+        best, calls = torch.minimum(found, best), calls + forward
+        losses.append(float(best.mean()))
+        if calls + 2 * forward > budget:  # a backward pass, and the sampling after it
+            return Guided(made, losses, calls)
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - calls / budget)
+        values.sum().backward()
+        calls += forward
+        optimizer.step()
+        with torch.no_grad():
+            leaf.mul_(norm / leaf.flatten(1).norm(dim=1).clamp(min=1e-12).view_as(norm))
+
+
+def _look_ahead(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int) -> Guided:
+    """Guide the trajectory with one move a step, of as many steps as the calls allow."""
+    steps = min(_MOST_STEPS, max(1, budget // (2 * _AHEAD + 1)))
+    sampler = _with_steps(sampler, steps)
+    ahead = LookAhead(look_ahead=min(_AHEAD, steps), strength=_FREELY, target=TARGET)
+    return guided(sampler, metric, noise, cond, ahead)
+
+
+def _with_steps(sampler: FlowSampler, steps: int) -> FlowSampler:
+    """Return the sampler with other steps, on the default grid if its own is a list of times."""
+    grid = uniform if isinstance(sampler.grid, Tensor) else sampler.grid
+    return sampler.replace(steps=steps, grid=grid)
+
+
+def _stepwise(
+    sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int, through: bool
+) -> Guided:
+    """Move each state, after its step, down the gradient of the metric of the predicted clean image."""
+    steps = min(_MOST_STEPS, max(1, budget // (2 if through else 1)))
+    sampler = _with_steps(sampler, steps)
+    ivp = sampler.problem(noise, cond)
+    z, grid, losses = ivp.initial, ivp.grid, list[float]()
+    for i in range(steps):
+        leaf = z.detach().requires_grad_()
+        with torch.set_grad_enabled(through):
+            slope = ivp.velocity(leaf, grid[i])
+        with torch.enable_grad():
+            values = score(metric, sampler.model.decode(leaf - grid[i].tau * slope))
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        losses.append(float(values.detach().mean()))
+        z = z + (grid[i + 1].tau - grid[i].tau) * slope.detach()
+        z = z - polyak(values.detach() - TARGET, gradient)
+    with torch.no_grad():
+        images = sampler.model.decode(ivp.flow.sample(z, grid[steps]))
+    return Guided(images, losses, steps * (2 if through else 1))

@@ -1,0 +1,69 @@
+"""Solvers of inverse problems, on a mixture whose images are points of three coordinates."""
+
+import pytest
+import torch
+
+import adjointdpm as adp
+from adjointdpm.metrics import Measured
+from adjointdpm.tasks.guide.look_ahead import polyak
+from adjointdpm.tasks.sampling import noise_of
+from adjointdpm.tasks.solve.solvers import METHODS, solved
+from tests.tiny.tasks import mixture_sampler
+
+
+def problem(batch=4):
+    sampler = mixture_sampler(6)
+    noise = noise_of(sampler, list(range(batch))).double()
+    cond = sampler.encode(["x"] * batch)
+    with torch.no_grad():
+        truth = sampler(noise_of(sampler, [99]).double(), sampler.encode("x"))
+    operator = lambda images: images[:, :1]  # noqa: E731
+    return sampler, Measured(operator, operator(truth), 0.005), noise, cond
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_measurement_is_met_within_the_calls(method):
+    sampler, metric, noise, cond = problem()
+    with torch.no_grad():
+        before = float(metric(sampler(noise, cond)).mean())
+    found = solved(method, sampler, metric, noise, cond, 120)
+    after = float(metric(found.images).mean())
+    assert after < 0.4 * before
+    assert found.calls <= 120
+    assert found.images.shape == (4, *sampler.image_shape)
+
+
+def test_no_network_is_differentiated_by_flowchef():
+    sampler, metric, noise, cond = problem(1)
+    seen = []
+    inner = sampler.model.denoiser.forward
+
+    def watched(x, t, c):
+        seen.append(torch.is_grad_enabled())
+        return inner(x, t, c)
+
+    sampler.model.denoiser.forward = watched
+    assert solved("flowchef", sampler, metric, noise, cond, 10).calls == 10
+    assert seen == [False] * 10
+    seen.clear()
+    assert solved("dps", sampler, metric, noise, cond, 10).calls == 10
+    assert seen == [True] * 5
+
+
+def test_a_move_of_polyaks_length_takes_a_linear_metric_to_its_target():
+    slope = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    x = torch.tensor([[1.0, 1.0], [1.0, -4.0]])
+    value = (slope * x).sum(1)
+    moved = x - polyak(value - 0.5, slope)
+    assert (slope * moved).sum(1).tolist() == [
+        pytest.approx(0.5),
+        pytest.approx(-8.0),
+    ]  # below is left alone
+    assert float(polyak(value - 0.5, slope, 0.1)[0].norm()) == pytest.approx(0.1 * 2**0.5)
+
+
+def test_a_time_grid_of_ones_own_gives_way_to_the_steps_of_a_method():
+    sampler, metric, noise, cond = problem(1)
+    sampler = sampler.replace(grid=sampler.times())
+    assert solved("dps", sampler, metric, noise, cond, 8).calls == 8
+    assert isinstance(sampler, adp.FlowSampler)
