@@ -407,7 +407,7 @@ def main(argv: list[str]) -> None:
     record = {
         "settings": settings,
         "runs": [
-            {"reward": reward, "method": name, "seed": seed} | row
+            {"tuned_to": reward, "method": name, "seed": seed} | row
             for (reward, name, seed), row in state["runs"].items()
         ],
         "hacking": {

@@ -361,7 +361,7 @@ def rewards(record: Record) -> str:
     """Tuning to two rewards at equal calls, the curves of one without and with guards, and a step's cost."""
     runs: dict[tuple[str, str], list[Record]] = {}
     for row in record["runs"]:
-        runs.setdefault((row["reward"], row["method"]), []).append(row)
+        runs.setdefault((row["tuned_to"], row["method"]), []).append(row)
 
     def over(rows: list[Record], what: str, form: str = ".2f") -> str:
         """The mean over seeds, and the standard error over images, or over seeds where there are three."""
