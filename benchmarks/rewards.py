@@ -7,15 +7,16 @@ The bundled model, DPM-Solver++(2M), guidance 4, a LoRA of rank 4, Adam, a cosin
 are chosen). `tuning`: every gradient has the same number of denoiser calls, forward and backward, in all its steps;
 images of held-out prompts and noise are measured by the trained reward, by a judge of other data and
 architecture, by a classifier (is the concept there?) and by the distance between two noises of one prompt in the
-classifier's features. `hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a
-step of `tune` beside a hand-written loop of DRaFT-K, in interleaved rounds. It is saved after each run, and goes on from
-there when it is started again. `--seeds`, `--calls` and the prompts say how small this is.
+classifier's features. `hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a step
+of `tune` beside a hand-written loop of DRaFT-K, in interleaved rounds. It is saved after each run, and when it is
+started again it goes on from there. `--seeds`, `--calls` and the prompts say how small this is.
 """
 
 import argparse
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -159,13 +160,22 @@ class Bench:
         return sampler, curve, time.perf_counter() - start
 
 
-def cost(bench: Bench, rounds: int) -> dict[str, Any]:
+def cost(bench: Bench, rounds: int) -> list[dict[str, Any]]:
     """Seconds and saved bytes of a step of `tune`, and of a hand-written loop, on the same model, batch and noise."""
-    args, K = bench.args, 2
+    N = bench.args.sampling
+    return [
+        cost_of(bench, rounds, "DRaFT-2, calls and decoder recomputed", adp.Truncated(last=2), 2, True),
+        cost_of(bench, rounds, "every call, nothing recomputed", adp.Backprop(), N, False),
+    ]
+
+
+def cost_of(
+    bench: Bench, rounds: int, name: str, adjoint: adp.Adjoint, last: int, recomputed: bool
+) -> dict[str, Any]:
+    """One comparison: the last calls have a graph. Seconds are the processor's, since others use the machine."""
+    args = bench.args
     reward = bench.rewards["preference"][0]
-    sampler = adp.load_bundled(
-        "emoji", steps=args.sampling, guidance_scale=4.0, adjoint=adp.Truncated(last=K)
-    )
+    sampler = adp.load_bundled("emoji", steps=args.sampling, guidance_scale=4.0, adjoint=adjoint)
     sampler.requires_grad_(False)
     leaves = Lora(4).attach(sampler.network, 0)
     task = TuneToMetric(sampler, reward, bench.prompts, leaves, 0, args.batch)
@@ -173,60 +183,72 @@ def cost(bench: Bench, rounds: int) -> dict[str, Any]:
     vae = sampler.pipe.vae
     optimizer = torch.optim.Adam(leaves.values(), 1e-4)
     grid = [sampler.model.schedule.at(t.reshape(1))[0] for t in sampler.times()]
+    items = list(range(args.batch))
 
     def predicted(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         return unet(x, t, encoder_hidden_states=text).sample
 
+    def decoded(x: Tensor) -> Tensor:
+        return vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5
+
+    def run(function: Any, *tensors: Tensor) -> Tensor:
+        return checkpoint(function, *tensors, use_reentrant=False) if recomputed else function(*tensors)
+
     def by_hand(step: int) -> None:
-        items = list(range(args.batch))
-        x = noise_of(sampler, [key(0, step, i) for i in items])
-        cond = sampler.encode([bench.prompts[i] for i in items])
+        x = noise_of(sampler, [key(0, "tune", f"step {step}", i) for i in items])
+        cond = task.cond.map(lambda each: each[items] if each.ndim else each)
         text = torch.cat([cond["negative_prompt_embeds"], cond["prompt_embeds"]])
         before = None
         for i, (now, then) in enumerate(pairwise(grid)):
-            with torch.set_grad_enabled(i >= len(grid) - 1 - K):
+            with torch.set_grad_enabled(i >= len(grid) - 1 - last):
                 t, both = now.t.float().expand(2 * len(x)), torch.cat([x, x])
-                out = checkpoint(predicted, both, t, text, use_reentrant=False)
-                negative, positive = out.chunk(2)
+                negative, positive = run(predicted, both, t, text).chunk(2)
                 eps = sampler.model.denoiser.prediction.eps(negative + 4.0 * (positive - negative), x, now)
                 x0 = (x - now.sigma * eps) / now.alpha
                 h = then.log_snr_half - now.log_snr_half
-                ahead = x0
-                if before is not None:
-                    ahead = x0 + (x0 - before[0]) * (h / (2 * before[1]))
+                ahead = x0 if before is None else x0 + (x0 - before[0]) * (h / (2 * before[1]))
                 x = (then.sigma / now.sigma) * x - then.alpha * torch.expm1(-h) * ahead
                 before = x0, h
-        images = vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5
         optimizer.zero_grad()
-        reward(images).mean().backward()
-        torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
-        optimizer.step()
+        for_prompts(reward, bench.prompts[: args.batch])(run(decoded, x)).mean().backward()
 
     def ours(step: int) -> None:
-        values = task.losses(step, list(range(args.batch))).values
+        values = task.losses(step, items).values
         found = torch.autograd.grad(values.mean(), list(leaves.values()))
         for leaf, gradient in zip(leaves.values(), found, strict=True):
             leaf.grad = gradient
-        torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
-        optimizer.step()
 
     seconds: dict[str, list[float]] = {"by hand": [], "tune": []}
     peak: dict[str, int | None] = {}
+    gradients: dict[str, Tensor] = {}
     for i in range(rounds + 1):
-        for name, run in (("by hand", by_hand), ("tune", ours)):
+        for who, step in (("by hand", by_hand), ("tune", ours)):
+            start = time.process_time()
             if i == 0:  # what is prepared once is not timed; bytes are counted here
-                with SavedBytes(addresses(list(sampler.parameters()))) as held:
-                    run(i)
-                peak[name] = held.bytes if name == "by hand" else sampler.stats.bytes_saved
+                with (
+                    SavedBytes(addresses(list(sampler.parameters())))
+                    if who == "by hand"
+                    else nullcontext() as held
+                ):
+                    step(i)
+                peak[who] = sampler.stats.bytes_saved if held is None else held.bytes
+                if recomputed:  # what torch's checkpoint makes again is not counted
+                    peak["by hand"] = None
+                gradients[who] = torch.cat(
+                    [leaf.grad.flatten() for leaf in leaves.values() if leaf.grad is not None]
+                )
                 continue
-            start = time.perf_counter()
-            run(i)
-            seconds[name].append(time.perf_counter() - start)
+            step(i)
+            torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
+            optimizer.step()
+            seconds[who].append(time.process_time() - start)
     ratios = [a / b for a, b in zip(seconds["tune"], seconds["by hand"], strict=True)]
+    apart = gradients["tune"] - gradients["by hand"]
     return {
-        "method": f"DRaFT-{K}",
+        "method": name,
         "rounds": rounds,
-        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "gradients_apart": float(apart.norm() / gradients["by hand"].norm()),
+        "seconds": {who: statistics.median(each) for who, each in seconds.items()},
         "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
         "bytes_saved": peak,
     }
@@ -264,6 +286,29 @@ def plot(path: Path, record: dict[str, Any]) -> None:
     figure.savefig(path, dpi=110)
 
 
+def grid(path: Path, images: dict[tuple[str, str], Tensor]) -> None:
+    """Images of equal prompts and noise: a column of six for each reward, a row for each method."""
+    import matplotlib.pyplot as plt
+
+    rewards = list(dict.fromkeys(reward for reward, _ in images))
+    names = list(dict.fromkeys(name for _, name in images))
+    figure, axes = plt.subplots(
+        len(names), len(rewards), figsize=(4.6 * len(rewards), 0.78 * len(names) + 0.3), squeeze=False
+    )
+    for i, name in enumerate(names):
+        for j, reward in enumerate(rewards):
+            axis = axes[i, j]
+            if (reward, name) in images:
+                axis.imshow(torch.cat(list(images[reward, name]), dim=2).permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if i == 0:
+                axis.set_title(f"tuned to the reward {reward}", fontsize=9)
+        axes[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=100)
+
+
 def main(argv: list[str]) -> None:
     """Run what is not done yet."""
     parser = argparse.ArgumentParser(
@@ -290,7 +335,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=60, help="no run is begun after these")
     parser.add_argument("--state", type=Path, default=Path("outputs/rewards.pt"))
     parser.add_argument("--output", type=Path, default=None)
-    parser.add_argument("--plot", type=Path, default=None)
+    parser.add_argument("--plot", type=Path, default=None, help="of the curves")
+    parser.add_argument("--images", type=Path, default=None, help="at equal prompts and noise")
     args = parser.parse_args(argv)
 
     begun, bench = time.monotonic(), Bench(args)
@@ -361,7 +407,7 @@ def main(argv: list[str]) -> None:
     record = {
         "settings": settings,
         "runs": [
-            {"reward": reward, "method": name, "seed": seed} | row
+            {"tuned_to": reward, "method": name, "seed": seed} | row
             for (reward, name, seed), row in state["runs"].items()
         ],
         "hacking": {
@@ -370,6 +416,8 @@ def main(argv: list[str]) -> None:
         "cost": state["cost"],
     }
     write_record(args.output, "rewards.py", argv, **record)
+    if args.images is not None:
+        grid(args.images, state["images"])
     if args.plot is not None and state["curves"]:
         plot(args.plot, record)
 

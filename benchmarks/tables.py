@@ -410,7 +410,7 @@ def rewards(record: Record) -> str:
     """Tuning to two rewards at equal calls, the curves of one without and with guards, and a step's cost."""
     runs: dict[tuple[str, str], list[Record]] = {}
     for row in record["runs"]:
-        runs.setdefault((row["reward"], row["method"]), []).append(row)
+        runs.setdefault((row["tuned_to"], row["method"]), []).append(row)
 
     def over(rows: list[Record], what: str, form: str = ".2f") -> str:
         """The mean over seeds, and the standard error over images, or over seeds where there are three."""
@@ -458,19 +458,23 @@ def rewards(record: Record) -> str:
             for step in steps
         ],
     )
-    found = record["cost"]
     cost = markdown(
-        [f"a step of {found['method']}", "seconds", "MB saved"],
         [
-            [name, number(found["seconds"][name], ".3f"), megabytes(found["bytes_saved"][name])]
-            for name in ("by hand", "tune")
-        ]
-        + [
+            "a step of",
+            "seconds by hand",
+            "seconds in tune",
+            "ratio: median (lowest to highest)",
+            "MB by hand",
+            "MB in tune",
+        ],
+        [
             [
-                "ratio: median (lowest to highest)",
-                "{median:.3f} ({lowest:.2f} to {highest:.2f})".format(**found["ratio"]),
-                "",
+                row["method"],
+                *(number(row["seconds"][who], ".3f") for who in ("by hand", "tune")),
+                "{median:.3f} ({lowest:.2f} to {highest:.2f})".format(**row["ratio"]),
+                *(megabytes(row["bytes_saved"][who]) for who in ("by hand", "tune")),
             ]
+            for row in record["cost"] or []
         ],
     )
     return "\n\n".join([table, hacking, cost])

@@ -5,6 +5,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,6 +172,10 @@ FEWER = {
         **{r"steps=10, guidance": "steps=2, guidance", r"max_train_steps=\d+": "max_train_steps=1"},
         **{r"num_validation_images=2": "num_validation_images=1", "openai/clip-vit-base-patch32": "clip"},
     },
+    "tune-to-a-reward.md": {
+        **{"steps=8": "steps=2", "keep=8": "keep=2", r"max_train_steps=\d+": "max_train_steps=2"},
+        **{"lr_warmup_steps=2": "lr_warmup_steps=1", "validation_steps=5": "validation_steps=2"},
+    },
     "many-gpus.md": {"steps=4": "steps=2"},
     "choosing-an-adjoint.md": {
         r"compare\(sampler, metric, ": "compare(sampler, metric, repeats=1, check=False, "
@@ -276,6 +281,16 @@ def test_a_reward_is_checked_and_lowered_as_the_page_says(before, page):
     torch.testing.assert_close(names["slope"].reshape(1), slope, rtol=1e-5, atol=0)
     assert names["guided"].artefact.is_file()
     assert names["tuned"].artefact.is_file()
+
+
+@pytest.mark.parametrize("page", ["tune-to-a-reward.md"])
+def test_tuning_ends_in_the_files_that_the_page_names(before, page):
+    names = ran(page, before)
+    assert names["found"].folder.name == "matching"
+    folder = Path("outputs/tune")
+    files = {each.name for each in folder.iterdir()}
+    assert {"pytorch_lora_weights.safetensors", "kohya_lora.safetensors", "validation"} <= files
+    assert adp.tasks.load_result(folder)["result"]["methods"]["metric"]["means"]["judge"]
 
 
 @pytest.mark.parametrize(

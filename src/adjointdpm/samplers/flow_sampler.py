@@ -387,23 +387,6 @@ class FlowSampler(Sampler):
         volume = noise[0].numel() * (prior.log() - last.scale.log())
         return summary(density + volume - integral, noise, exact=probes is None)
 
-    def problem(self, noise: Tensor, cond: Cond) -> IVP:
-        """Return the initial value problem of a sampling, for step loops of one's own.
-
-        Args:
-            noise: as of `forward`.
-            cond: from `encode`.
-
-        Returns:
-            the problem.
-
-        Raises:
-            InputError: shapes or dtypes do not fit.
-        """
-        noise, cond = self._checked(noise, cond)
-        grid, flow = self._times(), ProbabilityFlow(self.model.schedule, self.model.denoiser)
-        return IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
-
     def backwards(self, images: Tensor, cond: Cond) -> tuple[IVP, Tensor]:
         """Return the problem of a sampling whose `initial` is the clean state of images, for inverting it.
 

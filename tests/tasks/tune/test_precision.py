@@ -8,7 +8,9 @@ import adjointdpm as adp
 from adjointdpm.metrics import Chroma
 from adjointdpm.tasks import RunOptions
 from adjointdpm.tasks.sampling import network_of
+from adjointdpm.tasks.tune.adjoint_matching import AdjointMatching
 from adjointdpm.tasks.tune.precision import scaled
+from adjointdpm.tasks.tune.reference_distance import ReferenceDistance
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune import TuneSettings, tune
 from adjointdpm.tasks.tune.tune_to_metric import TuneToMetric
@@ -22,12 +24,12 @@ def half(dtype, **settings):
     return of("sd").sampler(pipe, steps=3, guidance_scale=3.0, **settings)
 
 
-def gradient(ours, weights):
+def gradient(ours, weights, **way):
     leaves = weights.attach(network_of(ours), 0)
     with torch.no_grad():
         for i, leaf in enumerate(leaves.values()):
             leaf.add_(0.02 * torch.randn(leaf.shape, generator=torch.Generator().manual_seed(i)))
-    loss = TuneToMetric(ours, Chroma(), ["a cat"], leaves).losses(0, [0]).values.sum()
+    loss = TuneToMetric(ours, Chroma(), ["a cat"], leaves, **way).losses(0, [0]).values.sum()
     return leaves, torch.autograd.grad(loss, list(leaves.values()))
 
 
@@ -40,6 +42,21 @@ def test_the_gradient_is_plain_autograds(weights, dtype):
         _, found = gradient(half(dtype, adjoint=adjoint), weights)
         assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
     assert all(bool(each.any()) for each in plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "way",
+    [{"matching": AdjointMatching(10.0, 2)}, {"guards": ReferenceDistance(1.0, 1.0)}],
+    ids=["matching", "guards"],
+)
+def test_a_float32_lora_over_a_half_network_has_plain_autograds_gradient_of_every_loss(way, dtype):
+    leaves, plain = gradient(half(dtype, adjoint=adp.Backprop()), WEIGHTS[0], **way)
+    _, found = gradient(half(dtype), WEIGHTS[0], **way)
+    assert {leaf.dtype for leaf in leaves.values()} == {torch.float32}
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    assert all(bool(each.isfinite().all()) for each in plain)
+    assert any(bool(each.any()) for each in plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])

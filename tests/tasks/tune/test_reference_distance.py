@@ -72,6 +72,10 @@ def test_only_a_longer_velocity_is_penalized():
         found[shift] = ReferenceDistance.parts(ivp, latents, leaves, start, [1], 3)[1].item()
     assert found[0.0] == 0
     assert found[3.0] > 0.5
+    with torch.no_grad():
+        model.denoiser.shift.fill_(0.0)
+    longer = {"shift": torch.tensor(3.0)}  # the untuned model's velocity is the longer one
+    assert ReferenceDistance.parts(ivp, latents, leaves, longer, [1], 3)[1].item() == 0
 
 
 @pytest.mark.parametrize("adjoint", [adp.Checkpointed(), adp.Checkpointed(keep=1), adp.Truncated()])
