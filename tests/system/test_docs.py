@@ -196,6 +196,7 @@ FEWER = {
     "surrogates.md": {},
 }
 ELSEWHERE = {"your-pipeline.md", "coming-from.md", "your-network.md"}  # above, on pipelines of their own
+ELSEWHERE |= {"start-from-an-image.md", "inverse-problems.md"}  # below
 
 
 def python_of(page):

@@ -111,6 +111,7 @@ def a_full_disk(tmp_path):
 
     given = [
         "sample",
+        "--prompt",
         "a cat",
         "--num_inference_steps",
         "1",
