@@ -28,12 +28,16 @@ def shard(sampler: Sampler) -> None:
     Raises:
         InputError: there is one process only, or the network is sharded already.
 
-    Source:
+    References:
         Zhao et al., 2023, arXiv 2304.11277; torch.distributed.fsdp.fully_shard.
 
-    Example:
-        >>> shard(sampler)  # doctest: +SKIP
-        >>> tune(sampler, metric, prompts, held_out, output="outputs/tune")  # doctest: +SKIP
+    Examples:
+        >>> import adjointdpm as adp
+        >>> sampler = adp.load_bundled("emoji")
+        >>> adp.tasks.shard(sampler)  # before adp.tasks.tune(sampler, ...), and under torchrun
+        Traceback (most recent call last):
+            ...
+        adjointdpm._types.InputError: a network is sharded over several processes, ...
     """
     processes, network = Processes.here(), unwrapped(network_of(sampler))
     if processes.world == 1:
