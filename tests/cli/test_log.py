@@ -4,21 +4,11 @@ import logging
 import re
 
 from adjointdpm.cli.log import line, listen, show
-from tests.tiny.commands import adjointdpm
+from tests.tiny.commands import ONE_IMAGE, adjointdpm
 
 
 def test_verbose_says_all_settings_and_what_is_done_and_the_default_does_not(tmp_path):
-    sample = [
-        "sample",
-        "--prompt",
-        "a cat",
-        "--batch",
-        "1",
-        "--num_inference_steps",
-        "2",
-        "--quiet",
-        "--output_dir",
-    ]
+    sample = [*ONE_IMAGE, "--num_inference_steps", "2", "--quiet", "--output_dir"]
     said = adjointdpm(*sample, str(tmp_path / "said"), "--verbose")
     silent = adjointdpm(*sample, str(tmp_path / "silent"))
     assert (said.returncode, silent.returncode, silent.stderr) == (0, 0, "")

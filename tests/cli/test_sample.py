@@ -14,7 +14,7 @@ import adjointdpm as adp
 from adjointdpm.files.diffusers_files import load_textual_inversion
 from adjointdpm.files.images import as_8_bit, encoded, png
 from adjointdpm.files.pretrained import load_pretrained_pipeline
-from tests.tiny.commands import adjointdpm, refused, run
+from tests.tiny.commands import ONE_IMAGE, adjointdpm, refused, run
 from tests.tiny.families import of
 
 STEPS = {"steps": 2, "guidance_scale": 3.0}
@@ -188,17 +188,7 @@ def test_a_lora_and_a_token_change_the_bundled_model(tmp_path):
 
 
 def test_every_format_is_written(tmp_path):
-    given = [
-        "sample",
-        "--prompt",
-        "a cat",
-        "--batch",
-        "1",
-        "--num_inference_steps",
-        "1",
-        "--overwrite",
-        "--output_dir",
-    ]
+    given = [*ONE_IMAGE, "--num_inference_steps", "1", "--overwrite", "--output_dir"]
     formats = ("png", "jpg", "webp")
     assert run(*([*given, str(tmp_path), "--output_format", each] for each in formats)) == ["done"] * 3
     opened = {each: Image.open(io.BytesIO((tmp_path / f"00-00.{each}").read_bytes())) for each in formats}
@@ -208,17 +198,7 @@ def test_every_format_is_written(tmp_path):
 
 
 def test_earlier_images_are_kept(tmp_path):
-    given = [
-        "sample",
-        "--prompt",
-        "a cat",
-        "--batch",
-        "1",
-        "--num_inference_steps",
-        "1",
-        "--output_dir",
-        str(tmp_path),
-    ]
+    given = [*ONE_IMAGE, "--num_inference_steps", "1", "--output_dir", str(tmp_path)]
     first, second, third = run(given, [*given, "--seed", "1"], [*given, "--seed", "1", "--overwrite"])
     assert (first, third) == ("done", "done")
     assert second.startswith("InputError: the output folder")

@@ -19,6 +19,9 @@ SMALL = [
 TWO = ["--prompt", "a <effect> cat", "--validation_prompt", "a <effect> car"]
 
 
+ONE_IMAGE = ["sample", "--prompt", "a cat", "--batch", "1"]
+
+
 def adjointdpm(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "adjointdpm", *arguments], capture_output=True, text=True, timeout=300

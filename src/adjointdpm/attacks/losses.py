@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._types import InputError
+from ..metrics.classifier_losses import margin_of
 
 __all__ = ["LOSSES", "check_logits", "loss", "margin"]
 
@@ -30,17 +31,19 @@ def loss(kind: str, logits: Tensor, labels: Tensor, towards: Tensor | None = Non
     Raises:
         InputError: another kind, or too few classes.
     """
-    own = logits.gather(1, labels[:, None])[:, 0]
     if kind == "ce":
         chosen = labels if towards is None else towards
         log = torch.log_softmax(logits, 1).gather(1, chosen[:, None])[:, 0]
         return -log if towards is None else log
     if kind not in LOSSES:
         raise InputError(f"the loss of an attack is one of {', '.join(LOSSES)}, but is {kind!r}")
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    other = others if towards is None else logits.gather(1, towards[:, None])[:, 0]
+    if towards is None:
+        raised = -margin_of(logits, labels)
+    else:
+        reached, own = (logits.gather(1, each[:, None])[:, 0] for each in (towards, labels))
+        raised = reached - own
     if kind == "margin":
-        return other - own
+        return raised
     needed = 3 if towards is None else 4
     if logits.shape[1] < needed:
         raise InputError(
@@ -48,7 +51,7 @@ def loss(kind: str, logits: Tensor, labels: Tensor, towards: Tensor | None = Non
         )
     top = logits.sort(1, descending=True).values
     scale = top[:, 0] - (top[:, 2] if towards is None else (top[:, 2] + top[:, 3]) / 2)
-    return (other - own) / (scale + 1e-12)
+    return raised / (scale + 1e-12)
 
 
 def margin(logits: Tensor, labels: Tensor, target: Tensor | None = None) -> Tensor:
@@ -61,9 +64,7 @@ def margin(logits: Tensor, labels: Tensor, target: Tensor | None = None) -> Tens
         labels: (batch,).
         target: (batch,), the only classes that count; any other than the label if None.
     """
-    chosen = (labels if target is None else target)[:, None]
-    away = logits.gather(1, chosen)[:, 0] - logits.scatter(1, chosen, -torch.inf).amax(1)
-    return away if target is None else -away
+    return margin_of(logits, labels) if target is None else -margin_of(logits, target)
 
 
 def check_logits(logits: Tensor) -> None:

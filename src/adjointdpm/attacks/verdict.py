@@ -7,10 +7,10 @@ majority   the label that most draws give is wrong     what a vote over the draw
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from .expectation import over_draws
+from .losses import margin
 
 __all__ = ["Verdict", "judged"]
 
@@ -82,7 +82,5 @@ def judged(
         Verdict: whether a single draw, the worst draw and the majority are misled.
     """
     logits = over_draws(classifier, x, draws, batch, seed, "fresh")
-    mean = logits.mean(0)
-    own = mean.gather(1, labels[:, None])[:, 0]
-    margins = own - mean.scatter(1, labels[:, None], -torch.inf).amax(1)
+    margins = margin(logits.mean(0), labels)
     return Verdict(logits.argmax(2), labels if target is None else target, target is not None, margins)

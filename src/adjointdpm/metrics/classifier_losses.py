@@ -17,7 +17,7 @@ from torch import Tensor
 from .._types import InputError
 from .base import AnyImages, Values, Weighable
 
-__all__ = ["LogProbability", "Logit", "Margin"]
+__all__ = ["LogProbability", "Logit", "Margin", "margin_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,7 @@ class Margin(Weighable):
 
     def __call__(self, images: AnyImages) -> Values:
         logits, labels = _logits(self.classifier, self.labels, images)
-        own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-        return logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
+        return margin_of(logits, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +122,17 @@ class LogProbability(Weighable):
     def __call__(self, images: AnyImages) -> Values:
         logits, labels = _logits(self.classifier, self.labels, images)
         return -torch.log_softmax(logits, 1).gather(1, labels[:, None])[:, 0]
+
+
+def margin_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return z_y - max_{k != y} z_k for each row, (batch,).
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,).
+    """
+    own = labels[:, None]
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
 
 
 def _logits(

@@ -10,6 +10,7 @@ from ..._types import Cond
 from ...attacks.norm_ball import Ball
 from ...files.atomic_write import write_file
 from ...files.images import as_8_bit, output_folder, png
+from ...metrics.classifier_losses import margin_of
 from ...metrics.image_classifier import Labelled
 from ...optimization.distributed import Processes
 from ...samplers.base import Sampler
@@ -54,8 +55,6 @@ class Evaluator:
                 write_file(where / f"{i:04d}.png", png(content))
         logits = predict(self.classifier, images)
         says = logits.argmax(1)
-        own = logits.gather(1, labels[:, None])[:, 0]
-        others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
         fooled = says != labels
         if self.target is not None:
             fooled = says == self.classifier.index(self.target)
@@ -73,7 +72,7 @@ class Evaluator:
             judged=judged,
             fooled=fooled.cpu(),
             shows=shows,
-            margins=(own - others).cpu(),
+            margins=margin_of(logits, labels).cpu(),
             distances=ball.distance(noise, start).cpu(),
         )
 
