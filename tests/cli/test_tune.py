@@ -32,7 +32,11 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
             "--rank is not used": [*tune, "--weights", "*", "--rank", "3"],
             "--instance_prompt is not used": [*tune, "--instance_prompt", "a cat"],
             "--label is not used without a judge": [*tune, *SMALL, "--label", "cat"],
-            "--reward_scale is not used without --loss matching": [*tune, "--reward_scale", "3"],
+            "--reward_scale is not used without --loss matching or --loss value-matching": [
+                *tune,
+                "--reward_scale",
+                "3",
+            ],
             "lr_scheduler constant has no warmup": [
                 *(*tune, "--lr_scheduler", "constant", "--lr_warmup_steps", "2"),
             ],

@@ -118,8 +118,10 @@ class Tune:
             given.refuse_unused(
                 ("rank", "lora_alpha", "lora_layers"), "where --weights are trained instead of a LoRA"
             )
-        if self.optimization.loss != "matching":
-            given.refuse_unused(("reward_scale", "matching_steps"), "without --loss matching")
+        if self.optimization.loss == "reward":
+            given.refuse_unused(
+                ("reward_scale", "matching_steps"), "without --loss matching or --loss value-matching"
+            )
         if self.task.instance_image is None:
             given.refuse_unused(("instance_prompt",), "without --instance_image")
         if self.task.judge == "none":

@@ -28,17 +28,19 @@ def moved(leaves):
             leaf.add_(0.05 * torch.randn(leaf.shape, generator=torch.Generator().manual_seed(i)))
 
 
+@pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("adjoint", [adp.Backprop(), adp.Checkpointed()])
-def test_at_the_untuned_weights_its_gradient_is_that_of_the_metric_through_all_steps(adjoint):
-    """Plain autograd through the whole memoryless sampling is the same sum of products."""
+def test_at_the_untuned_weights_its_gradient_is_that_of_the_metric_through_all_steps(adjoint, stochastic):
+    """Plain autograd through the whole sampling, memoryless or the ODE's by Euler, is the same sum of products."""
     ours = sampler(steps=5, adjoint=adjoint)
     leaves = Subset(("*.to_k.weight", "conv_out.*")).attach(network_of(ours), 0)
     start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
     noise, cond = ours.noise(2, 3), ours.encode(PROMPTS)
-    loss = AdjointMatching(scale=7.0, steps=99)
+    loss = AdjointMatching(scale=7.0, steps=99, stochastic=stochastic)
     found = gradient_of(loss(ours, Chroma(), noise, cond, leaves, start, SEEDS, 0), leaves)
-    memoryless = ours.replace(solver=adp.Ancestral(noise=NoiseOfItems(seeds=SEEDS)), adjoint=adp.Backprop())
-    plain = gradient_of(7.0 * Chroma()(memoryless(noise, cond)), leaves)
+    solver = adp.Ancestral(noise=NoiseOfItems(seeds=SEEDS)) if stochastic else adp.Euler()
+    plainly = ours.replace(solver=solver, adjoint=adp.Backprop())
+    plain = gradient_of(7.0 * Chroma()(plainly(noise, cond)), leaves)
     for a, b in zip(found, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4 * float(b.abs().max()))
     assert all(float(each.abs().max()) > 0 for each in plain)
@@ -119,6 +121,48 @@ def test_its_minimum_is_the_distribution_tilted_by_the_metric():
         assert min(short[0], beyond[0]) > optimum[0] or steps == 40
         ratios.append(float(optimum[0] / untuned[0]))
     assert math.log(ratios[0] / ratios[1]) / math.log(4) == pytest.approx(2, abs=0.2)
+
+
+class Controlled(GaussianMixture):
+    """The exact denoiser of one Gaussian, plus the optimal control of a linear metric times what is trained."""
+
+    def __init__(self, schedule, mean, std):
+        super().__init__(schedule, mean, std)
+        self.control = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x, t, cond):
+        (time,) = self.schedule.at(t.reshape(1))
+        rho = time.sigma / time.alpha
+        return super().forward(x, t, cond) + rho * self.std / (self.std**2 + rho**2).sqrt() * self.control
+
+
+def test_the_minimum_for_the_ode_is_its_optimal_control():
+    """With L(x) = -<b, x>: a = -lambda b s / sqrt(s^2 + rho^2), from the Gaussian's flow, and eps - eps_0 = rho a.
+
+    The loss and its gradient vanish there as the steps shrink, the loss with their square.
+    """
+    model, b, scale = Gaussian(), torch.tensor([1.0, -0.5], dtype=torch.float64), 2.0
+    model.denoiser = Controlled(model.schedule, torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.5)
+    control = model.denoiser.control
+    start = {"control": control.detach().clone()}
+
+    def found(steps, share):
+        ours = adp.FlowSampler(model, steps=steps, grid=log_snr)
+        with torch.no_grad():
+            control.copy_(-share * scale * b)
+        values = AdjointMatching(scale, 10**6, stochastic=False)(
+            ours, lambda images: -(images[:, 0, 0] @ b), ours.noise(8, 1).double(), adp.Cond(), {"control": control},
+            start, tuple(range(8)), 0,
+        )  # fmt: skip
+        return values.mean().detach(), torch.autograd.grad(values.mean(), control)[0].norm()
+
+    ratios = []
+    for steps in (80, 320):
+        untuned, optimum = found(steps, 0), found(steps, 1)
+        assert optimum[1] < 22 / steps * untuned[1]
+        ratios.append(float(optimum[0] / untuned[0]))
+    assert math.log(ratios[0] / ratios[1]) / math.log(4) == pytest.approx(2, abs=0.2)
+    assert min(found(320, 0.8)[0], found(320, 1.2)[0]) > optimum[0]
 
 
 def test_a_row_does_not_depend_on_its_batch():

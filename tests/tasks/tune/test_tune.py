@@ -125,6 +125,7 @@ WAYS = {
         "matching_steps": 1,
         "ema_decay": 0.5,
     },
+    "value matching": {"loss": "value-matching", "matching_steps": 2},
     "guards and a warmup": {
         "kl_weight": 0.1,
         "norm_weight": 0.5,

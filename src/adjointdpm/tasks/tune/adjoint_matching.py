@@ -23,7 +23,7 @@ from ...metrics.check import score
 from ...optimization.holding import holding
 from ...optimization.seeds import generator
 from ...samplers.flow_sampler import FlowSampler
-from ...solvers import Ancestral
+from ...solvers import Ancestral, Euler
 from ...solvers.base import ends_clean
 from ...solvers.integrate import IVP, integrate
 from ...solvers.step_noise import StepNoise
@@ -49,10 +49,12 @@ class AdjointMatching:
     Args:
         scale: lambda > 0, the metric's weight against the KL divergence from the untuned model.
         steps: number of steps of a trajectory that are regressed, one drawn in each of as many equal parts of it.
+        stochastic: whether the trajectories are those of the memoryless SDE; of the ODE otherwise.
     """
 
     scale: float
     steps: int
+    stochastic: bool = True
 
     def __call__(
         self,
@@ -74,10 +76,11 @@ class AdjointMatching:
             cond: of each row.
             variables: the leaves that are trained.
             untuned: what they held before the training.
-            seeds: of the noise in each row's steps.
+            seeds: of the noise in each row's steps, where they have noise.
             draw: seed of the choice of steps, which a batch shares.
         """
-        ivp = sampler.replace(solver=Ancestral(noise=NoiseOfItems(seeds=seeds))).problem(noise, cond)
+        solver = Ancestral(noise=NoiseOfItems(seeds=seeds)) if self.stochastic else Euler()
+        ivp = sampler.replace(solver=solver).problem(noise, cond)
         states: list[Tensor] = []
 
         def keep(_: int, state: State) -> None:
@@ -85,7 +88,7 @@ class AdjointMatching:
 
         with torch.no_grad():
             integrate(_velocity(ivp), (ivp.initial,), ivp.grid, ivp.solver, keep)  # pyright: ignore[reportUnusedCallResult]
-        noisy = len(ivp.grid) - ends_clean(ivp.grid, len(ivp.grid) - 1)  # a step to clean data has no noise
+        noisy = len(ivp.grid) - ends_clean(ivp.grid, len(ivp.grid) - 1)  # in a step to clean data s_k is 0
         chosen = strata(noisy, self.steps, draw)
         with torch.enable_grad():
             adjoint = self._at_the_end(sampler, metric, ivp, states[-1])
@@ -102,7 +105,8 @@ class AdjointMatching:
         for k, (untuned_step, a) in targets.items():
             step = checkpoint(_step, ivp, states[k], k, use_reentrant=False)
             # The difference first: it is small beside the steps, and exactly 0 at the untuned weights.
-            error = (step - untuned_step) / spread(ivp, k) + spread(ivp, k) * a
+            width = spread(ivp, k) if self.stochastic else spread(ivp, k) * 0.5**0.5
+            error = (step - untuned_step) / width + width * a
             total = total + error.square().flatten(1).sum(1) / 2
         return total * (noisy / len(chosen))
 

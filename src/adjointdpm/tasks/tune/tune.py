@@ -47,6 +47,7 @@ from .tune_to_metric import TuneToMetric, needs_own_steps
 
 __all__ = ["TuneResult", "TuneSettings", "tune"]
 
+Loss = Literal["reward", "matching", "value-matching"]
 SHOWN = 4  # validation images that are saved as the training goes
 
 
@@ -55,9 +56,10 @@ class TuneSettings(BatchSettings):
     """What a tuning does.
 
     Args:
-        loss: Loss that is lowered: reward (the metric's gradient by the adjoint) or matching (adjoint matching).
-        reward_scale: Weight of the metric against the distance to the untuned model in adjoint matching.
-        matching_steps: Number of steps of each trajectory that adjoint matching regresses.
+        loss: Loss that is lowered: reward (the metric's gradient by the adjoint), matching (adjoint matching), or
+            value-matching (its form for the ODE, without noise in the steps).
+        reward_scale: Weight of the metric against the distance to the untuned model in both forms of matching.
+        matching_steps: Number of steps of each trajectory that both forms of matching regress.
         kl_weight: Weight of the KL divergence from the untuned model, in nats; 0 leaves it out.
         norm_weight: Weight of the share by which the velocity's norm exceeds the untuned model's; 0 leaves it out.
         ema_decay: Decay of a moving average of the weights, which is then validated and saved.
@@ -71,7 +73,7 @@ class TuneSettings(BatchSettings):
         validation_steps: Number of steps between validations, which choose the best iterate.
     """
 
-    loss: Literal["reward", "matching"] = "reward"
+    loss: Loss = "reward"
     reward_scale: Length = 100.0
     matching_steps: Count = 4
     kl_weight: Annotated[float, Range(0)] = 0.0
@@ -88,7 +90,7 @@ class TuneSettings(BatchSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._rate()
-        OneOf(("reward", "matching"))("loss", self.loss)
+        OneOf(get_args(Loss))("loss", self.loss)
         if self.matching is not None and self.guards.used:
             raise InputError(
                 "adjoint matching holds the model near the untuned one by itself: lower reward_scale, and leave "
@@ -103,7 +105,9 @@ class TuneSettings(BatchSettings):
     @property
     def matching(self) -> AdjointMatching | None:
         """The loss of adjoint matching, where it is asked for."""
-        return AdjointMatching(self.reward_scale, self.matching_steps) if self.loss == "matching" else None
+        if self.loss == "reward":
+            return None
+        return AdjointMatching(self.reward_scale, self.matching_steps, self.loss == "matching")
 
     def loop(self, folder: Path, run: RunOptions, config: Mapping[str, Any]) -> LoopSettings:
         return replace(
