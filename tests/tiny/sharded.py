@@ -20,17 +20,27 @@ import adjointdpm as adp
 from adjointdpm.tasks import Lora, RunOptions, TuneSettings, shard, tune
 from tests.tiny.tunes import sampler
 
+LOSSES = {
+    "matching": {"loss": "matching", "reward_scale": 20.0, "matching_steps": 2},
+    "guards": {"kl_weight": 0.1, "norm_weight": 0.5, "ema_decay": 0.5},
+}
 PROMPTS, HELD_OUT = [f"a cat {n}" for n in range(6)], ["a pear", "a dog", "a car"]
 
 
-def tuned(folder: Path, steps: int, split: bool, resume: bool = False, fails: int | None = None):
-    """Tune a LoRA of a tiny Stable Diffusion in float64; returns its weights and the processes' calls."""
+def tuned(
+    folder: Path, steps: int, split: bool, resume: bool = False, fails: int | None = None, loss: str = ""
+):
+    """Tune a LoRA of a tiny Stable Diffusion in float64; returns its weights and how many others are held."""
     chosen = sampler()
     chosen.pipe.to(torch.float64)
     if split:
         shard(chosen)
     settings = TuneSettings(
-        max_train_steps=steps, train_batch_size=6, num_validation_images=2, checkpointing_steps=1
+        max_train_steps=steps,
+        train_batch_size=6,
+        num_validation_images=2,
+        checkpointing_steps=1,
+        **LOSSES.get(loss, {}),
     )
 
     def report(step: int, _: dict[str, float]) -> None:
@@ -75,6 +85,9 @@ def work(rank: int, world: int, port: int, folder: str) -> None:
     if world == 2:  # a run of one process goes on in two
         weights, _ = tuned(Path(folder, "begun"), 2, split=True, resume=True)
         save_file(weights, Path(folder, f"resumed-{rank}"))
+        for loss in LOSSES:
+            weights, _ = tuned(Path(folder, loss), 2, split=True, loss=loss)
+            save_file(weights, Path(folder, f"{loss}-{rank}"))
         try:
             tune(sampler_of_a_kind(), None, PROMPTS[:5], HELD_OUT, output=Path(folder, "odd"))
         except adp.InputError as error:

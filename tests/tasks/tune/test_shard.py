@@ -62,6 +62,14 @@ def test_a_run_of_one_process_goes_on_in_two(folder, alone):
     assert off(load_file(folder / "resumed-0"), alone[0]) < 1e-5
 
 
+@pytest.mark.parametrize("loss", sharded.LOSSES)
+def test_two_processes_agree_with_one_on_each_loss(folder, alone, tmp_path, loss):
+    truth, _ = sharded.tuned(tmp_path, 2, split=False, loss=loss)
+    found = [load_file(folder / f"{loss}-{rank}") for rank in range(2)]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in truth)
+    assert off(found[0], truth) < 1e-5 < 1e-3 < off(alone[0], truth)  # it is another loss
+
+
 def test_unequal_shares_are_refused(folder):
     for rank in range(2):
         said = (folder / f"odd-{rank}").read_text()
