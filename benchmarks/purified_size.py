@@ -77,7 +77,7 @@ class _Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval()
+        self.model = ResNetForImageClassification(ResNetConfig()).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model((images - 0.45) / 0.22).logits
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     size: Any = sampler.model
     size.latent_shape, size.image_shape = (4, args.side // 8, args.side // 8), image.shape[1:]
     classifier = _Classifier().requires_grad_(False)
-    weights = [*pipe.unet.parameters(), *pipe.vae.parameters(), *classifier.parameters()]
+    weights: list[Tensor] = [*pipe.unet.parameters(), *pipe.vae.parameters(), *classifier.parameters()]
     rows: list[dict[str, Any]] = []
     if args.output is not None and args.output.exists():
         rows = json.loads(args.output.read_text())["rows"]

@@ -51,7 +51,8 @@ class ImageOptions:
         restarts: Number of runs of the attack.
         targets: Number of wrong classes, the likeliest first, towards each of which a run leads; 0 leads away from the
             label.
-        gradient: Gradient that the attack follows: exact, or, to see what a wrong one hides, bpda, continuous or blind.
+        gradient: Gradient that the attack follows: exact, or, to see what a wrong one hides, bpda, continuous,
+            sde-adjoint (of --defense purify:eta=1) or blind.
     """
 
     images: Path | None = None
@@ -64,7 +65,7 @@ class ImageOptions:
     draws: Annotated[int | None, Range(1, 10_000)] = None
     restarts: Annotated[int, Range(1, 1000)] = 1
     targets: Annotated[int, Range(0, 1000)] = 0
-    gradient: Literal["exact", "bpda", "continuous", "blind"] = "exact"
+    gradient: Literal["exact", "bpda", "continuous", "sde-adjoint", "blind"] = "exact"
 
     def check(self, given: Given, others: Collection[str]) -> None:
         """Refuse flags that this kind of audit would ignore.

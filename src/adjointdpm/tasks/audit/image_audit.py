@@ -324,6 +324,8 @@ class _ImageAudit:
             "were the identity. This is not the gradient of what is audited.",
             "continuous": "The loss on the classifier's logits, with the paper's adjoint ODE in place of the steps' "
             "own gradient. This is not the gradient of what is audited.",
+            "sde-adjoint": "The loss on the classifier's logits, with the adjoint SDE, solved anew backwards, in place "
+            "of the steps' own gradient. This is not the gradient of what is audited.",
             "blind": "The loss on the logits of the classifier without the purification. This is not the gradient of "
             "what is audited.",
         }[self.gradient]
