@@ -72,7 +72,8 @@ def by_hand(purified: adp.Purified, images: Tensor, eta: float) -> Tensor:
     assert seed is not None
     vae = model.pipe.vae
     x0 = vae.encode(2 * images - 1).latent_dist.mode() * vae.config.scaling_factor
-    draw = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=x0.dtype)
+    own = key(seed, 0)  # of the first vote
+    draw = torch.randn(x0.shape, generator=torch.Generator().manual_seed(own), dtype=x0.dtype)
     schedule, steps = model.schedule, purified.steps
     start = schedule.end + purified.t * (schedule.start - schedule.end)
     times = torch.linspace(float(start), float(schedule.end), steps + 1, dtype=torch.float64)
@@ -85,7 +86,7 @@ def by_hand(purified: adp.Purified, images: Tensor, eta: float) -> Tensor:
         eps = alphas[i] * v + sigmas[i] * x
         y = y + (1 + eta**2) * (rhos[i + 1] - rhos[i]) * eps
         if eta:
-            xi = adp.StepNoise(seed + 1).normal(rhos[i], rhos[i + 1], y)
+            xi = adp.StepNoise(own).normal(rhos[i], rhos[i + 1], y)
             y = y + eta * (rhos[i] ** 2 - rhos[i + 1] ** 2).sqrt() * xi
     made = vae.decode(alphas[-1] * y / vae.config.scaling_factor).sample / 2 + 0.5
     return purified.classifier(made)

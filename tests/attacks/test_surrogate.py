@@ -40,5 +40,5 @@ def test_only_a_purification_has_other_gradients(purified):
     assert surrogate(plain) is plain
     with pytest.raises(adp.InputError, match="is about a purification, but the classifier is a Classify"):
         surrogate(plain, "bpda")
-    with pytest.raises(adp.InputError, match="exact, bpda, continuous, blind, but is 'eot'"):
+    with pytest.raises(adp.InputError, match="exact, bpda, continuous, sde-adjoint, blind, but is 'eot'"):
         surrogate(purified, "eot")

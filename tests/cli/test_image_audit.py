@@ -50,6 +50,18 @@ def test_a_defence_is_audited_and_the_saved_config_repeats_it(folder, tmp_path):
     assert yaml.safe_load((second / "config.yaml").read_text())["eps"] == "8/255"
 
 
+def test_a_pipelines_own_scheduler_purifies(folder, tmp_path):
+    done = adjointdpm(
+        "audit", "--defense", "purify:t=0.08,votes=3", "--solver", "pipeline", "--images", str(folder), "--draws", "2",
+        "--max_train_steps", "2", "--no_controls", "--output_dir", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = load_result(tmp_path / "out")
+    assert record["settings"]["solver"] == "'DDIMScheduler'"
+    assert record["result"]["costs"]["calls_a_draw"] == 2
+    assert "t = 0.08, 2 steps of DDIMScheduler" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_a_plain_classifier_needs_no_model(folder, tmp_path):
     done = adjointdpm(
         "audit", "--images", str(folder), "--attack", "pgd", "--momentum", "0.5", "--norm", "l2", "--eps", "1",
@@ -89,8 +101,8 @@ def test_what_cannot_be_audited_is_refused_in_a_line(folder, tmp_path):
                 "purify",
             ],
             "did you mean cat": ["audit", "--images", str(unknown)],
-            "which --solver pipeline cannot": [
-                *("audit", *images, "--defense", "purify", "--solver", "pipeline"),
+            "and --solver pipeline takes those of the pipeline's": [
+                *("audit", *images, "--defense", "purify:eta=1", "--solver", "pipeline"),
             ],
         },
     )

@@ -110,9 +110,7 @@ def test_captum_attributes_a_logit_to_the_image_and_to_the_noise(purified, noise
     fixed = purified.replace(seed=3)  # one function, so that the attributions add up
     for module, x in ((fixed, images[:1]), (noises, sampler.noise(1, 1))):
         label = int(module(x).argmax())
-        found = attr.IntegratedGradients(module).attribute(
-            x, 0.9 * x, target=label, n_steps=8, internal_batch_size=1
-        )
+        found = attr.IntegratedGradients(module).attribute(x, 0.9 * x, target=label, n_steps=8)
         with torch.no_grad():
             whole = float(module(x)[0, label] - module(0.9 * x)[0, label])
         assert float(found.sum()) == pytest.approx(whole, rel=0.05, abs=1e-2)

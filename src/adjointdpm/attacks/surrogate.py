@@ -3,6 +3,7 @@
     exact        dlogits/dx through the whole purification, by the sampler's own adjoint
     bpda         forward f(p(x)), backward as if dp/dx were the identity (Athalye et al., 2018, arXiv 1802.00420)
     continuous   the paper's adjoint ODE along the same path, which is not the gradient of the steps
+    sde-adjoint  the adjoint SDE, solved anew backwards by torchsde (Nie et al., 2022, arXiv 2205.07460)
     blind        f(x): the attack does not know of the purification
 
 Only the first is the gradient of what is audited. The others are here to measure what a wrong gradient hides.
@@ -16,10 +17,11 @@ from .._types import InputError
 from ..adjoints import Continuous
 from ..samplers.purified import Purified
 from ..solvers import Euler
+from .sde_adjoint import SdeAdjoint
 
 __all__ = ["GRADIENTS", "surrogate"]
 
-GRADIENTS = ("exact", "bpda", "continuous", "blind")
+GRADIENTS = ("exact", "bpda", "continuous", "sde-adjoint", "blind")
 
 
 def surrogate(classifier: nn.Module, gradient: str = "exact") -> nn.Module:
@@ -27,13 +29,14 @@ def surrogate(classifier: nn.Module, gradient: str = "exact") -> nn.Module:
 
     Args:
         classifier: the audited one; any other than a `Purified` has its exact gradient alone.
-        gradient: exact, bpda, continuous or blind.
+        gradient: exact, bpda, continuous, sde-adjoint or blind.
 
     Returns:
         the module, images to logits.
 
     Raises:
-        InputError: another word, or one without a purification that it could be about.
+        InputError: another word, or one without a purification that it could be about; when called, a sampler that this
+            gradient is not for.
 
     Examples:
         >>> import adjointdpm as adp
@@ -53,9 +56,9 @@ def surrogate(classifier: nn.Module, gradient: str = "exact") -> nn.Module:
         return classifier
     if gradient == "blind":
         return classifier.classifier
-    if gradient == "continuous":
-        paper = Continuous(solver=Euler())
-        return classifier.replace(sampler=classifier.sampler.replace(adjoint=paper), votes=1)
+    others = {"continuous": Continuous(solver=Euler()), "sde-adjoint": SdeAdjoint()}
+    if gradient in others:
+        return classifier.replace(sampler=classifier.sampler.replace(adjoint=others[gradient]), votes=1)
     single = classifier.replace(votes=1)
     return _IdentityBackward(single) if gradient == "bpda" else single
 

@@ -1,7 +1,8 @@
 """`adjointdpm audit --images`: a classifier, behind a defence or plain, on a folder of labelled images.
 
 --defense none
---defense purify[:t=0.1,steps=20,votes=5,eta=1]     eta above 0 for the SDE (EulerMaruyama); else --solver
+--defense purify[:t=0.1,steps=20,votes=5,eta=1]     eta above 0 for the SDE (EulerMaruyama); else --solver, of which
+                                                    pipeline is diffusers' own image-to-image pipeline
 --eps 8/255                                         a number or a fraction
 """
 
@@ -18,6 +19,7 @@ from ..attacks import APGD, PGD, Attack, ImageBall
 from ..attacks.expectation import is_random
 from ..files.labelled_images import labelled_files, read_images
 from ..metrics.image_classifier import Classifier
+from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
 from ..samplers.purified import Purified
 from ..solvers import EulerMaruyama
@@ -49,7 +51,8 @@ class ImageOptions:
         restarts: Number of runs of the attack.
         targets: Number of wrong classes, the likeliest first, towards each of which a run leads; 0 leads away from the
             label.
-        gradient: Gradient that the attack follows: exact, or, to see what a wrong one hides, bpda, continuous or blind.
+        gradient: Gradient that the attack follows: exact, or, to see what a wrong one hides, bpda, continuous,
+            sde-adjoint (of --defense purify:eta=1) or blind.
     """
 
     images: Path | None = None
@@ -62,7 +65,7 @@ class ImageOptions:
     draws: Annotated[int | None, Range(1, 10_000)] = None
     restarts: Annotated[int, Range(1, 1000)] = 1
     targets: Annotated[int, Range(0, 1000)] = 0
-    gradient: Literal["exact", "bpda", "continuous", "blind"] = "exact"
+    gradient: Literal["exact", "bpda", "continuous", "sde-adjoint", "blind"] = "exact"
 
     def check(self, given: Given, others: Collection[str]) -> None:
         """Refuse flags that this kind of audit would ignore.
@@ -221,22 +224,23 @@ def _defense(text: str) -> Mapping[str, float]:
     return found
 
 
-def _sampler(model: ModelOptions, defense: Mapping[str, float]) -> FlowSampler:
+def _sampler(model: ModelOptions, defense: Mapping[str, float]) -> Sampler:
     """Return what denoises.
 
     Raises:
-        InputError: It steps by the pipeline's own scheduler.
+        InputError: eta is set, and the pipeline's own scheduler steps.
     """
-    if model.solver == "pipeline":
-        raise InputError(
-            "--defense purify starts in the middle of the sampling, which --solver pipeline cannot; choose another"
-        )
     # An empty prompt guided away from an empty one is itself, at twice the cost.
     plain: Any = {} if model.guidance_scale is not None else {"guidance_scale": 1.0}
-    sampler = replace(model, **plain).sampler()
-    assert isinstance(sampler, FlowSampler)
-    eta = defense.get("eta", 0.0)
-    return sampler.replace(solver=EulerMaruyama(eta)) if eta else sampler
+    sampler, eta = replace(model, **plain).sampler(), defense.get("eta", 0.0)
+    if isinstance(sampler, FlowSampler):
+        return sampler.replace(solver=EulerMaruyama(eta)) if eta else sampler
+    if eta:
+        raise InputError(
+            "--defense: eta is of this library's own steps, and --solver pipeline takes those of the pipeline's "
+            "scheduler; leave eta out, or choose another --solver"
+        )
+    return sampler
 
 
 def _label(classifier: Classifier, path: Path, label: str) -> int:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from .._types import AdjointDPMError, Cond, InputError, Stats
 from ..adjoints import Adjoint, Checkpointed
-from ..pipelines.call_signature import arguments_of
+from ..pipelines.call_signature import Arguments, arguments_of
 from ..pipelines.checks import explained, followed
 from ..pipelines.differentiable import PipelineCall
 from ..pipelines.gradient_proxy import denoisers, parts
+from ..pipelines.image_to_image import image_to_image
 from ..pipelines.prompt_encoding import as_given, encoded, read_prompts
 from ..pipelines.run_until import StopAtFirstCall, run_until
 from ..pipelines.torch_interception import Draws, Watch
@@ -105,6 +106,7 @@ class PipelineSampler(Sampler):
         self.modules_of_pipe = nn.ModuleDict(modules)
         self._example: Cond | None = None
         self._shape: tuple[int, ...] | None = None
+        self._img2img: Any = None
         self.stats = Stats()
 
     @property
@@ -155,17 +157,99 @@ class PipelineSampler(Sampler):
         cond = self._checked(noise, cond)
         steps = cond[_STEP_NOISE].unbind(1) if _STEP_NOISE in cond else ()
         draws = Draws([noise, *steps])
-        given = {"noise": noise, **cond} if torch.is_grad_enabled() else {}
-        given = {name: tensor for name, tensor in given.items() if tensor.requires_grad}
+        arguments = self._arguments(self._takes, len(noise), cond)
+        out = self._run(self.pipe, arguments, {"noise": noise, **cond}, draws, self._step_seed)
+        self._refuse_undrawn(draws, len(steps))
+        return self._image(out, noise.dtype)
+
+    def image_to_image(
+        self, images: Images, cond: Cond, *, strength: float, seeds: Sequence[int]
+    ) -> Images:
+        """Noise images to a time and denoise them again, by the image-to-image pipeline of the same family.
+
+            x_t = add_noise(encode(image), eps, t),     then the pipeline's own steps from t, and its decoding
+
+        It is the call of diffusers' own pipeline, such as `StableDiffusionImg2ImgPipeline`, on the same parts, but for
+        the last clamp; `Purified` makes a defence of it. All noise follows from the seeds: the draw of the encoder's
+        distribution, eps, and that of the steps. Schedulers that draw without a generator (`DPMSolverSDEScheduler`)
+        draw by place in the batch, from the first seed.
+
+        Args:
+            images: (batch, *image_shape), in [0, 1].
+            cond: from `encode`, for one prompt or for as many as the batch.
+            strength: above 0, at most 1; so large a share of the sampler's steps is taken.
+            seeds: one for each image; images with the same seed get the same noise.
+
+        Returns:
+            images (batch, 3, height, width), nominally in [0, 1], not clamped, with a graph to the given ones.
+
+        Raises:
+            InputError: diffusers has no such pipeline of this family, images of another size or range, another number
+                of seeds, or an adjoint without a gradient for the image.
+            NonFiniteError: as in `forward`.
+
+        References:
+            Meng et al., 2021, arXiv 2108.01073 (SDEdit).
+
+        Examples:
+            >>> import torch
+            >>> import adjointdpm as adp
+            >>> sampler = adp.PipelineSampler(adp.load_bundled("emoji").model.pipe, steps=10, guidance_scale=1.0)
+            >>> image = torch.rand(1, 3, 64, 64).requires_grad_()
+            >>> made = sampler.image_to_image(image, sampler.encode(""), strength=0.2, seeds=[0])
+            >>> made.mean().backward()
+            >>> sampler.stats.nfe_backward
+            2
+        """
+        self.check_image_to_image()
+        if tuple(images.shape[1:]) != tuple(self.image_shape):
+            raise InputError(
+                f"this sampler makes images of {tuple(self.image_shape)}, but was given {tuple(images.shape[1:])}; "
+                "resize them first"
+            )
+        if not bool(((images >= 0) & (images <= 1)).all()):
+            raise InputError(
+                "images must lie in [0, 1], since pipelines take any below 0 for images in [-1, 1], but "
+                f"they reach from {float(images.min()):g} to {float(images.max()):g}"
+            )
+        if len(seeds) != len(images):
+            raise InputError(f"there are {len(images)} images and {len(seeds)} seeds; give one for each")
+        if _STEP_NOISE in cond:
+            raise InputError("the noise of the steps follows from seeds=; leave cond['step_noise'] out")
+        cond, takes = self._checked_cond(cond, len(images)), arguments_of(type(self._img2img))
+        arguments = self._arguments(takes, len(images), cond)
+        for name in {"height", "width"} - {*takes.names}:
+            arguments.pop(name, None)  # they are the image's own there
+        arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+        arguments |= {"image": images, "strength": strength}
+        seed = seeds[0] ^ 0x57E9
+        out = self._run(self._img2img, arguments, {"image": images, **cond}, Draws(), seed)
+        return self._image(out, images.dtype)
+
+    def check_image_to_image(self) -> None:
+        """Raise unless diffusers has an image-to-image pipeline of this family.
+
+        Raises:
+            InputError: it has none, or one that does not start from the noised image.
+        """
+        if self._img2img is None:
+            self._img2img = image_to_image(self.pipe)
+
+    def _run(
+        self, pipe: Any, arguments: dict[str, Any], named: Mapping[str, Tensor], draws: Draws, seed: int
+    ) -> Any:
+        """What a pipeline's call returns, with a graph to those of the named tensors that require a gradient."""
+        given = {k: t for k, t in named.items() if t.requires_grad} if torch.is_grad_enabled() else {}
         weights: list[Tensor] = list(self.parameters())
         wanted = torch.is_grad_enabled() and bool(given or any(w.requires_grad for w in weights))
-        arguments = self._arguments(len(noise), cond)
         with torch.random.fork_rng(self._devices()):
-            torch.manual_seed(self._step_seed)  # for schedulers that draw without a generator
-            call = PipelineCall(self.pipe, self.adjoint, self._watch(draws), quiet=True)
+            torch.manual_seed(seed)  # for schedulers that draw without a generator
+            call = PipelineCall(pipe, self.adjoint, self._watch(draws), quiet=True)
             out = call.run((), arguments, given, weights, wanted)
         self.stats = call.stats
-        self._refuse_undrawn(draws, len(steps))
+        return out
+
+    def _image(self, out: Any, dtype: torch.dtype) -> Tensor:
         image = out[0]
         if not isinstance(image, Tensor) or image.ndim != 4:
             got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
@@ -173,7 +257,7 @@ class PipelineSampler(Sampler):
                 f"{type(self.pipe).__name__} returned {got}, not images (batch, 3, height, width); "
                 "use differentiable(pipe) for video and audio"
             )
-        return image.to(noise.dtype)
+        return image.to(dtype)
 
     def _refuse_undrawn(self, draws: Draws, steps: int) -> None:
         """Raise unless the pipeline drew the noise, and the noise of every step but the last.
@@ -247,8 +331,8 @@ class PipelineSampler(Sampler):
         device = self.pipe._execution_device
         return [device] if device.type == "cuda" else []
 
-    def _arguments(self, batch: int, cond: Cond) -> dict[str, Any]:
-        """The arguments to pass to the pipeline's call: those of ours that its signature has, and the conditioning."""
+    def _arguments(self, takes: Arguments, batch: int, cond: Cond) -> dict[str, Any]:
+        """The arguments to pass to a pipeline's call: those of ours that its signature has, and the conditioning."""
         generator = torch.Generator(self.pipe._execution_device).manual_seed(self._step_seed)
         ours = {
             "num_inference_steps": self.steps,
@@ -259,10 +343,10 @@ class PipelineSampler(Sampler):
         }
         if not any(name.endswith("embeds") for name in cond):
             ours["batch_size"] = batch
-        if self._takes.guidance:
-            ours[self._takes.guidance] = float(self.guidance_scale)
-        ours = {name: value for name, value in ours.items() if name in self._takes.names}
-        named = as_given(self._takes, {k: v for k, v in cond.items() if k != _STEP_NOISE})
+        if takes.guidance:
+            ours[takes.guidance] = float(self.guidance_scale)
+        ours = {name: value for name, value in ours.items() if name in takes.names}
+        named = as_given(takes, {k: v for k, v in cond.items() if k != _STEP_NOISE})
         return {**ours, **self.arguments, **named}
 
     def _drawn(self) -> tuple[int, ...]:
@@ -271,7 +355,7 @@ class PipelineSampler(Sampler):
             self._example = self.encode("") if self._takes.encoded else Cond()
         draws = Draws()
         with Watch(draws=draws), torch.random.fork_rng(self._devices()):
-            arguments = self._arguments(1, self._example.map(Tensor.detach))
+            arguments = self._arguments(self._takes, 1, self._example.map(Tensor.detach))
             try:
                 run_until(self.pipe, lambda _: {}, arguments, StopAtFirstCall())
             except (RuntimeError, ValueError, TypeError) as error:
@@ -289,6 +373,11 @@ class PipelineSampler(Sampler):
         return shapes[0][1:]
 
     def _checked(self, noise: Tensor, cond: Cond) -> Cond:
+        cond = self._checked_cond(cond, len(noise))
+        check_noise(noise, self.latent_shape)
+        return cond
+
+    def _checked_cond(self, cond: Cond, batch: int) -> Cond:
         check_cond(cond)
         self._refuse_unknown(cond, type(self.pipe).__name__)
         self._refuse_ours(cond)
@@ -301,10 +390,9 @@ class PipelineSampler(Sampler):
                 f"cond[{self._takes.guidance!r}] must be one number for the whole batch, a 0-dimensional tensor, but "
                 f"has shape {tuple(scale.shape)}"
             )
-        cond = for_batch(followed(cond), len(noise))
+        cond = for_batch(followed(cond), batch)
         if self._example is None:
             self._example = cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
-        check_noise(noise, self.latent_shape)
         return cond
 
     def _refuse_ours(self, names: Iterable[str]) -> None:

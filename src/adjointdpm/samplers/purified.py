@@ -1,5 +1,6 @@
 """`Purified`: a classifier behind diffusion purification, as one differentiable module."""
 
+import math
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from .._types import Cond, InputError, Stats
 from ..flow.grids import uniform
-from ..solvers.step_noise import StepNoise
+from ..optimization.seeds import key
+from ..solvers.step_noise import NoiseOfItems
 from .base import Sampler, for_batch
 from .flow_sampler import FlowSampler
+from .pipeline_sampler import PipelineSampler
 
 __all__ = ["Purified"]
 
@@ -28,11 +31,18 @@ class Purified(nn.Module):
     few steps of it, an adjoint SDE that is solved anew) can make a defence look stronger than it is. Do not use it as
     a defence without such an audit.
 
-    Each call draws fresh noise from torch's global generator, unless a seed is given. An attack then needs the mean
-    over several draws, and its success is to be judged on fresh ones. `stats` has the last call's cost.
+    Each call draws fresh noise from torch's global generator, other noise for each image and vote. An attack then needs
+    the mean over several draws, and its success is to be judged on fresh ones. With a seed each vote has one noise, the
+    same for every image at any place of any batch, so that the module is one function of a single image. `stats` has
+    the last call's cost, without the encoder's and the classifier's.
+
+    Over a `PipelineSampler` it is the call of diffusers' own image-to-image pipeline, with its scheduler, its draw from
+    the encoder's distribution, and a `strength` of steps / n, n the scheduler's number of steps: the nearest to t. A
+    `FlowSampler` takes the mode of that distribution, and starts at t itself.
 
     Args:
-        sampler: denoises, a `FlowSampler`; with any solver, stochastic ones included, and any adjoint.
+        sampler: denoises: a `FlowSampler`, with any solver, stochastic ones included, and any adjoint; or a
+            `PipelineSampler` over a text-to-image pipeline whose family has an image-to-image pipeline.
         classifier: images in [0, 1] to logits (batch, classes).
         t: how far images are noised, as a share of the schedule's range: 0 < t <= 1, DiffPure's t*.
         steps: number of denoising steps; t times the sampler's own by default, at least 1.
@@ -41,8 +51,8 @@ class Purified(nn.Module):
         seed: of all noise, so that each call is the same function; fresh noise for each call if None.
 
     Raises:
-        InputError: a sampler of another kind, t outside (0, 1], steps or votes below 1; when called, images of another
-            size, or a model that cannot encode an image.
+        InputError: a sampler of another kind, a pipeline without an image-to-image pipeline of its family, t outside
+            (0, 1], steps or votes below 1; when called, images of another size, or a model that cannot encode an image.
 
     References:
         Nie et al., 2022, arXiv 2205.07460 (DiffPure).
@@ -70,20 +80,26 @@ class Purified(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(sampler, FlowSampler):
+        if not isinstance(sampler, FlowSampler | PipelineSampler):
             raise InputError(
-                f"purification starts in the middle of the sampling, which a {type(sampler).__name__} cannot; use "
-                "FlowSampler.from_pipeline(pipe)"
+                f"purification starts in the middle of the sampling, which a {type(sampler).__name__} cannot; use a "
+                "FlowSampler, FlowSampler.from_pipeline(pipe) or PipelineSampler(pipe)"
             )
         if not 0 < t <= 1:
             raise InputError(f"t is a share of the schedule's range, above 0 and at most 1, but is {t}")
         for name, value in {"steps": steps, "votes": votes}.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, but is {value}")
-        schedule = sampler.model.schedule
         self.steps = max(1, round(t * sampler.steps)) if steps is None else steps
-        start = schedule.end + t * (schedule.start - schedule.end)
-        self.sampler = sampler.replace(grid=uniform(schedule, self.steps, start=start))
+        self.sampler: FlowSampler | PipelineSampler
+        if isinstance(sampler, FlowSampler):
+            schedule = sampler.model.schedule
+            start = schedule.end + t * (schedule.start - schedule.end)
+            self.sampler = sampler.replace(grid=uniform(schedule, self.steps, start=start))
+        else:
+            sampler.check_image_to_image()
+            fits = round(t * sampler.steps) == self.steps
+            self.sampler = sampler if fits else sampler.replace(steps=round(self.steps / t))
         self.classifier, self.t, self.votes, self.seed = classifier, t, votes, seed
         self.cond = sampler.encode([""]) if cond is None else cond
         self.stats = Stats()
@@ -134,40 +150,65 @@ class Purified(nn.Module):
         Raises:
             InputError: images of another size, or a model that cannot encode an image.
         """
-        if tuple(images.shape[1:]) != tuple(self.sampler.image_shape):
+        return self._purified(images, 1)
+
+    def _purified(self, images: Tensor, votes: int) -> Tensor:
+        """Return the images of each vote, those of the first one first."""
+        sampler, number = self.sampler, len(images) * votes
+        if tuple(images.shape[1:]) != tuple(sampler.image_shape):
             raise InputError(
-                f"this sampler makes images of {tuple(self.sampler.image_shape)}, but {tuple(images.shape[1:])} are to "
+                f"this sampler makes images of {tuple(sampler.image_shape)}, but {tuple(images.shape[1:])} are to "
                 "be purified; resize them first, as a part of what is audited"
             )
-        seed = int(torch.randint(2**62, ())) if self.seed is None else self.seed
-        latents = self.sampler.model.encode_image(images)
-        draw = torch.randn(
-            latents.shape, generator=torch.Generator().manual_seed(seed), dtype=latents.dtype
-        )
-        sampler = self._with_noise(seed + 1)
-        purified = sampler(self._noised(latents, draw.to(latents)), self._cond(images))
+        cond = for_batch(self.cond, number) if len(self.cond) else self.cond
+        seeds = self._seeds(len(images), votes)
+        if isinstance(sampler, PipelineSampler):
+            repeated = images.repeat(votes, *[1] * (images.ndim - 1))
+            purified = sampler.image_to_image(repeated, cond, strength=self.strength, seeds=seeds)
+        else:
+            latents = sampler.model.encode_image(images)
+            latents = latents.repeat(votes, *[1] * (latents.ndim - 1))
+            noisy = _with_noise(sampler, seeds)
+            purified = noisy(_noised(sampler, latents, seeds), cond)
+            sampler.stats = noisy.stats
         self.stats = sampler.stats
         return purified
 
+    @property
+    def strength(self) -> float:
+        """The share of the sampler's steps that are taken, of which image-to-image pipelines make their number."""
+        n = self.sampler.steps
+        near = (self.steps / n, math.nextafter(self.steps / n, 1))  # they round n * strength down or up
+        return next((s for s in near if n * s == self.steps), near[0])
+
+    def _seeds(self, images: int, votes: int) -> list[int]:
+        """Return the seed of each vote's images."""
+        if self.seed is None:
+            return torch.randint(2**62, (images * votes,)).tolist()
+        return [key(self.seed, vote) for vote in range(votes) for _ in range(images)]
+
     def _votes(self, images: Tensor) -> Tensor:
         """Return the logits of each vote, (votes, batch, classes)."""
-        logits = self.classifier(self.purify(images.repeat(self.votes, *[1] * (images.ndim - 1))))
+        logits = self.classifier(self._purified(images, self.votes))
         return logits.unflatten(0, (self.votes, len(images)))
 
-    def _noised(self, latents: Tensor, noise: Tensor) -> Tensor:
-        """Return x_t, divided by the prior's deviation, by which the sampler multiplies what it starts from."""
-        schedule, start = self.sampler.model.schedule, self.sampler.times()[:1]
-        alpha, sigma, prior = (
-            f(start).to(latents) for f in (schedule.alpha, schedule.sigma, schedule.prior_std)
-        )
-        return (alpha * latents + sigma * noise) / prior
 
-    def _with_noise(self, seed: int) -> FlowSampler:
-        """Return the sampler, whose solver draws the noise of its steps from a seed, if it draws any."""
-        solver: Any = self.sampler.solver
-        if is_dataclass(solver) and any(each.name == "noise" for each in fields(solver)):
-            return self.sampler.replace(solver=replace(solver, noise=StepNoise(seed)))  # type: ignore[type-var]
-        return self.sampler
+def _noised(sampler: FlowSampler, latents: Tensor, seeds: list[int]) -> Tensor:
+    """Return x_t, divided by the prior's deviation, by which the sampler multiplies what it starts from."""
+    draws = [
+        torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=latents.dtype)
+        for seed in seeds
+    ]
+    schedule, start = sampler.model.schedule, sampler.times()[:1]
+    alpha, sigma, prior = (
+        f(start).to(latents) for f in (schedule.alpha, schedule.sigma, schedule.prior_std)
+    )
+    return (alpha * latents + sigma * torch.stack(draws).to(latents)) / prior
 
-    def _cond(self, images: Tensor) -> Cond:
-        return for_batch(self.cond, len(images)) if len(self.cond) else self.cond
+
+def _with_noise(sampler: FlowSampler, seeds: list[int]) -> FlowSampler:
+    """Return the sampler, whose solver draws the noise of its steps from the seeds, if it draws any."""
+    solver: Any = sampler.solver
+    if is_dataclass(solver) and any(each.name == "noise" for each in fields(solver)):
+        return sampler.replace(solver=replace(solver, noise=NoiseOfItems(seeds=tuple(seeds))))  # type: ignore[type-var]
+    return sampler

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._types import Scalar
 
-__all__ = ["StepNoise"]
+__all__ = ["NoiseOfItems", "StepNoise"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,18 @@ class StepNoise:
         number = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little")
         generator = torch.Generator().manual_seed(number)
         return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+@dataclass(frozen=True)
+class NoiseOfItems(StepNoise):
+    """Noise of a batch whose rows each have a seed of their own, whatever else is in the batch.
+
+    Args:
+        seeds: one for each row; the rows of the same seed get the same noise.
+    """
+
+    seeds: tuple[int, ...] = ()
+
+    def normal(self, start: Scalar, end: Scalar, like: Tensor) -> Tensor:
+        each = zip(self.seeds, like.split(1), strict=True)
+        return torch.cat([StepNoise(seed).normal(start, end, row) for seed, row in each])

@@ -9,8 +9,9 @@ import adjointdpm as adp
 from adjointdpm.flow.denoisers import GaussianMixture
 from adjointdpm.flow.grids import log_snr
 from adjointdpm.metrics import Chroma
+from adjointdpm.solvers.step_noise import NoiseOfItems
 from adjointdpm.tasks.sampling import network_of
-from adjointdpm.tasks.tune.adjoint_matching import AdjointMatching, NoiseOfItems, strata
+from adjointdpm.tasks.tune.adjoint_matching import AdjointMatching, strata
 from adjointdpm.tasks.tune.trainable_weights import Lora, Subset
 from adjointdpm.tasks.tune.tune_to_metric import TuneToMetric
 from tests.tiny.tunes import PROMPTS, sampler

@@ -29,6 +29,7 @@ from ...optimization.progress import progress
 from ...optimization.run_folder import alone
 from ...optimization.seeds import forked, key
 from ...optimization.task import RunOptions
+from ...samplers.base import Sampler
 from ...samplers.purified import Purified
 from ..report import About, write_report
 from ..sampling import parts
@@ -157,6 +158,11 @@ def _named(classifier: nn.Module, images: Tensor) -> Labelled:
     return PlainClassifier(inner, names)
 
 
+def _stepper(sampler: Sampler) -> str:
+    """Return the name of what takes a sampler's steps, a solver or a pipeline's scheduler."""
+    return type(sampler.pipe.scheduler if sampler.solver is None else sampler.solver).__name__
+
+
 @dataclass(frozen=True, eq=False)
 class _ImageAudit:
     """One audit under way."""
@@ -183,7 +189,10 @@ class _ImageAudit:
         if isinstance(self.single, Purified):
             sampler = self.single.sampler
             defence = {"t": self.single.t, "purification_steps": self.single.steps}
-            defence |= {"solver": repr(sampler.solver), "adjoint": repr(sampler.adjoint)}
+            defence |= {
+                "solver": repr(sampler.solver or _stepper(sampler)),
+                "adjoint": repr(sampler.adjoint),
+            }
         own = {"gradient": self.gradient, "votes": self.votes, "controls": self.controls}
         return {**self.run.config, **about, **defence, **own}
 
@@ -306,8 +315,8 @@ class _ImageAudit:
         page.facts["Classifier"] = str(self.run.config.get("classifier") or kind)
         page.facts["Images"] = f"{len(result.files)} given ones, {len(found)} of them attacked"
         if isinstance(self.single, Purified):
-            solver = type(self.single.sampler.solver).__name__
-            page.facts["Purification"] = f"t = {self.single.t:g}, {self.single.steps} steps of {solver}"
+            of = _stepper(self.single.sampler)
+            page.facts["Purification"] = f"t = {self.single.t:g}, {self.single.steps} steps of {of}"
         said = {
             "exact": "The loss on the classifier's logits, through every step of the purification where there is one, "
             "with respect to the image.",
@@ -315,6 +324,8 @@ class _ImageAudit:
             "were the identity. This is not the gradient of what is audited.",
             "continuous": "The loss on the classifier's logits, with the paper's adjoint ODE in place of the steps' "
             "own gradient. This is not the gradient of what is audited.",
+            "sde-adjoint": "The loss on the classifier's logits, with the adjoint SDE, solved anew backwards, in place "
+            "of the steps' own gradient. This is not the gradient of what is audited.",
             "blind": "The loss on the logits of the classifier without the purification. This is not the gradient of "
             "what is audited.",
         }[self.gradient]

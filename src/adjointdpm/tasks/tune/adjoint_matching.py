@@ -26,20 +26,9 @@ from ...samplers.flow_sampler import FlowSampler
 from ...solvers import Ancestral, Euler
 from ...solvers.base import ends_clean
 from ...solvers.integrate import IVP, integrate
-from ...solvers.step_noise import StepNoise
+from ...solvers.step_noise import NoiseOfItems
 
-__all__ = ["AdjointMatching", "NoiseOfItems", "strata"]
-
-
-@dataclass(frozen=True)
-class NoiseOfItems(StepNoise):
-    """Noise of a batch whose rows each have a seed of their own, whatever else is in the batch."""
-
-    seeds: tuple[int, ...] = ()
-
-    def normal(self, start: Scalar, end: Scalar, like: Tensor) -> Tensor:
-        each = zip(self.seeds, like.split(1), strict=True)
-        return torch.cat([StepNoise(seed).normal(start, end, row) for seed, row in each])
+__all__ = ["AdjointMatching", "strata"]
 
 
 @dataclass(frozen=True)
