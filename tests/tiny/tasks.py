@@ -62,7 +62,7 @@ class Points(Task):
 
 
 class Halved(Points):
-    """The points whose rank is the worse half go on no more after the third step, nor those that fell twice in a row."""
+    """After the third step two points go on, of the lowest rank; one that fell twice in a row does not."""
 
     def losses(self, step, items):
         found = super().losses(step, items)

@@ -22,8 +22,8 @@ __all__ = ["LoopSettings", "Losses", "RunOptions", "Standing", "Task"]
 class Losses(NamedTuple):
     """What is minimised, what decides which iterate is the best (the losses by default), and which fell: (items,) each.
 
-    An iterate that `fallen` marks is one that a task does not want, such as an image in which a judge no longer sees its
-    object; `Task.going_on` learns how many such iterates an item had in a row.
+    An iterate that `fallen` marks is one that a task does not want, such as an image in which a judge no longer sees
+    its object; `Task.going_on` learns how many such iterates an item had in a row.
     """
 
     values: Tensor
@@ -69,10 +69,17 @@ class Task(ABC):
         """Put the variables back where they must be, in place, after the step; nothing by default."""
 
     def going_on(self, step: int, standing: Standing) -> Tensor:
-        """Which items are optimized after this step, (items,) of bool; those that were by default.
+        """Decide which items are optimized after this step; all by default, and only where items have rows of their own.
 
-        An item that is left out keeps its best iterate and is not evaluated again. Only of tasks whose items have rows
-        of their own. The result must be a function of the arguments alone, as `losses` is.
+        An item that is left out keeps its best iterate and is not evaluated again. The result must be a function of the
+        arguments alone, as `losses` is.
+
+        Args:
+            step: the number of the step.
+            standing: where the items stand after it.
+
+        Returns:
+            (items,) of bool.
         """
         return standing.active
 
