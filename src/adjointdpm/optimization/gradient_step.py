@@ -35,9 +35,7 @@ class GradientStep:
         """
         loop, task = self.loop, self.task
         items: list[int] = active.nonzero()[:, 0].tolist() if task.per_item else list(range(task.items))
-        batch = [
-            items[i] for i in epoch_batch(len(items), loop.batch_size or len(items), step, loop.seed)
-        ]
+        batch = [items[i] for i in epoch_batch(len(items), loop.batch_size or len(items), step, loop.seed)]
         where = {item: place for place, item in enumerate(batch)}
         mine = self.processes.part(batch)
         size = -(-len(mine) // loop.accumulation)

@@ -69,7 +69,7 @@ class Task(ABC):
         """Put the variables back where they must be, in place, after the step; nothing by default."""
 
     def going_on(self, step: int, standing: Standing) -> Tensor:
-        """Decide which items are optimized after this step; all by default, and only where items have rows of their own.
+        """Decide which items are optimized after this step, where items have rows of their own; all of them by default.
 
         An item that is left out keeps its best iterate and is not evaluated again. The result must be a function of the
         arguments alone, as `losses` is.
