@@ -27,7 +27,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class Outcome:
     best        the variables of the best iterate, by name (copies)
     best_step   (items,) or (1,), when that was
     best_loss   (items,) or (1,), its loss; the batch's mean where the variables are shared
+    best_rank   (items,) or (1,), what made it the best, float64
     losses      mean loss of each step that was taken, and of the last iterate
     steps       how many steps were taken
     seconds     of this call
@@ -82,7 +83,8 @@ class Outcome:
     losses: list[float]
     steps: int
     seconds: float
-    taken: list[int] = field(default_factory=list)
+    best_rank: Tensor
+    taken: list[int]
 
 
 class InterruptedRunError(AdjointDPMError):
@@ -231,8 +233,10 @@ class _Run:
         state = self.state
         best = {name: tensor.clone() for name, tensor in state.best.items()}
         seconds = time.perf_counter() - self.start
-        steps, losses = state.step, list(state.losses)
-        return Outcome(best, state.best_step, state.best_loss, losses, steps, seconds, list(state.taken))
+        steps, losses, taken = state.step, list(state.losses), list(state.taken)
+        return Outcome(
+            best, state.best_step, state.best_loss, losses, steps, seconds, state.best_rank, taken
+        )
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Run the steps; whatever ends them, the state before the one that did not come to its end is saved.

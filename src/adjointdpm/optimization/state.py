@@ -68,10 +68,9 @@ class LoopState:
     def copy(self) -> "LoopState":
         """Return a copy of the state as it is now."""
         best = {name: tensor.clone() for name, tensor in self.best.items()}
-        rows = (getattr(self, name).clone() for name in (*_BESTS, *_ITEMS))
-        return LoopState(
-            best, *rows, self.step, self.stale, losses=list(self.losses), taken=list(self.taken)
-        )
+        rows = {name: getattr(self, name).clone() for name in (*_BESTS, *_ITEMS)}
+        lists = {"losses": list(self.losses), "taken": list(self.taken)}
+        return LoopState(best, **rows, **lists, step=self.step, stale=self.stale)
 
     def note(
         self,
