@@ -31,7 +31,7 @@ from adjointdpm.tasks.harden.dataset import clean_images
 from tests import ROOT
 from tests.tiny import two_tasks
 from tests.tiny.loops import sgd
-from tests.tiny.tasks import Points, Shift, adam, digest, mixture_sampler, run
+from tests.tiny.tasks import Halved, Points, Shift, adam, digest, mixture_sampler, run
 
 
 class Parabola(Task):
@@ -65,7 +65,7 @@ class Killed(BaseException):
 
 # A kill between opening a file and holding it leaves the file to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("kind", [Points, Shift])
+@pytest.mark.parametrize("kind", [Points, Halved, Shift])
 def test_an_end_at_any_line_and_a_resumption_leave_the_same_bits(tmp_path, kind):
     """As a kill would, without a chance to save: at random lines of the loop, its state and its files."""
     truth = digest(run(None, kind))
@@ -467,3 +467,55 @@ def test_a_failure_in_one_process_ends_both(two):
     message = [(two / f"failed.{rank}").read_text() for rank in range(2)]
     assert "another process failed" in message[0]
     assert "ZeroDivisionError: in one of them" in message[1]
+
+
+def test_an_item_that_is_given_up_is_evaluated_no_more_and_keeps_its_best():
+    """Items 1 and 3 are given up after steps 1 and 3; the rest goes on as if they had never been there."""
+    asked = []
+
+    class Fewer(Points):
+        def losses(self, step, items):
+            asked.append(list(items))
+            points = self.sampler(self.variables["noise"][items], self.sampler.encode(["x"] * len(items)))
+            return Losses(((points - 0.6) ** 2).sum((1, 2, 3)))
+
+        def going_on(self, step, standing):
+            gone = [[], [1], [1], [1, 3]][min(step, 3)]
+            return torch.tensor([i not in gone for i in range(5)])
+
+    loop = LoopSettings(steps=6, run=RunOptions(quiet=True))
+    found = optimize(Fewer(), sgd(0.3), loop)
+    assert asked == [[0, 1, 2, 3, 4]] * 2 + [[0, 2, 3, 4]] * 2 + [[0, 2, 4]] * 3
+    assert found.taken == [5, 5, 4, 4, 3, 3]
+    assert found.best_step[[1, 3]].tolist() == [1, 3]
+
+    class All(Fewer):
+        def going_on(self, step, standing):
+            return standing.active
+
+    whole = optimize(All(), sgd(0.3), loop)
+    assert torch.equal(whole.best["noise"][[0, 2, 4]], found.best["noise"][[0, 2, 4]])
+    assert not torch.equal(whole.best["noise"][1], found.best["noise"][1])
+
+
+def test_a_run_ends_where_no_item_goes_on():
+    class Fallen(Points):
+        def losses(self, step, items):
+            found = super().losses(step, items)
+            return found._replace(fallen=torch.tensor([step >= 1 + i for i in items]))
+
+        def going_on(self, step, standing):
+            return standing.fallen < 2
+
+    found = optimize(Fallen(), adam, LoopSettings(steps=20, run=RunOptions(quiet=True)))
+    assert found.taken == [5, 5, 5, 4, 3, 2, 1]  # item i falls for the second time in step i + 2
+    assert found.steps == len(found.losses) == 7  # what is given up is not scored again
+
+
+def test_more_steps_of_a_run_that_gave_items_up_end_as_one_run(tmp_path):
+    run(tmp_path, Halved, steps=4, decay="constant", warmup=0)
+    more = run(tmp_path, Halved, steps=9, decay="constant", warmup=0)
+    whole = run(None, Halved, steps=9, decay="constant", warmup=0)
+    assert digest(more) == digest(whole)
+    assert more.taken == whole.taken
+    assert len(set(whole.taken)) > 1

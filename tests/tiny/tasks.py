@@ -61,6 +61,21 @@ class Points(Task):
         noise.copy_(self.centre + (noise - self.centre).clamp(-0.8, 0.8))
 
 
+class Halved(Points):
+    """After the third step two points go on, of the lowest rank; one that fell twice in a row does not."""
+
+    def losses(self, step, items):
+        found = super().losses(step, items)
+        noise = self.variables["noise"].detach()[items]
+        return found._replace(fallen=noise[:, 0] > noise[:, 1])
+
+    def going_on(self, step, standing):
+        if step < 2:
+            return standing.fallen < 2
+        place = torch.where(standing.active, standing.rank, torch.inf).argsort().argsort()
+        return (standing.fallen < 2) & (place < 2)
+
+
 class Shift(Task):
     """One shift of the blobs for all noises: a variable that all items share."""
 

@@ -13,7 +13,7 @@ from ..tasks.evaluation import labels_of
 from ..tasks.harden import harden as run_harden
 from .flags import ForBundled, Given, Group, LabelsOf, PromptTexts
 from .image_audit import ImageOptions, run_on_images
-from .options import ModelOptions, OutputOptions, TaskOptions, announce, judge_of
+from .options import ModelOptions, OutputOptions, TaskOptions, announce, check_calls, judge_of
 from .parse_sampler import check_memory, classifier_of
 
 __all__ = ["Audit", "AuditOptions", "HardenOptions"]
@@ -56,7 +56,8 @@ class HardenOptions:
 
 _OF_PROMPTS = (
     "prompt", "label", "judge", "transfer", "keep_features", "target", "radius", "shell", "radii", "num_starts",
-    "tries", "confidence", "keep_weight", "checkpointing_steps",
+    "tries", "confidence", "keep_weight", "checkpointing_steps", "coarse_steps", "calls", "white_noise", "best_of",
+    "judge_patience",
 )  # fmt: skip
 """Flags that an audit of images from files does not read."""
 
@@ -98,9 +99,11 @@ class Audit:
         if task.keep_features == "none":
             given.refuse_unused(("keep_weight",), "with --keep_features none")
         # The judge decides which images a hardening trains on, so that a checkpoint must agree on it.
+        check_calls(given)
         folder, run = self.output.start(given, ("train_batch_size", *hardens))
         sampler = self.model.sampler()
-        check_memory(sampler, len(task.prompt) * self.attack.num_starts, self.attack.train_batch_size)
+        starts = len(task.prompt) * self.attack.num_starts * self.attack.best_of
+        check_memory(sampler, starts, self.attack.train_batch_size)
         place, shape = sampler.noise(1).device, sampler.image_shape
         audited = classifier_of(task.classifier, place, shape)
         also = self.harden.harden_other

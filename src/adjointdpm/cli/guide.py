@@ -16,6 +16,7 @@ from .options import (
     NetworkOptions,
     OutputOptions,
     announce_methods,
+    check_calls,
     check_networks,
     judge_of,
 )
@@ -49,10 +50,12 @@ class Guide:
             )
         if task.judge == "none":
             given.refuse_unused(("label",), "without a judge")
+        check_calls(given)
         folder, run = self.output.start(given)
         sampler = self.model.sampler()
         assert isinstance(sampler, FlowSampler)  # what every other --solver makes
-        check_memory(sampler, len(task.prompt) * settings.num_validation_images, settings.train_batch_size)
+        starts = len(task.prompt) * settings.num_validation_images * settings.best_of
+        check_memory(sampler, starts, settings.train_batch_size)
         networks = self.networks.networks(sampler)
         metric = metric_of(task.metric, networks)
         check_networks(given, networks)

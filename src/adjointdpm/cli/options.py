@@ -291,6 +291,14 @@ def announce_methods(found: MethodsResult, what: str) -> None:
     announce(f"{what}: {found.artefact.resolve()}", f"page: {(found.folder / 'index.html').resolve()}")
 
 
+def check_calls(given: Given) -> None:
+    """Refuse a number of steps beside a number of denoiser calls, and patience without a judge."""
+    if given.values["calls"] is not None:
+        given.refuse_unused(("max_train_steps",), "with --calls, from which the number of steps follows")
+    if given.values["judge"] == "none":
+        given.refuse_unused(("judge_patience",), "without a judge")
+
+
 def check_networks(given: Given, networks: Networks) -> None:
     """Refuse flags of networks that no metric needs."""
     names = {"features", "layer", "classifier", "clip_model"} & set(given.values)

@@ -10,6 +10,8 @@ optimize on) and `losses(step, items)`, then
 
     outcome = optimize(task, lambda leaves: torch.optim.Adam(leaves, lr=0.1), LoopSettings(steps=100, folder=path))
 
+An item with a row of its own may be given up on the way (`Task.going_on`): it is evaluated no more and keeps its best.
+
 `losses` must be a function of the variables, the step and the items: draw with `seeds.key(seed, step, item)`,
 and keep no state. Then a run that is killed and resumed, on a CPU, ends in the same bits, and one on several
 processes in the same result to rounding. When `optimize` returns, the variables hold the best iterate.
@@ -68,9 +70,11 @@ class Outcome:
     best        the variables of the best iterate, by name (copies)
     best_step   (items,) or (1,), when that was
     best_loss   (items,) or (1,), its loss; the batch's mean where the variables are shared
+    best_rank   (items,) or (1,), what made it the best, float64
     losses      mean loss of each step that was taken, and of the last iterate
     steps       how many steps were taken
     seconds     of this call
+    taken       number of items that each step differentiated
     """
 
     best: dict[str, Tensor]
@@ -79,6 +83,8 @@ class Outcome:
     losses: list[float]
     steps: int
     seconds: float
+    best_rank: Tensor
+    taken: list[int]
 
 
 class InterruptedRunError(AdjointDPMError):
@@ -227,7 +233,10 @@ class _Run:
         state = self.state
         best = {name: tensor.clone() for name, tensor in state.best.items()}
         seconds = time.perf_counter() - self.start
-        return Outcome(best, state.best_step, state.best_loss, list(state.losses), state.step, seconds)
+        steps, losses, taken = state.step, list(state.losses), list(state.taken)
+        return Outcome(
+            best, state.best_step, state.best_loss, losses, steps, seconds, state.best_rank, taken
+        )
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Run the steps; whatever ends them, the state before the one that did not come to its end is saved.
@@ -270,13 +279,16 @@ class _Run:
 
     def _step(self, bar: Any) -> None:
         loop, state = self.loop, self.state
-        values, batch = self.batch.losses(self.state.step, differentiate=True)
-        taken = self._bytes_held()
+        values, batch = self.batch.losses(state.step, differentiate=True, active=state.active)
+        held_bytes = self._bytes_held()
         valid = self._validated()
         self._check_gradients()
         with held(), torch.no_grad():
             self.between = True
             self._note(values, batch, valid)
+            state.taken.append(len(batch))
+            if self.task.per_item:
+                state.retain(values.fallen, batch, self.task.going_on)
             if loop.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.leaves, loop.max_grad_norm)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -290,7 +302,8 @@ class _Run:
             self.between = False
             if loop.checkpointing_steps and state.step % loop.checkpointing_steps == 0:
                 self._save()
-        bar.set_postfix({"loss": f"{state.losses[-1]:.4g}"} | ({"memory": size(taken)} if taken else {}))
+        memory = {"memory": size(held_bytes)} if held_bytes else {}
+        bar.set_postfix({"loss": f"{state.losses[-1]:.4g}"} | memory)
         bar.update()
         if loop.run.report is not None and self.processes.first:
             loop.run.report(state.step, {"loss": state.losses[-1]})
@@ -299,7 +312,9 @@ class _Run:
         """Score the iterate after the last step, and finish."""
         scored = None
         if not self._enough():
-            values, batch = self.batch.losses(self.state.step, differentiate=False)
+            values, batch = self.batch.losses(
+                self.state.step, differentiate=False, active=self.state.active
+            )
             scored = values, batch, self._validated(last=True)
         with held(), torch.no_grad():
             if scored is not None:
@@ -309,8 +324,10 @@ class _Run:
             self._save()
 
     def _enough(self) -> bool:
-        """Return whether patience or the aim says so."""
+        """Return whether patience or the aim says so, or no item is left."""
         loop, state = self.loop, self.state
+        if not bool(state.active.any()):
+            return True
         aim = loop.stop_at is not None and bool((state.best_rank <= loop.stop_at).all())
         return aim or (loop.patience is not None and state.stale >= loop.patience)
 

@@ -1,6 +1,6 @@
 """Where the loop stands: what a checkpoint holds besides its settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .._types import InputError
+from .task import Standing
 
 __all__ = ["LoopState", "check"]
 
@@ -18,7 +19,9 @@ class LoopState:
     """The loop's own state; variables and optimizer are beside it.
 
     best, best_rank, best_loss, best_step   the best iterate (rows of it, where items have rows)
+    active, fallen   which items are optimized, and how many iterates of each were unwanted in a row
     losses   mean loss of each iterate so far
+    taken    number of items of each step
     stale    iterates since one was better
     average  the moving average of the variables, where there is one
     unscored what it was before the last iterate was scored, once the run is finished: more steps go on from there,
@@ -29,10 +32,13 @@ class LoopState:
     best_rank: Tensor
     best_loss: Tensor
     best_step: Tensor
+    active: Tensor
+    fallen: Tensor
     step: int = 0
     stale: int = 0
     finished: bool = False
     losses: list[float] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
     average: dict[str, Tensor] | None = None
     unscored: "LoopState | None" = None
 
@@ -43,7 +49,8 @@ class LoopState:
         best, average = (
             {name: leaf.detach().clone() for name, leaf in variables.items()} for _ in range(2)
         )
-        state = cls(best, never, never.clone(), torch.zeros(rows, dtype=torch.int64))
+        zeros, all_ = torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.bool)
+        state = cls(best, never, never.clone(), zeros, all_, zeros.clone())
         state.average = average if averaged else None
         return state
 
@@ -61,8 +68,9 @@ class LoopState:
     def copy(self) -> "LoopState":
         """Return a copy of the state as it is now."""
         best = {name: tensor.clone() for name, tensor in self.best.items()}
-        ranks = (self.best_rank.clone(), self.best_loss.clone(), self.best_step.clone())
-        return LoopState(best, *ranks, self.step, self.stale, losses=list(self.losses))
+        rows = {name: getattr(self, name).clone() for name in (*_BESTS, *_ITEMS)}
+        lists = {"losses": list(self.losses), "taken": list(self.taken)}
+        return LoopState(best, **rows, **lists, step=self.step, stale=self.stale)
 
     def note(
         self,
@@ -88,11 +96,21 @@ class LoopState:
         self.stale = 0 if len(chosen) else self.stale + 1
         self.losses.append(mean)
 
+    def retain(
+        self, fallen: Tensor | None, items: list[int], going_on: Callable[[int, Standing], Tensor]
+    ) -> None:
+        """Decide which items are optimized further, after the step that scored some of them."""
+        if fallen is not None:
+            self.fallen[items] = torch.where(fallen.cpu(), self.fallen[items] + 1, 0)
+        standing = Standing(self.best_rank.clone(), self.fallen.clone(), self.active.clone())
+        self.active = self.active & going_on(self.step, standing).cpu()
+
     def packed(
         self, variables: Mapping[str, Tensor], optimizer: Optimizer
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors by name, and the rest as JSON."""
         tensors = {f"variables/{name}": leaf for name, leaf in variables.items()} | self._bests("")
+        tensors |= {name: getattr(self, name) for name in _ITEMS}
         tensors |= {f"average/{name}": mean for name, mean in (self.average or {}).items()}
         if self.unscored is not None:
             tensors |= self.unscored._bests("unscored/")
@@ -108,6 +126,7 @@ class LoopState:
             "stale": self.stale,
             "finished": self.finished,
             "losses": self.losses,
+            "taken": self.taken,
             "unscored": None if self.unscored is None else self.unscored.stale,
             "optimizer": values,
             "entries": {name: _kind(tensor) for name, tensor in tensors.items()},
@@ -161,8 +180,10 @@ class LoopState:
                 self.average[name].copy_(tensors[f"average/{name}"])
         for name in _BESTS:
             setattr(self, name, tensors[prefix + name])
+        for name in _ITEMS:
+            setattr(self, name, tensors[name])
         self.step, self.finished = about["step"], about["finished"] and not more
-        self.stale, self.losses = stale, list(losses)
+        self.stale, self.losses, self.taken = stale, list(losses), list(about["taken"])
         entries = {int(i): dict(values) for i, values in about["optimizer"].items()}
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
@@ -182,6 +203,7 @@ def check(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         "stale": int,
         "finished": bool,
         "losses": list,
+        "taken": list,
         "optimizer": dict,
         "entries": dict,
     }
@@ -194,6 +216,9 @@ def check(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         if has != entries.get(name):
             raise ValueError(f"{name} should be {_said(entries.get(name))}, but is {_said(has)}")
     variables = [name.removeprefix("variables/") for name in entries if name.startswith("variables/")]
+    for name in _ITEMS:
+        if name not in entries:
+            raise ValueError(f"{name} is missing")
     for prefix in ("",) if about["unscored"] is None else ("", "unscored/"):
         for name in (*_BESTS, *(f"best/{each}" for each in variables)):
             if prefix + name not in entries:
@@ -206,9 +231,12 @@ def check(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         raise ValueError(
             f"it is of step {step} and should have {scored} losses, but has {len(about['losses'])}"
         )
+    if len(about["taken"]) != step:
+        raise ValueError(f"it is of step {step}, but has the items of {len(about['taken'])} steps")
 
 
 _BESTS = ("best_rank", "best_loss", "best_step")
+_ITEMS = ("active", "fallen")
 
 
 def _kind(tensor: Tensor) -> list[Any]:

@@ -16,14 +16,32 @@ from torch import Tensor
 
 from .._types import InputError, in_range
 
-__all__ = ["LoopSettings", "Losses", "RunOptions", "Task"]
+__all__ = ["LoopSettings", "Losses", "RunOptions", "Standing", "Task"]
 
 
 class Losses(NamedTuple):
-    """What is minimised, and what decides which iterate is the best: (items,) each; the losses by default."""
+    """What is minimised, what decides which iterate is the best (the losses by default), and which fell: (items,) each.
+
+    An iterate that `fallen` marks is one that a task does not want, such as an image in which a judge no longer sees
+    its object; `Task.going_on` learns how many such iterates an item had in a row.
+    """
 
     values: Tensor
     rank: Tensor | None = None
+    fallen: Tensor | None = None
+
+
+class Standing(NamedTuple):
+    """Where the items stand after a step: (items,) each.
+
+    rank      the lowest rank of each so far, float64
+    fallen    number of iterates in a row, up to the newest, that `Losses.fallen` marked
+    active    which of them are optimized
+    """
+
+    rank: Tensor
+    fallen: Tensor
+    active: Tensor
 
 
 class Task(ABC):
@@ -49,6 +67,21 @@ class Task(ABC):
 
     def project(self) -> None:  # noqa: B027
         """Put the variables back where they must be, in place, after the step; nothing by default."""
+
+    def going_on(self, step: int, standing: Standing) -> Tensor:
+        """Decide which items are optimized after this step, where items have rows of their own; all of them by default.
+
+        An item that is left out keeps its best iterate and is not evaluated again. The result must be a function of the
+        arguments alone, as `losses` is.
+
+        Args:
+            step: the number of the step.
+            standing: where the items stand after it.
+
+        Returns:
+            (items,) of bool.
+        """
+        return standing.active
 
     def bytes_saved(self) -> int | None:
         """What the newest step held for its backward pass, in bytes, for the progress bar; None if not counted."""

@@ -216,21 +216,52 @@ class FlowSampler(Sampler):
         flow = ProbabilityFlow(self.model.schedule, self.model.denoiser)
         return IVP(flow, self.solver, grid, flow.initial(noise, grid[0]), cond)
 
+    def solved(self, problem: IVP, decoded: bool = False) -> Tensor:
+        """The latents at the end of a problem, with the gradient that `adjoint` makes.
+
+        It is what `latents` does, for a method that begins at a state in the middle of a sampling, or takes other steps
+        from there: `problem` of this sampler with its `initial`, `grid` and `solver` exchanged.
+
+        Args:
+            problem: from `problem`, or a copy with other values.
+            decoded: as in `latents`.
+
+        Returns:
+            the latents, (batch, *latent_shape).
+
+        Raises:
+            InputError: the adjoint cannot give a gradient that is required.
+            NonFiniteError: the denoiser returned NaN or infinity.
+
+        Examples:
+            >>> from dataclasses import replace
+            >>> import torch
+            >>> import adjointdpm as adp
+            >>> sampler = adp.load_bundled("emoji", steps=2)
+            >>> noise, cond = sampler.noise(), sampler.encode("a cat")
+            >>> coarse = replace(sampler.problem(noise, cond), solver=adp.Euler())
+            >>> torch.equal(sampler.solved(coarse), sampler.replace(solver=adp.Euler()).latents(noise, cond))
+            True
+        """
+        return self._solved(problem, problem.cond, decoded)
+
     def _latents(self, noise: Tensor, cond: Cond, decoded: bool = False) -> Tensor:
-        given = {f"cond[{name!r}]": tensor for name, tensor in cond.items()}
-        ivp = self.problem(noise, cond)
-        flow, grid, cond = ivp.flow, ivp.grid, ivp.cond
+        return self._solved(self.problem(noise, cond), cond, decoded)
+
+    def _solved(self, ivp: IVP, given: Cond, decoded: bool) -> Tensor:
+        flow, grid, cond, z = ivp.flow, ivp.grid, ivp.cond, ivp.initial
         wanted = {name for name, tensor in cond.items() if tensor.requires_grad}
         influence = Influence(wanted, self.model.denoiser) if wants_gradient(ivp) else None
         ivp = replace(ivp, influence=influence)
-        self.model.check(noise, cond, influence is not None and bool(wanted or noise.requires_grad))
+        self.model.check(z, cond, influence is not None and bool(wanted or z.requires_grad))
         allowance = self.adjoint.decoder_allowance(ivp) if decoded else None
-        self.stats = Stats(reserved=0 if allowance is None else self._decoding(noise, allowance))
+        self.stats = Stats(reserved=0 if allowance is None else self._decoding(z, allowance))
         final = self.adjoint.solve(ivp, self.stats)
         if influence is not None:
             influence.check()
         latents = flow.sample(final, grid[len(grid)])
-        self.adjoint.guard(latents, {"denoiser": self.model.denoiser}, given)
+        followed_by_name = {f"cond[{name!r}]": tensor for name, tensor in given.items()}
+        self.adjoint.guard(latents, {"denoiser": self.model.denoiser}, followed_by_name)
         return latents
 
     def invert(self, images: Images, cond: Cond, *, tolerance: float = 1e-3) -> Tensor:

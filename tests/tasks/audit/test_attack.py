@@ -8,6 +8,7 @@ from torch import nn
 
 from adjointdpm.tasks import Ball, LoopSettings, NoiseClassifier, RunOptions, optimize
 from adjointdpm.tasks.audit.attack import Attack, Objective
+from adjointdpm.tasks.noise_optimization import Stages
 from tests.system.test_bad_input import image_sampler
 from tests.tiny.audits import LABELS, Constant, Nearest, audited, classifier, settings
 from tests.tiny.tasks import mixture_sampler
@@ -23,7 +24,7 @@ def test_the_ball_does_not_move_with_the_noise(tmp_path):
     far = Objective(
         classifier(), torch.zeros(3, dtype=torch.long), False, math.inf, None, 0.0, torch.zeros(3)
     )
-    task = Attack(sampler, sampler.encode(["x"] * 3), start, Ball(0.1), far)
+    task = Attack(Stages((sampler,), (4,), 1), sampler.encode(["x"] * 3), start, Ball(0.1), far)
     seen = []
 
     def report(step, values):

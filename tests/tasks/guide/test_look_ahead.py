@@ -1,11 +1,15 @@
 """A look ahead has the gradient of the rest of the sampling."""
 
+import gc
+
+import pytest
 import torch
 
 import adjointdpm as adp
 from adjointdpm.flow.probability_flow import ProbabilityFlow
 from adjointdpm.tasks.guide import look_ahead as trajectory
 from adjointdpm.tasks.guide.look_ahead import LookAhead, guided
+from benchmarks.live import LiveBytes
 from tests.tiny.guides import GOAL, start
 from tests.tiny.tasks import mixture_sampler
 
@@ -51,3 +55,59 @@ def test_nothing_is_detached_in_one_step_guidance(monkeypatch):
     h = 1e-4 * float(z.norm() / way.norm())
     slope = (reached(z + h * way) - reached(z - h * way)) / (2 * h)
     assert torch.allclose((gradient * way).flatten(1).sum(1), slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "adjoint", [adp.Checkpointed(), adp.Backprop(), adp.CoarseAdjoint(steps=1), adp.Truncated(1)], ids=repr
+)
+def test_every_look_ahead_has_the_gradient_of_plain_autograd(monkeypatch, adjoint):
+    """In float64, at every state of the trajectory; an adjoint that is not exact gives way to one that is."""
+    sampler = mixture_sampler(5).replace(adjoint=adjoint)
+    noise, cond = start(sampler)
+    seen = []
+    monkeypatch.setattr(trajectory, "_moved", lambda z, gradient, length: seen.append((z, gradient)) or z)
+    guided(sampler, GOAL, noise, cond, LookAhead(look_ahead=3))
+    model = sampler.model
+    flow = ProbabilityFlow(model.schedule, model.denoiser)
+    grid = adp.grids.TimeGrid.checked(model.schedule, sampler.times())
+    assert len(seen) == 5
+    for i, (z, gradient) in enumerate(seen):
+        path = adp.grids.TimeGrid(model.schedule, grid.times[i:]).resampled(min(3, 5 - i))
+        leaf = z.clone().requires_grad_()
+        end = leaf
+        for j in range(len(path)):
+            end = end + (path[j + 1].tau - path[j].tau) * flow.velocity(end, path[j], cond)
+        values = GOAL(model.decode(flow.sample(end, path[len(path)])))
+        (expected,) = torch.autograd.grad(values.sum(), leaf)
+        assert gradient.dtype == torch.float64
+        assert torch.allclose(gradient, expected, rtol=1e-12, atol=0)
+
+
+def test_a_look_ahead_holds_the_memory_of_one_graph_whatever_its_length():
+    """At the bundled size, by the account and by following every storage: no more than 1.1 times a sampling's."""
+    sampler = adp.load_bundled("emoji", steps=8, adjoint=adp.Checkpointed())
+    noise, cond = sampler.noise(1), sampler.encode("a cat")
+
+    def whole():
+        leaf = noise.clone().requires_grad_()
+        sampler(leaf, cond).mean().backward()
+
+    def peak(work):
+        work()
+        gc.collect()
+        with LiveBytes() as live:
+            work()
+        return live.peak
+
+    most = peak(whole)
+    accounted = sampler.stats.bytes_saved
+    for n in (1, 2, 4, 8):
+        found = []
+        ahead = LookAhead(look_ahead=n, last=0.1)  # before the first step alone
+
+        def look(ahead=ahead, found=found):
+            found.append(guided(sampler, lambda x: x.mean((1, 2, 3)), noise, cond, ahead))
+
+        assert peak(look) <= 1.1 * most
+        assert 0.5 * accounted < found[-1].bytes_saved <= 1.1 * accounted
+        assert found[-1].calls == 8 + 2 * n

@@ -8,8 +8,8 @@ the second, which keeps the image near the original's in another network's featu
 Wagner, 2017, arXiv 1608.04644). The steps are normalized, since the gradient's length says nothing here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from ..._types import Cond
 from ...attacks.norm_ball import Ball
 from ...metrics import ContentDistance, Margin
 from ...metrics.style_content import Features
-from ...optimization.task import Losses, Task
+from ...optimization.task import Losses
 from ...samplers.base import Sampler
-from ..sampling import rows, saved
+from ..noise_optimization import Judged, NoiseTask, Stages
+from ..sampling import saved
 
 __all__ = ["Attack", "NoiseClassifier", "Objective", "pixels"]
 
@@ -54,6 +55,10 @@ class Objective:
     weight: float
     originals: Tensor
 
+    def of(self, starts: list[int]) -> "Objective":
+        """Return the same for some of the starts."""
+        return replace(self, labels=self.labels[starts], originals=self.originals[starts])
+
     def margins(self, images: Tensor, items: list[int]) -> Tensor:
         """Return m, negative where the classifier is fooled."""
         values = Margin(self.classifier, self.labels[items])(images)
@@ -69,33 +74,39 @@ class Objective:
         return Losses(values, torch.where(on_file < 0, values.clone(), _MISSED + on_file))
 
 
-class Attack(Task):
+class Attack(NoiseTask):
     """The perturbation of many starts at once, each with a row of its own.
 
     Args:
-        sampler, cond: make the images; the conditioning of all starts.
+        stages, cond: make the images; the conditioning of all starts.
         start: (starts, *shape), the balls' centres; copied.
         ball: where the noise may be.
         objective: what is minimised.
+        groups: (starts,) the number of the image of each start; an image each if None.
+        white: whether the noise is projected onto white noise before it is projected onto the ball.
+        judged: which images may not fall; None for none.
     """
 
-    per_item = True
-
     def __init__(
-        self, sampler: Sampler, cond: Cond, start: Tensor, ball: Ball, objective: Objective
+        self,
+        stages: Stages,
+        cond: Cond,
+        start: Tensor,
+        ball: Ball,
+        objective: Objective,
+        groups: Sequence[int] | None = None,
+        white: bool = False,
+        judged: Judged | None = None,
     ) -> None:
-        # Two copies: a ball around the tensor that is being moved would move with it.
-        self.centre, noise = start.clone(), start.clone()
-        self.sampler, self.cond, self.ball, self.objective = sampler, cond, ball, objective
-        self.items = len(start)
-        self.variables = {"noise": noise}
+        super().__init__(
+            stages, cond, start, range(len(start)) if groups is None else groups, white, judged
+        )
+        # Another copy: a ball around the tensor that is being moved would move with it.
+        self.centre, self.ball, self.objective = start.clone(), ball, objective
 
     def losses(self, step: int, items: list[int]) -> Losses:
-        images = self.sampler(self.variables["noise"][items], rows(self.cond, items))
-        return self.objective(images, items)
-
-    def bytes_saved(self) -> int | None:
-        return self.sampler.stats.bytes_saved
+        images = self.sampled(step, items)
+        return self.ranked(step, items, images, self.objective(images, items))
 
     def prepare(self) -> None:
         noise = self.variables["noise"]
@@ -103,6 +114,7 @@ class Attack(Task):
         noise.grad.copy_(self.ball.direction(noise.grad, self.centre))
 
     def project(self) -> None:
+        super().project()
         noise = self.variables["noise"]
         noise.copy_(self.ball.project(noise, self.centre))
 

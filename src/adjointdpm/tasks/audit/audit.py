@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._types import Cond, InputError, Stats
+from ..._types import Cond, InputError
 from ...attacks.norm_ball import Ball
 from ...files.checkpoint import check_config, load_checkpoint, save_checkpoint
 from ...files.diffusers_files import save_noise
@@ -25,13 +25,14 @@ from ...files.images import output_folder
 from ...metrics.image_classifier import Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
-from ...optimization.loop import optimize
+from ...optimization.loop import Outcome, optimize
 from ...optimization.progress import progress
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
 from ..evaluation import example, labels_of, predict
+from ..noise_optimization import Judged, Stages
 from ..report import About, write_report
 from ..sampling import noise_of, rows, sampled, saved
 from ..settings import checkpointed
@@ -107,6 +108,8 @@ def audit(
         name: _with_labels(each, like, f"classifier {name} of transfer", names, todo)
         for name, each in (transfer or {}).items()
     }
+    stages = Stages.of(sampler, settings, prompts[0], judge, extra=True)
+    settings = replace(settings, max_train_steps=stages.steps)
     about = checkpointed(
         {
             **{f"sampler_{n}": repr(getattr(sampler, n)) for n in ("steps", "solver", "adjoint")},
@@ -114,10 +117,12 @@ def audit(
             **{"prompts": list(prompts), "labels": numbers, "target": target},
             **asdict(settings),
             **run.config,
+            **stages.agreed,
         }
     )
     work = _Audit(
         sampler,
+        stages,
         audited,
         judge,
         list(prompts),
@@ -177,6 +182,7 @@ class _Audit:
     """One audit under way."""
 
     sampler: Sampler
+    stages: Stages
     classifier: Labelled
     judge: Labelled | None
     prompts: list[str]
@@ -189,8 +195,8 @@ class _Audit:
 
     def result(self, transfer: dict[str, Labelled], began: float) -> AuditResult:
         s = self.settings
-        which, start, cond, tried, dropped = self.starts()
-        labels = torch.tensor([self.labels[i] for i in which], device=start.device)
+        which, groups, starts, conds, tried, dropped = self.starts()
+        labels = torch.tensor([self.labels[i] for i in which], device=starts.device)
         goal = labels
         if self.target is not None:
             goal = torch.full_like(labels, self.classifier.index(self.target))
@@ -201,7 +207,9 @@ class _Audit:
             s.confidence,
             self.features,
             s.keep_weight,
-            sampled(self.sampler, start, cond, s.train_batch_size, what="originals", quiet=self.run.quiet),
+            sampled(
+                self.sampler, starts, conds, s.train_batch_size, what="originals", quiet=self.run.quiet
+            ),
         )
         evaluator = Evaluator(
             self.sampler,
@@ -212,31 +220,51 @@ class _Audit:
             s.train_batch_size,
             self.run.quiet,
         )
-        before = evaluator.found("before", start, start, cond, labels, s.ball)
-        costs = self.costs(start, cond, objective)
-        noise, losses = self.attacked(s.ball, start, cond, objective)
-        after = evaluator.found("after", noise, start, cond, labels, s.ball)
+        judged = None
+        if self.judge is not None:
+            seen = torch.tensor([self.judge.index(self.classifier.labels[int(y)]) for y in labels])
+            judged = Judged.of(self.judge, seen, objective.originals, s.judge_patience)
+        costs = self.costs(starts, conds, objective)
+        given = (starts, conds, objective, groups, judged)
+        noise, chosen, outcome = self.attacked(s.ball, *given)
+        start, cond, mine = starts[chosen], rows(conds, chosen), labels[chosen]
+        before = evaluator.found("before", start, start, cond, mine, s.ball)
+        after = evaluator.found("after", noise, start, cond, mine, s.ball)
         curve = {s.ball.radius: after}
         for radius in s.radii:
             ball = replace(s.ball, radius=radius)
-            at, _ = self.attacked(ball, start, cond, objective)
-            curve[radius] = evaluator.found(None, at, start, cond, labels, ball)
+            at, those, _ = self.attacked(ball, *given)
+            curve[radius] = evaluator.found(
+                None, at, starts[those], rows(conds, those), labels[those], ball
+            )
+        calls = self.stages.spent(outcome.taken, len(chosen))
         controls = {}
         if s.controls:
-            draws = max(2, round(s.max_train_steps * costs["calls_a_step"] / costs["calls_a_sampling"]))
-            given = (self.sampler, cond, start, s.ball, objective, draws, s.seed, s.train_batch_size)
+            # A step is recomputed, so that it takes more than its calls forward and backward.
+            each = costs["calls_a_step"] / (2 * costs["calls_a_sampling"])
+            draws = max(2, round(calls * each / costs["calls_a_sampling"]))
+            args = (
+                self.sampler,
+                cond,
+                start,
+                s.ball,
+                objective.of(chosen),
+                draws,
+                s.seed,
+                s.train_batch_size,
+            )
             searches: dict[str, Callable[[], Tensor]] = {
-                "random noise": lambda: random_search(*given, quiet=self.run.quiet),
-                "SPSA": lambda: spsa(*given, s.learning_rate, quiet=self.run.quiet),
+                "random noise": lambda: random_search(*args, quiet=self.run.quiet),
+                "SPSA": lambda: spsa(*args, s.learning_rate, quiet=self.run.quiet),
             }
             for name, search in searches.items():
-                at = self.once(name, search).to(start)
-                controls[name] = evaluator.found(None, at, start, cond, labels, s.ball)
+                at = self.once(name, draws, search).to(start)
+                controls[name] = evaluator.found(None, at, start, cond, mine, s.ball)
             costs["samplings_a_control"] = draws
         return AuditResult(
             folder=self.folder,
-            prompts=[self.prompts[i] for i in which],
-            labels=[self.classifier.labels[int(y)] for y in labels],
+            prompts=[self.prompts[which[i]] for i in chosen],
+            labels=[self.classifier.labels[int(y)] for y in mine],
             start=start,
             tried=tried,
             dropped=dropped,
@@ -245,12 +273,14 @@ class _Audit:
             curve=dict(sorted(curve.items())),
             controls=controls,
             transfer={name: evaluator.transferred(each, before, after) for name, each in transfer.items()},
-            losses=losses,
-            costs={**costs, "seconds": time.perf_counter() - began},
+            losses=outcome.losses,
+            costs={**costs, "calls": calls, "seconds": time.perf_counter() - began},
         )
 
-    def starts(self) -> tuple[list[int], Tensor, Cond, int, list[Dropped]]:
-        """Return noise whose images are classified correctly: the prompts, noise, conditioning, tries, what is missing.
+    def starts(self) -> tuple[list[int], list[int], Tensor, Cond, int, list[Dropped]]:
+        """Return noise whose images are classified correctly: prompts, images, noise, cond, tries, what is missing.
+
+        An image has up to `best_of` starts, and is missing where it has none.
 
         Raises:
             InputError: there is no such noise.
@@ -259,9 +289,9 @@ class _Audit:
         names = [self.classifier.labels[label] for label in self.labels]
         why = dict.fromkeys(range(len(names)), "is the target itself")
         missing = [s.num_starts] * len(self.prompts)
-        wanted = [0 if name == self.target else s.num_starts for name in names]
+        wanted = [0 if name == self.target else s.num_starts * s.best_of for name in names]
         with progress("starts", sum(wanted), self.run.quiet) as bar:
-            for turn in range(s.num_starts * s.tries):
+            for turn in range(s.num_starts * s.best_of * s.tries):
                 open_ = [i for i, n in enumerate(wanted) if n]
                 if not open_:
                     break
@@ -272,7 +302,7 @@ class _Audit:
                 tried += len(open_)
                 for row, i in enumerate(open_):
                     if says[row] == self.labels[i]:
-                        missing[i], wanted[i] = missing[i] - 1, wanted[i] - 1
+                        missing[i], wanted[i] = max(0, missing[i] - 1), wanted[i] - 1
                         kept.append((i, turn, noise[row]))
                         bar.update()
                     else:
@@ -292,14 +322,22 @@ class _Audit:
         kept.sort(key=lambda each: each[:2])
         which = [i for i, _, _ in kept]
         cond = self.sampler.encode([self.prompts[i] for i in which])
-        return which, torch.stack([noise for _, _, noise in kept]), cond, tried, dropped
+        # The first starts of a prompt are those of its images, and each further one goes to the next image.
+        groups = [i * s.num_starts + which[:row].count(i) % s.num_starts for row, i in enumerate(which)]
+        return which, groups, torch.stack([noise for _, _, noise in kept]), cond, tried, dropped
 
     def attacked(
-        self, ball: Ball, start: Tensor, cond: Cond, objective: Objective
-    ) -> tuple[Tensor, list[float]]:
-        """Return the best noise in a ball, and the mean losses."""
+        self,
+        ball: Ball,
+        start: Tensor,
+        cond: Cond,
+        objective: Objective,
+        groups: list[int],
+        judged: Judged | None,
+    ) -> tuple[Tensor, list[int], Outcome]:
+        """Return the best noise of each image in a ball, the number of its start, and what the loop found."""
         s, shares = self.settings, -(-len(start) // Processes.here().world)
-        task = Attack(self.sampler, cond, start, ball, objective)
+        task = Attack(self.stages, cond, start, ball, objective, groups, s.white_noise, judged)
         folder, config = self.folder / "state" / f"radius-{ball.radius:g}", self.run.config
         loop = replace(
             s.loop(folder, self.run, {**config, "radius": ball.radius}),
@@ -310,22 +348,18 @@ class _Audit:
         outcome = optimize(
             task, lambda leaves: torch.optim.SGD(leaves, s.learning_rate, momentum=s.momentum), loop
         )
-        return outcome.best["noise"], outcome.losses
+        chosen = task.chosen(outcome.best_rank)
+        return outcome.best["noise"][chosen], chosen, outcome
 
     def costs(self, start: Tensor, cond: Cond, objective: Objective) -> dict[str, Any]:
         """Return what a step and a sampling take, counted on one image, whose gradient is tried.
 
         Raises:
-            InputError: the sampler counts no calls, or there is no gradient.
+            InputError: there is no gradient.
         """
         leaf = start[:1].clone().requires_grad_()
         images = self.sampler(leaf, rows(cond, [0]))
-        stats = getattr(self.sampler, "stats", None)
-        if not isinstance(stats, Stats) or not stats.nfe_forward:
-            raise InputError(
-                f"a {type(self.sampler).__name__} does not count its denoiser calls, which an audit compares; set "
-                "self.stats = Stats(nfe_forward=...) in its forward"
-            )
+        stats = self.sampler.stats
         calls, loss = stats.nfe_forward, objective(images, [0]).values.sum()
         (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else (None,)
         if gradient is None:
@@ -339,15 +373,15 @@ class _Audit:
             "bytes_saved": stats.bytes_saved,
         }
 
-    def once(self, name: str, work: Callable[[], Tensor]) -> Tensor:
-        """Return a control's noise; made once, if the run is resumed."""
+    def once(self, name: str, draws: int, work: Callable[[], Tensor]) -> Tensor:
+        """Return a control's noise of so many samplings; made once, if the run is resumed."""
         path = output_folder(self.folder / "state") / f"{name.replace(' ', '-')}.safetensors"
-        config = dict(self.run.config)
+        config = {**self.run.config, "samplings": draws}
         if self.run.resume and path.exists():
             tensors, about = load_checkpoint(path)
-            check_config(path, about["config"], config, free=("max_train_steps",))
+            check_config(path, about["config"], config, free=("max_train_steps", "samplings"))
             # A control has as many calls as the attack.
-            if about["config"]["max_train_steps"] == config["max_train_steps"]:
+            if about["config"]["samplings"] == draws:
                 return tensors["noise"]
         noise = work()
         if Processes.here().first:

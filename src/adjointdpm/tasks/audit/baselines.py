@@ -30,7 +30,7 @@ class _Best:
     def offer(self, noise: Tensor, images: Tensor) -> Tensor:
         """Return the losses of candidates, of which those that are better are kept."""
         with torch.no_grad():
-            values, rank = self.objective(images, list(range(len(noise))))
+            values, rank, _ = self.objective(images, list(range(len(noise))))
         assert rank is not None
         better = rank.double() < self.rank
         self.rank[better], self.noise[better] = rank.double()[better], noise[better]

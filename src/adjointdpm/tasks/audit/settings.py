@@ -5,13 +5,14 @@ from typing import Annotated
 
 from ..._types import Range
 from ...attacks.norm_ball import Ball
-from ..settings import Count, Length, TaskSettings
+from ..noise_optimization import NoiseSettings
+from ..settings import Count, Length
 
 __all__ = ["AuditSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditSettings(TaskSettings):
+class AuditSettings(NoiseSettings):
     """What an audit does.
 
     Args:

@@ -4,7 +4,8 @@
     look-ahead    `look_ahead.guided` with n steps and their exact gradient
     one step      the same with n = 1, as in DPS and FreeDoM: the baseline
 
-The noise stays on its own sphere, where Gaussian noise lies. The two others repeat their moves until they have made
+The noise stays on its own sphere, where Gaussian noise lies, or white; `noise_optimization` says how its steps, its
+starts and its calls are chosen. The two others repeat their moves until they have made
 as many denoiser calls, forward and backward, as the first.
 """
 
@@ -22,6 +23,7 @@ from ...files.diffusers_files import save_noise
 from ...files.html_report import Page
 from ...files.images import output_folder
 from ...metrics import beside, for_prompts
+from ...metrics.base import is_paired
 from ...metrics.check import score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
@@ -29,21 +31,21 @@ from ...optimization.loop import optimize
 from ...optimization.progress import progress
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
-from ...optimization.task import Losses, RunOptions, Task
-from ...samplers.base import Sampler
+from ...optimization.task import Losses, RunOptions
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
 from ..methods import Evaluation, MethodsResult, verdict_of, write_methods
+from ..noise_optimization import Judged, NoiseSettings, NoiseTask, Stages
 from ..report import About, metric_in_words, write_report
 from ..sampling import each_of, needs_rgb, noise_of, parts, rows, sampled
-from ..settings import Count, TaskSettings, checkpointed
+from ..settings import Count, checkpointed
 from .look_ahead import Guided, LookAhead, guided
 
 __all__ = ["GuideResult", "GuideSettings", "guide"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuideSettings(TaskSettings):
+class GuideSettings(NoiseSettings):
     """What a guided generation does.
 
     Args:
@@ -67,39 +69,36 @@ class GuideResult(MethodsResult):
     """What each method made; the best noise lies in `artefact`."""
 
 
-class Guide(Task):
-    """Initial noise towards a metric, each row its own, on its own sphere."""
-
-    per_item = True
+class Guide(NoiseTask):
+    """Initial noise towards a metric, each row its own, on its own sphere or white."""
 
     def __init__(
         self,
-        sampler: Sampler,
+        stages: Stages,
         metric: Any,
         prompts: Sequence[str],
         noise: Tensor,
         cond: Cond,
         originals: Tensor,
+        groups: Sequence[int],
+        white: bool,
+        judged: Judged | None,
     ) -> None:
-        self.sampler, self.metric, self.cond, self.originals = sampler, metric, cond, originals
-        self.prompts = prompts
+        super().__init__(stages, cond, noise, groups, white, judged)
+        self.metric, self.prompts, self.originals = metric, prompts, originals
         self.norm = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
-        self.items, self.variables = len(noise), {"noise": noise.clone()}
-        self.stats = sampler.stats
 
     def losses(self, step: int, items: list[int]) -> Losses:
-        images = self.sampler(self.variables["noise"][items], rows(self.cond, items))
-        if images.requires_grad:
-            self.stats = self.sampler.stats
+        images = self.sampled(step, items)
         metric = for_prompts(self.metric, [self.prompts[i] for i in items])
-        return Losses(score(beside(metric, self.originals[items]), images))
-
-    def bytes_saved(self) -> int | None:
-        return self.stats.bytes_saved
+        values = score(beside(metric, self.originals[items]), images)
+        return self.ranked(step, items, images, Losses(values))
 
     def project(self) -> None:
-        noise = self.variables["noise"]
-        noise.mul_(self.norm / noise.flatten(1).norm(dim=1).clamp(min=1e-12).view_as(self.norm))
+        super().project()
+        if not self.white:  # white noise has a norm of its own
+            noise = self.variables["noise"]
+            noise.mul_(self.norm / noise.flatten(1).norm(dim=1).clamp(min=1e-12).view_as(self.norm))
 
 
 @alone
@@ -142,30 +141,48 @@ def guide(
         )
     needs_rgb(sampler, "guide")
     folder, s, began = output_folder(output), settings or GuideSettings(), time.perf_counter()
-    n, batch = s.num_validation_images, s.train_batch_size
+    n, m, batch = s.num_validation_images, s.best_of, s.train_batch_size
     truth = None if judge is None else torch.tensor(labels_of(judge, prompts, labels)).repeat_interleave(n)
-    each = each_of(prompts, n)
-    noise = noise_of(sampler, [key(s.seed, "guide", i) for i in range(len(each))])
+    check_on_gray(sampler, prompts, metric)
+    # Starts besides the first need an original only where something is compared with it.
+    compared = m > 1 and (is_paired(metric) or s.judge_patience is not None)
+    stages = Stages.of(sampler, s, prompts[0], judge, extra=compared)
+    s = replace(s, max_train_steps=stages.steps)
+    each, plain_calls = each_of(prompts, n), stages.calls[-1]
+    seeds = [("guide", i, j) if j else ("guide", i) for i in range(len(each)) for j in range(m)]
+    starts = noise_of(sampler, [key(s.seed, *seed) for seed in seeds])
+    noise, groups = starts[::m], [i for i in range(len(each)) for _ in range(m)]
     with torch.no_grad():
-        cond = sampler.encode(each)
-    check_on_gray(sampler, each, metric)
-    originals = sampled(sampler, noise, cond, batch, what="no guidance", quiet=run.quiet)
+        cond, all_conds = sampler.encode(each), sampler.encode([each[i] for i in groups])
+    before = sampled(
+        sampler,
+        starts if compared else noise,
+        all_conds if compared else cond,
+        batch,
+        what="no guidance",
+        quiet=run.quiet,
+    )
+    originals = before[::m] if compared else before
+    before = before if compared else originals[groups]  # of starts without an original: never looked at
     evaluate = Evaluation({"metric": metric}, each, originals, judge, truth, batch)
-    plain_calls = sampler.stats.nfe_forward
     about = checkpointed({"prompts": list(prompts), **asdict(s), **run.config})
-    loop = replace(s.loop(folder / "state", run, about), accumulation=-(-len(each) // batch))
+    loop = replace(
+        s.loop(folder / "state", run, about | stages.agreed), accumulation=-(-len(starts) // batch)
+    )
+    judged = None if truth is None else Judged.of(judge, truth[groups], before, s.judge_patience)
+    names = [each[i] for i in groups]
+    task = Guide(stages, metric, names, starts, all_conds, before, groups, s.white_noise, judged)
     # No weight decay: it would pull the noise towards zero, off its sphere.
-    task = Guide(sampler, metric, each, noise, cond, originals)
     outcome = optimize(
         task,
         lambda leaves: torch.optim.Adam(leaves, s.learning_rate),
         loop,
     )
-    # A step is a forward and a backward pass; recomputation is a matter of memory and is not counted.
-    best, budget = outcome.best["noise"], 2 * plain_calls * outcome.steps
+    chosen = task.chosen(outcome.best_rank)
+    best, budget = outcome.best["noise"][chosen], stages.spent(outcome.taken, len(each))
     methods = {
         "no guidance": evaluate(originals, calls=plain_calls),
-        "noise": evaluate(
+        "noise": replace(evaluate, originals=before[chosen])(
             sampled(sampler, best, cond, batch, what="noise", quiet=run.quiet),
             outcome.losses,
             budget + plain_calls,
@@ -220,8 +237,10 @@ _METHODS = {
 
 
 def _equal(ahead: LookAhead, steps: int, budget: int) -> LookAhead:
-    """Return the guidance with as many repeats as the budget allows; at least one."""
+    """Return the guidance with as many repeats as the budget allows, and fewer steps ahead where it allows not one."""
     once = sum(
         2 * min(ahead.look_ahead, steps - i) for i in range(steps) if ahead.first <= i / steps < ahead.last
     )
+    if once > budget and ahead.look_ahead > 1:
+        return _equal(replace(ahead, look_ahead=ahead.look_ahead - 1), steps, budget)
     return replace(ahead, repeats=max(1, round(budget / once)))

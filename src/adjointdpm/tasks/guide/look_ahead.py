@@ -5,24 +5,24 @@
 
 and then the sampler's own step. n = 1 is one-step guidance, as in DPS (Chung et al., 2022, arXiv 2209.14687) and
 FreeDoM (Yu et al., 2023, arXiv 2303.09833). More steps see a sharper image; their gradient is exact, as with the
-symplectic adjoint (Pan et al., 2023, arXiv 2312.12030), here by differentiating the same steps that were taken. The
-norm is kept: guided states stay on the shell where the model's noise lies.
+symplectic adjoint (Pan et al., 2023, arXiv 2312.12030), here by differentiating the same steps that were taken, in the
+memory of one graph where the sampler's adjoint is `Checkpointed`. The norm is kept: guided states stay on the shell
+where the model's noise lies.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..._types import Cond, InputError, Range, Time, check_settings
+from ...adjoints import Backprop, Checkpointed
 from ...flow.grids import TimeGrid
-from ...flow.probability_flow import ProbabilityFlow
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
 from ...solvers import Euler
 from ...solvers.base import History
-from ...solvers.integrate import IVP, integrate
 from ..settings import Count, Length
 
 __all__ = ["Guided", "LookAhead", "guided", "polyak"]
@@ -64,58 +64,58 @@ class LookAhead:
 class Guided:
     """What guidance made.
 
-    images    (batch, 3, height, width), not clamped
-    losses    mean metric of each look-ahead
-    calls     denoiser calls, forward and backward
+    images        (batch, 3, height, width), not clamped
+    losses        mean metric of each look-ahead
+    calls         denoiser calls, forward and backward
+    bytes_saved   the most that a backward pass held; None where it was not counted
     """
 
     images: Tensor
     losses: list[float]
     calls: int
+    bytes_saved: int | None = None
 
 
 def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: LookAhead) -> Guided:
     """Sample with guidance; without training, and without a graph of the whole trajectory.
 
     Args:
-        sampler: its solver and grid are used, its adjoint is not.
+        sampler: its solver, grid and adjoint are used. Where the adjoint is not exact, or is for another solver, the
+            look-ahead has that of `Checkpointed()`.
         metric: of finished images, lower is better.
         noise: as of the sampler.
         cond: as of the sampler.
         ahead: where and how far the noise or the trajectory is moved.
 
     Returns:
-        Guided: the images, the mean metric of each look-ahead, and the denoiser calls.
+        Guided: the images, the mean metric of each look-ahead, the denoiser calls, and the bytes that were held.
 
     Raises:
-        InputError: the metric has no gradient.
+        InputError: the metric has no gradient, or the adjoint's budget of memory is too small.
         NonFiniteError: the metric is not finite.
     """
-    model, solver = sampler.model, sampler.solver
-    grid = TimeGrid.checked(model.schedule, sampler.times())
-    flow = ProbabilityFlow(model.schedule, model.denoiser)
-    cond = sampler.with_guidance(cond)
-    cond = cond.map(lambda t: t.expand(len(noise), *t.shape[1:]) if t.ndim and len(t) == 1 else t)
-    z = flow.initial(noise, grid[0])
-    ivp = IVP(flow, solver, grid, z, cond)
-    calls, losses = 0, []
+    if not isinstance(sampler.adjoint, Backprop | Checkpointed):
+        sampler = sampler.replace(adjoint=Checkpointed())
+    ivp = sampler.problem(noise, cond)
+    flow, grid, z = ivp.flow, ivp.grid, ivp.initial
+    calls, losses, held, measured = 0, list[float](), 0, True
 
     def f(state: tuple[Tensor, ...], time: Time) -> tuple[Tensor, ...]:
-        nonlocal calls
-        calls += 1
         return (ivp.velocity(state[0], time),)
 
     history: History = ()
     for i in range(len(grid)):
         if ahead.first <= i / len(grid) < ahead.last:
-            path = TimeGrid(model.schedule, grid.times[i:]).resampled(min(ahead.look_ahead, len(grid) - i))
+            path = TimeGrid(grid.schedule, grid.times[i:]).resampled(min(ahead.look_ahead, len(grid) - i))
             for _ in range(ahead.repeats):
                 leaf = z.detach().requires_grad_()
                 with torch.enable_grad():
-                    (end,) = integrate(f, (leaf,), path, Euler())
-                    values = score(metric, model.decode(flow.sample(end, path[len(path)])))
+                    rest = replace(ivp, solver=Euler(), grid=path, initial=leaf)
+                    values = score(metric, sampler.decode(sampler.solved(rest, decoded=True)))
                     (gradient,) = torch.autograd.grad(values.sum(), leaf)
-                calls += len(path)  # each was differentiated, too
+                calls += 2 * len(path)  # forward and backward; a recomputation is a matter of memory
+                saved = sampler.stats.bytes_saved
+                held, measured = max(held, saved or 0), measured and saved is not None
                 losses.append(float(values.detach().mean()))
                 length = float(grid[i].tau) * ahead.strength / ahead.repeats
                 if ahead.target is None:
@@ -123,9 +123,10 @@ def guided(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, ahead: 
                 else:
                     z = z - polyak(values.detach() - ahead.target, gradient, length)
         with torch.no_grad():
-            (z,), history = solver.step(f, (z,), grid, i, history)
+            (z,), history = sampler.solver.step(f, (z,), grid, i, history)
     with torch.no_grad():
-        return Guided(model.decode(flow.sample(z, grid[len(grid)])), losses, calls)
+        images = sampler.decode(flow.sample(z, grid[len(grid)]))
+    return Guided(images, losses, calls + ivp.calls, held if measured else None)
 
 
 def polyak(excess: Tensor, gradient: Tensor, most: float = torch.inf) -> Tensor:

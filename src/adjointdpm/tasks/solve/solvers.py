@@ -123,11 +123,11 @@ def _stepwise(
         with torch.set_grad_enabled(through):
             slope = ivp.velocity(leaf, grid[i])
         with torch.enable_grad():
-            values = score(metric, sampler.model.decode(leaf - grid[i].tau * slope))
+            values = score(metric, sampler.decode(leaf - grid[i].tau * slope))
             (gradient,) = torch.autograd.grad(values.sum(), leaf)
         losses.append(float(values.detach().mean()))
         z = z + (grid[i + 1].tau - grid[i].tau) * slope.detach()
         z = z - polyak(values.detach() - TARGET, gradient)
     with torch.no_grad():
-        images = sampler.model.decode(ivp.flow.sample(z, grid[steps]))
+        images = sampler.decode(ivp.flow.sample(z, grid[steps]))
     return Guided(images, losses, steps * (2 if through else 1))
