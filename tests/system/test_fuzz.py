@@ -329,13 +329,15 @@ EDGES = [
     *(problem("--operator", operator) for operator in (
         "", "fog", "gray:size=2", "mask:share=2", "mask:share=nan", "box:size=0", "box:size=4", "blur:sigma=0",
         "blur:sigma=inf", "downsample:factor=3", "downsample:factor=1e9", "jpeg:quality=0", "phase:oversampling=0",
-        "blur:sigma", "blur:=2", "blur:sigma=2,sigma=3", "mask:share=0.5", "downsample:factor=2", "phase:oversampling=2",
+        "blur:sigma", "blur:=2", "blur:sigma=2,sigma=3", "mask:share=0.5", "downsample:factor=2",
+        "phase:oversampling=2",
     )),
     *(problem(flag, value) for value in ("nan", "0", "-1", "abc", "", "1e400", "9" * 400) for flag in (
         "--calls", "--noise_level", "--learning_rate", "--num_validation_images", "--seed",
     )),
     problem("--method", "magic"), problem("--method", "dps"), problem("--calls", "19"),
-    problem("--measured", "--operator", "downsample:factor=2"), problem("--pretrained_model_name_or_path", "promptless"),
+    problem("--measured", "--operator", "downsample:factor=2"),
+    problem("--pretrained_model_name_or_path", "promptless"),
     *(command(name, "--prompt", text) for name in TASKS for text in (
         "prompts.txt", "missing.txt", "empty.txt", "binary.txt", "pipe", "", "  ", "<effect> " * 200,
         "\x1b]0;title\x07 cat",
