@@ -4,7 +4,8 @@
 
 Only starts whose own image is read right count. A success is scored on the 8-bit image that was saved, of
 the very noise that was saved; it is kept if an independent judge still sees the thing. Beside it stand random
-noise and SPSA in the same ball with the same number of denoiser calls.
+noise and SPSA in the same ball with the same number of denoiser calls. For each success, the smallest change on the way
+to it that is one, too, is found by bisection.
 """
 
 import time
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..._types import Cond, InputError
+from ...attacks.bisection import smallest
 from ...attacks.norm_ball import Ball
+from ...files.atomic_write import write_file
 from ...files.checkpoint import check_config, load_checkpoint, save_checkpoint
 from ...files.diffusers_files import save_noise
 from ...files.images import output_folder
@@ -33,13 +36,13 @@ from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
 from ..evaluation import example, labels_of, predict
 from ..noise_optimization import Judged, Stages
-from ..report import About, write_report
+from ..report import About, as_csv, write_report
 from ..sampling import noise_of, rows, sampled, saved
 from ..settings import checkpointed
 from .attack import Attack, Objective
 from .baselines import random_search, spsa
 from .report import page_of
-from .result import AuditResult, Dropped
+from .result import AttackOutcome, AuditResult, Dropped
 from .scoring import Evaluator
 from .settings import AuditSettings
 
@@ -139,6 +142,8 @@ def audit(
         given: dict[str, Any] = {"scheduler": solver, "steps": sampler.steps}
         save_noise(folder / "noise.safetensors", result.after.noise, **given)
         save_noise(folder / "start.safetensors", result.start, **given, seed=settings.seed)
+        save_noise(folder / "smallest.safetensors", result.smallest.noise, **given)
+        write_file(folder / "images.csv", as_csv(result.rows()))
         said = (
             "The loss on the classifier's logits, through its preprocessing, the decoder and every step of the "
             "sampler, guidance included, with respect to the initial noise."
@@ -230,6 +235,7 @@ class _Audit:
         start, cond, mine = starts[chosen], rows(conds, chosen), labels[chosen]
         before = evaluator.found("before", start, start, cond, mine, s.ball)
         after = evaluator.found("after", noise, start, cond, mine, s.ball)
+        nearest = self.smallest(evaluator, after, start, cond, mine)
         curve = {s.ball.radius: after}
         for radius in s.radii:
             ball = replace(s.ball, radius=radius)
@@ -270,12 +276,28 @@ class _Audit:
             dropped=dropped,
             before=before,
             after=after,
+            smallest=nearest,
             curve=dict(sorted(curve.items())),
             controls=controls,
             transfer={name: evaluator.transferred(each, before, after) for name, each in transfer.items()},
             losses=outcome.losses,
             costs={**costs, "calls": calls, "seconds": time.perf_counter() - began},
         )
+
+    def smallest(
+        self, evaluator: Evaluator, after: AttackOutcome, start: Tensor, cond: Cond, labels: Tensor
+    ) -> AttackOutcome:
+        """Return what is found on the way to each success, as near to the start as it still is one."""
+        noise, where = after.noise.clone(), after.fooled.nonzero()[:, 0].tolist()
+        if where:
+            of, given, names = start[where], rows(cond, where), labels[where]
+            noise[where] = smallest(
+                lambda x, _: evaluator.found(None, x, of, given, names, self.settings.ball).fooled,
+                noise[where],
+                of,
+                self.settings.ball,
+            )
+        return evaluator.found("smallest", noise, start, cond, labels, self.settings.ball)
 
     def starts(self) -> tuple[list[int], list[int], Tensor, Cond, int, list[Dropped]]:
         """Return noise whose images are classified correctly: prompts, images, noise, cond, tries, what is missing.
