@@ -3,11 +3,20 @@
     python benchmarks/guide.py --record docs/guide.json
 
 Aims: better than one-step guidance on at least 3 of 4 metrics, the judge's accuracy no lower than 5 points under it.
+`--calls` is a budget in place of the steps, here of a third of them; `--memory` is what a look-ahead holds:
+
+    python benchmarks/guide.py --calls 68 --record docs/guide-third.json
+    python benchmarks/guide.py --memory --record docs/guide-memory.json
 """
 
+import argparse
+import gc
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
+from live import LiveBytes
 from protocol import flags_of, model, spread
 from record import write_record
 
@@ -22,7 +31,38 @@ from adjointdpm.metrics import (
 )
 from adjointdpm.tasks import GuideSettings, LookAhead
 from adjointdpm.tasks.evaluation import Mean
-from adjointdpm.tasks.guide import guide
+from adjointdpm.tasks.guide import guide, guided
+
+
+def memory(flags: argparse.Namespace) -> None:
+    """Measure the most bytes alive in one look-ahead of n steps, beside those of a sampling and its gradient."""
+    sampler = model(flags).replace(adjoint=adp.Checkpointed())
+    noise, cond = sampler.noise(1), sampler.encode("a cat")
+
+    def gradient() -> None:
+        leaf = noise.clone().requires_grad_()
+        sampler(leaf, cond).mean().backward()
+
+    def peak(work: Callable[[], object]) -> int:
+        work()
+        gc.collect()
+        with LiveBytes() as live:
+            work()
+        return live.peak
+
+    whole, account = peak(gradient), sampler.stats.bytes_saved
+    first = 0.5 / flags.sampling  # before the first step alone
+    rows: dict[str, dict[str, float | None]] = {}
+    for n in (1, 2, 4, 8):
+        ahead = LookAhead(look_ahead=n, last=first)
+        look = partial(guided, sampler, lambda images: images.mean((1, 2, 3)), noise, cond, ahead)
+        saved, most = look().bytes_saved, peak(look)
+        rows[str(n)] = {"peak": most, "saved": saved, "of a sampling": most / whole}
+        print(
+            f"look-ahead of {n}: {most / 2**20:.1f} MiB, {most / whole:.3f} of a sampling's {whole / 2**20:.1f}"
+        )
+    figures = {"sampling": {"peak": whole, "saved": account}, "look_ahead": rows}
+    write_record(flags.record, "guide.py", sys.argv[1:], memory=figures)
 
 
 def main() -> None:
@@ -31,7 +71,18 @@ def main() -> None:
     parser.add_argument("--metrics", nargs="+", default=["label", "style", "background", "effect"])
     parser.add_argument("--learning_rate", type=float, default=0.1)
     parser.add_argument("--strength", type=float, nargs="+", default=[0.1], help="Each is tried.")
+    parser.add_argument(
+        "--calls", type=int, default=None, help="Denoiser calls of an image, for the steps."
+    )
+    parser.add_argument("--coarse_steps", type=int, nargs="*", default=[])
+    parser.add_argument("--best_of", type=int, default=1)
+    parser.add_argument("--white_noise", action="store_true")
+    parser.add_argument("--no_baselines", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="Measure the bytes of a look-ahead alone.")
     flags = parser.parse_args()
+    if flags.memory:
+        memory(flags)
+        return
     judge, net = (adp.load_classifier(f"emoji/{n}", device=flags.device) for n in ("judge", "resnet"))
     features = HiddenStates(net.model, net.normalized)
     sampler, items = model(flags), spread(flags.prompts)
@@ -57,6 +108,11 @@ def main() -> None:
                     ahead=LookAhead(flags.look_ahead, strength),
                     num_validation_images=flags.noises,
                     seed=flags.seed,
+                    calls=flags.calls,
+                    coarse_steps=tuple(flags.coarse_steps),
+                    best_of=flags.best_of,
+                    white_noise=flags.white_noise,
+                    baselines=not flags.no_baselines,
                 ),
                 judge=judge,
                 labels=[label for label, _ in items],
