@@ -5,7 +5,8 @@
 Aims: better than one-step guidance on at least 3 of 4 metrics, the judge's accuracy no lower than 5 points under it.
 `--calls` is a budget in place of the steps, here of a third of them; `--memory` is what a look-ahead holds:
 
-    python benchmarks/guide.py --calls 68 --record docs/guide-third.json
+    python benchmarks/guide.py --seed 1 --noises 1 --no_baselines --calls 68 --learning_rate 0.3
+    python benchmarks/guide.py --trajectory_only --look_ahead 2 --strength 0.05 0.1 --record docs/guide-third.json
     python benchmarks/guide.py --memory --record docs/guide-memory.json
 """
 
@@ -14,6 +15,7 @@ import gc
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from live import LiveBytes
@@ -28,10 +30,14 @@ from adjointdpm.metrics import (
     HiddenStates,
     LogProbability,
     Style,
+    beside,
 )
+from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import GuideSettings, LookAhead
-from adjointdpm.tasks.evaluation import Mean
+from adjointdpm.tasks.evaluation import Mean, labels_of
 from adjointdpm.tasks.guide import guide, guided
+from adjointdpm.tasks.methods import Evaluation, MethodResult
+from adjointdpm.tasks.sampling import each_of, noise_of, parts, rows, sampled
 
 
 def memory(flags: argparse.Namespace) -> None:
@@ -65,6 +71,54 @@ def memory(flags: argparse.Namespace) -> None:
     write_record(flags.record, "guide.py", sys.argv[1:], memory=figures)
 
 
+def trajectory(
+    sampler: adp.FlowSampler,
+    metric: Any,
+    prompts: list[str],
+    flags: argparse.Namespace,
+    ahead: LookAhead,
+    judge: Any,
+    truth: torch.Tensor,
+) -> dict[str, MethodResult]:
+    """The look-ahead from the noise that `guide` draws, 8 images at once, beside what it began with."""
+    noise = noise_of(sampler, [key(flags.seed, "guide", i) for i in range(len(prompts))])
+    cond = sampler.encode(prompts)
+    originals = sampled(sampler, noise, cond, 8)
+    evaluate = Evaluation({"metric": metric}, prompts, originals, judge, truth, 8)
+    made = [
+        guided(sampler, beside(metric, originals[part]), noise[part], rows(cond, part), ahead)
+        for part in parts(len(prompts), 8)
+    ]
+    images = torch.cat([each.images for each in made])
+    return {
+        "no guidance": evaluate(originals, calls=sampler.length),
+        "look-ahead": evaluate(images, calls=made[0].calls),
+    }
+
+
+def note(
+    flags: argparse.Namespace,
+    results: dict[str, dict[str, object]],
+    name: str,
+    strength: float,
+    methods: dict[str, MethodResult],
+) -> None:
+    """Print what each method reached and add it to the record."""
+    reached = {k: Mean.of(each.values["metric"]) for k, each in methods.items()}
+    results.setdefault(name, {})[str(strength)] = {
+        method: {
+            "values": each.values["metric"].tolist(),
+            "reached": reached[method].as_dict(),
+            "judged": each.judged and each.judged.as_dict(),
+            "calls": each.calls,
+        }
+        for method, each in methods.items()
+    }
+    for method, each in methods.items():
+        print(f"{name:11} {strength:g} {method:12} {reached[method]}; {each.judged}", flush=True)
+    write_record(flags.record, "guide.py", sys.argv[1:], metrics=results)
+
+
 def main() -> None:
     """Run the protocol."""
     parser = flags_of(__doc__, steps=8, prompts=8, noises=2, sampling=12, look_ahead=4)
@@ -78,6 +132,11 @@ def main() -> None:
     parser.add_argument("--best_of", type=int, default=1)
     parser.add_argument("--white_noise", action="store_true")
     parser.add_argument("--no_baselines", action="store_true")
+    parser.add_argument(
+        "--trajectory_only",
+        action="store_true",
+        help="The look-ahead with one move a step, without the noise.",
+    )
     parser.add_argument("--memory", action="store_true", help="Measure the bytes of a look-ahead alone.")
     flags = parser.parse_args()
     if flags.memory:
@@ -97,6 +156,14 @@ def main() -> None:
     results: dict[str, dict[str, object]] = {}
     for name in flags.metrics:
         for strength in flags.strength:
+            if flags.trajectory_only:
+                ahead = LookAhead(flags.look_ahead, strength)
+                phrases = [f"{phrase} on a blue background" for _, phrase in items]
+                truth = torch.tensor(labels_of(judge, phrases, [label for label, _ in items]))
+                methods = trajectory(sampler, known[name], each_of(phrases, flags.noises), flags, ahead, judge,
+                                     truth.repeat_interleave(flags.noises))  # fmt: skip
+                note(flags, results, name, strength, methods)
+                continue
             found = guide(
                 sampler,
                 known[name],
@@ -117,19 +184,7 @@ def main() -> None:
                 judge=judge,
                 labels=[label for label, _ in items],
             )
-            reached = {k: Mean.of(each.values["metric"]) for k, each in found.methods.items()}
-            results.setdefault(name, {})[str(strength)] = {
-                method: {
-                    "values": each.values["metric"].tolist(),
-                    "reached": reached[method].as_dict(),
-                    "judged": each.judged and each.judged.as_dict(),
-                    "calls": each.calls,
-                }
-                for method, each in found.methods.items()
-            }
-            for method, each in found.methods.items():
-                print(f"{name:11} {strength:g} {method:12} {reached[method]}; {each.judged}")
-            write_record(flags.record, "guide.py", sys.argv[1:], metrics=results)
+            note(flags, results, name, strength, found.methods)
 
 
 if __name__ == "__main__":

@@ -300,9 +300,13 @@ def guide(record: Record) -> str:
     """Four metrics, at equal calls."""
     rows = []
     for metric, strengths in record["metrics"].items():
-        for ways in strengths.values():
+        for i, (strength, ways) in enumerate(strengths.items()):
             for way, each in ways.items():
-                rows.append([metric, way, str(each["calls"]), mean(each["reached"]), rate(each["judged"])])
+                if way == "no guidance" and i:
+                    continue
+                several = len(strengths) > 1 and way != "no guidance"
+                name = f"{way}, moves of {strength}" if several else way
+                rows.append([metric, name, str(each["calls"]), mean(each["reached"]), rate(each["judged"])])
     return markdown(
         ["metric", "", "calls an image", "reached, lower is better", "concept seen by the judge"], rows
     )
