@@ -323,7 +323,9 @@ class PipelineSampler(Sampler):
             InputError: it has none, or one that does not start from the noised image; or no images are made.
         """
         if self.medium != "image":
-            raise InputError(f"image_to_image is of images, but {type(self.pipe).__name__} makes {self.medium}")
+            raise InputError(
+                f"image_to_image is of images, but {type(self.pipe).__name__} makes {self.medium}"
+            )
         if self._img2img is None:
             self._img2img = image_to_image(self.pipe)
 

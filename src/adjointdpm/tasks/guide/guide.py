@@ -32,6 +32,7 @@ from ...optimization.progress import progress
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Losses, RunOptions
+from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
 from ..frames import NOUNS, FrameDraws, check_judge, frames_of
