@@ -1,4 +1,4 @@
-"""Guide, tune and invert on tiny pipelines of videos and sound, from end to end; the frames that a step differentiates."""
+"""Guide, tune and invert on tiny pipelines of videos and sound, end to end; the frames that a step differentiates."""
 
 from itertools import combinations
 

@@ -249,7 +249,7 @@ def guide(
 
 
 _METHODS = {
-    "no guidance": "“no guidance” is the image of the prompt and its noise as they are.",
+    "no guidance": "“no guidance” is what the prompt and its noise give as they are.",
     "noise": "“noise” moves the initial noise down the metric's gradient, through the whole sampling.",
     "look-ahead": "“look-ahead” moves each state of the trajectory by where the next steps lead.",
     "one step": "“one step” moves it by the prediction of a single step, as DPS and FreeDoM do.",
