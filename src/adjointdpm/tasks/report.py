@@ -23,6 +23,7 @@ from ..files.html_report import Page
 from ..metrics.base import name_of
 from ..optimization.task import RunOptions
 from ..samplers.base import Sampler
+from .frames import NOUNS
 
 __all__ = [
     "SCHEMA",
@@ -32,6 +33,7 @@ __all__ = [
     "facts_of",
     "load_result",
     "metric_in_words",
+    "steps_of",
     "write_report",
 ]
 
@@ -110,6 +112,12 @@ def metric_in_words(metric: Any, run: RunOptions) -> str:
     return " + ".join(map(str, given)) if given else name_of(metric)
 
 
+def steps_of(sampler: Sampler) -> str:
+    """Return the name of what makes a sampler's steps: a solver, or where there is none, a pipeline's scheduler."""
+    solver = getattr(sampler.pipe, "scheduler", sampler) if sampler.solver is None else sampler.solver
+    return type(solver).__name__
+
+
 def facts_of(sampler: Sampler | None, config: Mapping[str, Any]) -> dict[str, str]:
     """Return what was run, with which versions, and when, for a page.
 
@@ -128,14 +136,12 @@ def facts_of(sampler: Sampler | None, config: Mapping[str, Any]) -> dict[str, st
     if name and Path(name).parent == Path(zoo.__file__).parent:
         name = Path(name).name
     kind = type(sampler if pipe is None else pipe).__name__
-    # A pipeline's own scheduler stands where there is no solver of this library.
-    solver = getattr(pipe, "scheduler", sampler) if sampler.solver is None else sampler.solver
-    made = f"{sampler.steps} steps of {type(solver).__name__}"
+    made = f"{sampler.steps} steps of {steps_of(sampler)}"
     if sampler.guidance_scale is not None:
         made += f", guidance scale {float(sampler.guidance_scale):g}"
     return {
         "Model": f"{name} ({kind})" if name else kind,
-        "Images": made,
+        NOUNS[sampler.medium].capitalize(): made,
         "Gradient": "plain autograd" if sampler.adjoint is None else repr(sampler.adjoint),
         **when,
     }
