@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.adjoints.surrogate import draws, equally_spaced
+from adjointdpm.adjoints.draws import draws
+from adjointdpm.adjoints.surrogate import equally_spaced
 from tests.tiny.surrogates import (
     WEIGHT,
     by_hand,

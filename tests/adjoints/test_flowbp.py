@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.adjoints.draws import draws
 from adjointdpm.adjoints.flowbp import lagrange_weights, late_biased
-from adjointdpm.adjoints.surrogate import Quadrature, draws
+from adjointdpm.adjoints.surrogate import Quadrature
 from adjointdpm.flow.grids import TimeGrid
 from adjointdpm.flow.probability_flow import ProbabilityFlow
 from adjointdpm.solvers.integrate import IVP

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.adjoints.surrogate import draws
+from adjointdpm.adjoints.draws import draws
 from tests.tiny.surrogates import by_hand, close, flow, gradients_of, gradients_to, noise_model, start
 
 

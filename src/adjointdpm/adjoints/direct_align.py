@@ -15,7 +15,8 @@ from .._types import GraphPolicy, InputError, Stats
 from ..solvers.integrate import IVP, integrate
 from .base import wants_gradient
 from .discrete import Backprop
-from .surrogate import Surrogate, Velocity, draws, followed, straight_through, total
+from .draws import draws
+from .surrogate import Surrogate, Velocity, followed, straight_through, total
 
 __all__ = ["DirectAlign"]
 

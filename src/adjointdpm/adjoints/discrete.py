@@ -19,6 +19,7 @@ from .base import Adjoint, wants_gradient
 from .budget import Budget, by_blocks, bytes_of, parsed, split
 from .call_accounting import CallAccounting
 from .cotangents import CotangentNorms
+from .draws import draws
 from .evaluation import Evaluated
 from .recompute import Blocks, Recomputation, without_graph
 from .saved_bytes import BudgetExceededError
@@ -260,8 +261,8 @@ class Truncated(Discrete):
         repeats: n >= 1. With n > 1 it is DRaFT-LV: the finished latents are noised to the level of the last step n
             times, and the gradient of the last step is the mean over these, at the cost of n more calls. The image
             stays the same, and the gradient of the metric is taken there once, where the paper takes it at each of the
-            n images; for a metric that is linear in the latents both are the same. The noise comes from torch's global
-            generator.
+            n images; for a metric that is linear in the latents both are the same.
+        seed: of the noise of these copies, which is a function of it and of the noise that the sampling starts from.
 
     Raises:
         InputError: last < 1; repeats < 1; repeats with last > 1; or the noise or the time grid requires a gradient.
@@ -280,6 +281,7 @@ class Truncated(Discrete):
 
     last: int = 1
     repeats: int = 1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -317,10 +319,14 @@ class Truncated(Discrete):
                 )
             return final
         self.refuse(ivp)
-        return _low_variance(ivp, without_graph(Backprop().solve, ivp, stats), self.repeats, stats)
+        generator = torch.Generator().manual_seed(draws(self.seed, ivp.initial).getrandbits(63))
+        final = without_graph(Backprop().solve, ivp, stats)
+        return _low_variance(ivp, final, self.repeats, generator, stats)
 
 
-def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor:
+def _low_variance(
+    ivp: IVP, final: Tensor, repeats: int, generator: torch.Generator, stats: Stats
+) -> Tensor:
     """The finished latents, with the mean gradient of the last step from noised copies of them (DRaFT-LV).
 
     x = (alpha / alpha_0) x_0 + sqrt(sigma^2 - (alpha / alpha_0)^2 sigma_0^2) eps,   eps standard normal
@@ -329,6 +335,7 @@ def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor
         ivp: the problem.
         final: its solution.
         repeats: the number of copies.
+        generator: of eps, on the CPU.
         stats: the record of the sampling.
 
     Returns:
@@ -350,7 +357,8 @@ def _low_variance(ivp: IVP, final: Tensor, repeats: int, stats: Stats) -> Tensor
 
     out = final
     for _ in range(repeats):
-        z = (keep * end.scale * final + spread * torch.randn_like(final)) / now.scale
+        eps = torch.randn(final.shape, generator=generator, dtype=final.dtype).to(final.device)
+        z = (keep * end.scale * final + spread * eps) / now.scale
         (again,) = integrate(f, (z,), last, Euler())
         out = out + (again - again.detach()) / repeats
     return out

@@ -151,7 +151,8 @@ def rounding(tensors: Iterable[Tensor]) -> float:
         tensors: the network's weights and arguments.
 
     Returns:
-        eps^0.8 on a CPU and eps^0.6 on other devices, eps that of the coarsest dtype.
+        eps^0.7 on a CPU and eps^0.6 on other devices, eps that of the coarsest dtype: without AVX-512 a small UNet in
+        float32 differs by 28 eps with and without a graph.
     """
     coarsest, others = 0.0, False
     for tensor in tensors:
@@ -161,4 +162,4 @@ def rounding(tensors: Iterable[Tensor]) -> float:
     kind = "cuda" if others else "cpu"
     if torch.is_autocast_enabled(kind):
         coarsest = max(coarsest, torch.finfo(torch.get_autocast_dtype(kind)).eps)
-    return coarsest ** (0.6 if others else 0.8)
+    return coarsest ** (0.6 if others else 0.7)

@@ -16,9 +16,7 @@ methods are carried over to it. A schedule with `bounded=True` takes the coordin
 a model of v or of the data, the noise that follows from its output is detached as a whole.
 """
 
-import hashlib
 import random
-import struct
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from .base import Adjoint, wants_gradient
 from .call_accounting import CallAccounting
 from .cotangents import CotangentNorms
 from .discrete import Backprop, Discrete
+from .draws import draws
 from .evaluation import Evaluated
 from .recompute import Recomputation
 
@@ -47,7 +46,6 @@ __all__ = [
     "Rollout",
     "Surrogate",
     "Velocity",
-    "draws",
     "equally_spaced",
     "followed",
     "straight_through",
@@ -168,24 +166,6 @@ class Quadrature:
                 "call a step and no noise, such as Euler() or DPMSolverPP(2), or an adjoint that follows the "
                 'sampler\'s own steps: DRTune() or FlowBP(connector="sparse")'
             )
-
-
-def draws(seed: int, noise: Tensor) -> random.Random:
-    """Random choices that are a function of a seed and of the noise that a sampling starts from.
-
-    So a run that is repeated or resumed makes the same choices, to the bit, without a state to be saved, and another
-    noise gets other choices, as in training.
-
-    Args:
-        seed: each seed gives other choices for the same noise.
-        noise: the start of the sampling, (batch, *shape).
-
-    Returns:
-        the generator.
-    """
-    content = noise.detach().to("cpu").contiguous().flatten().view(torch.uint8)
-    key = hashlib.blake2b(struct.pack("<q", seed) + content.numpy().tobytes(), digest_size=8).digest()
-    return random.Random(int.from_bytes(key, "little"))
 
 
 def equally_spaced(count: int, calls: int, choices: random.Random) -> list[int]:
