@@ -366,7 +366,10 @@ def purified(record: Record) -> str:
         for row in record["gradient"]
     ]
     spent = [
-        [row["gradient"], str(row["steps"]), number(row["seconds"]), number(row["time_ratio"])]
+        [
+            *(row["gradient"], str(row["steps"]), number(row["seconds"])),
+            *(number(row["time_ratio"]), number(row["of_calls"])),
+        ]
         for row in record["time"]
     ]
     return "\n\n".join(
@@ -376,7 +379,7 @@ def purified(record: Record) -> str:
                 ["", "steps", "error to plain autograd", "MB saved", "times those of a tenth of the steps"],
                 exact,
             ),
-            markdown(["", "steps", "seconds", "time, plain autograd = 1"], spent),
+            markdown(["", "steps", "seconds", "plain autograd = 1", "N (2f + b) = 1"], spent),
         )
     )
 

@@ -86,7 +86,7 @@ def audit(
             nor the classifier's own, which would be the same as moving less far.
         images: (prompts, *image_shape), in [0, 1], one for each prompt: the audit starts at the noise from which the
             sampler makes them, found by inverting its steps; at random noise if None. An image that cannot be
-            inverted, or that the classifier gets wrong as the sampler makes it, is dropped.
+            inverted, or that the classifier misclassifies as the sampler makes it, is dropped.
         run: whether the run is resumed, and what it reports.
 
     Returns:

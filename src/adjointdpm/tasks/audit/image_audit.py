@@ -301,7 +301,7 @@ class _ImageAudit:
         return self._judged(torch.cat(found), labels, "random")
 
     def smallest(self, found: Tensor, centre: Tensor, labels: Tensor, after: Verdict) -> Tensor:
-        """Return the nearest image on the way to each success that misleads most draws; what was found elsewhere."""
+        """Return the nearest image on the way to each success that most draws misclassify; what was found elsewhere."""
         where, best = output_folder(self.folder / "smallest"), found.clone()
         misled = after.majority.nonzero()[:, 0].tolist()
         with progress("smallest changes", len(misled), self.run.quiet) as bar:
