@@ -8,8 +8,10 @@ import re
 import torch
 from PIL import Image
 
-from adjointdpm.files.html_report import ImageTable, Page
+from adjointdpm.files.films import read_film
+from adjointdpm.files.html_report import ImageTable, Page, table_of
 from adjointdpm.files.images import read_image
+from adjointdpm.files.sounds import as_16_bit, read_wav
 
 
 def embedded(text):
@@ -113,3 +115,53 @@ def test_the_pages_script_holds_nothing_that_users_typed(tmp_path):
     text = page.write(tmp_path / "page.html").read_text()
     (script,) = re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)
     assert "typed" not in script
+
+
+def sources(text, kind):
+    return [
+        base64.b64decode(each) for each in re.findall(rf'src(?:set)?="data:{kind};base64,([^"]+)"', text)
+    ]
+
+
+def test_films_are_in_the_page_and_stand_still_for_those_who_ask_for_it(tmp_path):
+    films = torch.randint(0, 256, (2, 4, 3, 8, 8), dtype=torch.uint8)
+    page = Page("a title")
+    row = table_of("moving", films.float() / 255, ["one", "<two>"], 8.0)
+    page.images(row, file=tmp_path / "samples.png")
+    text = page.write(tmp_path / "page.html").read_text()
+    moving, still = sources(text, "image/webp"), sources(text, "image/png")
+    for film, content, first in zip(films, moving, still, strict=True):
+        assert torch.equal((255 * read_film(content, 8)).round().to(torch.uint8), film)
+        assert torch.equal((255 * read_image(first)).round().to(torch.uint8), film[0])
+    pictures = re.findall(r"<picture>(.*?)</picture>", text, re.DOTALL)
+    assert len(pictures) == 2
+    assert all('media="(prefers-reduced-motion: reduce)"' in each for each in pictures)
+    assert re.findall(r'<img alt="([^"]*)"', text) == ["moving: one", "moving: &lt;two&gt;"]
+    assert 'aria-label="Videos"' in text
+    names = sorted(each.name for each in (tmp_path / "samples").iterdir())
+    assert names == ["moving-00000.webp", "moving-00001.webp"]
+    assert (tmp_path / "samples" / names[1]).read_bytes() == moving[1]
+
+
+def test_sounds_have_a_player_each_and_a_file(tmp_path):
+    waveforms = torch.rand(2, 2, 100) - 0.5
+    page = Page("a title")
+    page.images(table_of("with it", waveforms, ["one", "two"], 8000.0), file=tmp_path / "samples")
+    text = page.write(tmp_path / "page.html").read_text()
+    players = sources(text, "audio/wav")
+    for waveform, content in zip(waveforms, players, strict=True):
+        read, rate = read_wav(content)
+        assert rate == 8000
+        assert torch.equal(as_16_bit(read), as_16_bit(waveform))
+    assert re.findall(r'<audio controls preload="metadata" aria-label="([^"]*)"', text) == [
+        "with it: one",
+        "with it: two",
+    ]
+    assert "<button aria-label" not in text
+    assert (tmp_path / "samples" / "with-it-00001.wav").read_bytes() == players[1]
+
+
+def test_levels_are_not_rounded_twice():
+    images = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(table_of("", images, [""], None).images, images)
+    assert torch.equal(table_of("", images / 255, [""], None).images, images)

@@ -70,9 +70,9 @@ def test_a_module_that_does_not_import(here, name, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("raises", r"fails on grey images of shape \(1, 3, 1, 1\) \(IndexError"),
-        ("exits", r"exits on grey images .* \(SystemExit: 3\)"),
-        ("asks", r"fails on grey images .* \(EOFError"),
+        ("raises", r"fails on gray images of shape \(1, 3, 1, 1\) \(IndexError"),
+        ("exits", r"exits on gray images .* \(SystemExit: 3\)"),
+        ("asks", r"fails on gray images .* \(EOFError"),
     ],
 )
 def test_a_metric_that_does_not_return(here, name, message):

@@ -11,7 +11,6 @@ from benchmarks.live import LiveBytes, held_by
 from tests.tiny.pipelines import CASES, first, weights
 
 # Stable Audio's decoder, as diffusers builds it.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 
 
 def replayed(arguments):

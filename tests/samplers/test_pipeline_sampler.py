@@ -4,24 +4,11 @@ import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from torch.overrides import TorchFunctionMode
 
 import adjointdpm as adp
 from tests.tiny.families import of
 from tests.tiny.pipelines import CASES, draw, first, sd, text_unet, vp, weights
-
-
-class Handed(TorchFunctionMode):
-    """Plain autograd's reference: torch.randn answers with these tensors."""
-
-    def __init__(self, *tensors):
-        super().__init__()
-        self.tensors = list(tensors)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.randn, torch.randn_like):
-            return self.tensors.pop(0)
-        return func(*args, **(kwargs or {}))
+from tests.tiny.plain import plain
 
 
 def small(scheduler=None):
@@ -45,16 +32,6 @@ def sampler_of(pipe, steps=3, **settings):
         {k: v[:1] if v.ndim else v for k, v in cond().items()}
     )  # there is no tokenizer
     return made
-
-
-def plain(pipe, noise, given, steps, *later):
-    import inspect
-
-    with Handed(noise, *later):
-        out = inspect.unwrap(type(pipe).__call__)(
-            pipe, **given, num_inference_steps=steps, output_type="pt", return_dict=False
-        )
-    return out[0]
 
 
 def test_unclamped_and_otherwise_the_pipelines_image():

@@ -1,5 +1,6 @@
 """Pipelines that make films or sound."""
 
+import warnings
 from typing import Any
 
 import diffusers
@@ -113,6 +114,20 @@ def _() -> Any:
     return pipe, {**embeds(), "latents": draw(1, 4, 2, 8, 8), "num_frames": 2, "height": 16, "width": 16}
 
 
+def _oobleck() -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated", FutureWarning)
+        return diffusers.AutoencoderOobleck(
+            encoder_hidden_size=6,
+            downsampling_ratios=[1, 2],
+            decoder_channels=3,
+            decoder_input_channels=3,
+            audio_channels=2,
+            channel_multiples=[2, 4],
+            sampling_rate=4,
+        )
+
+
 @case("StableAudioPipeline")
 def _() -> Any:
     pipe = diffusers.StableAudioPipeline(
@@ -132,15 +147,7 @@ def _() -> Any:
         scheduler=diffusers.EDMDPMSolverMultistepScheduler(
             solver_order=2, prediction_type="v_prediction", sigma_data=1.0
         ),
-        vae=diffusers.AutoencoderOobleck(
-            encoder_hidden_size=6,
-            downsampling_ratios=[1, 2],
-            decoder_channels=3,
-            decoder_input_channels=3,
-            audio_channels=2,
-            channel_multiples=[2, 4],
-            sampling_rate=4,
-        ).eval(),
+        vae=_oobleck().eval(),
         projection_model=diffusers.StableAudioProjectionModel(
             text_encoder_dim=8, conditioning_dim=8, min_value=0, max_value=32
         ).eval(),

@@ -27,6 +27,7 @@ from .._types import AdjointDPMError, Cond, NonFiniteError
 from ..adjoints.budget import free_memory
 from ..flow.influence import compiled
 from ..metrics.base import Metric
+from ..metrics.frames import for_medium
 from ..samplers.base import Sampler
 from .gradients import gradients, trainable
 
@@ -240,7 +241,7 @@ class _Point:
     def __init__(self, sampler: Sampler, metric: Metric, noise: Tensor, cond: Cond, variable: str) -> None:
         self.sampler, self.metric, self.noise, self.cond, self.variable = (
             sampler,
-            metric,
+            for_medium(metric, sampler.medium),
             noise,
             cond,
             variable,

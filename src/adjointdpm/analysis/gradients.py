@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._types import Cond, InputError
 from ..metrics.base import Metric
 from ..metrics.check import check_metric, score
+from ..metrics.frames import for_medium
 from ..samplers.base import Sampler
 
 __all__ = ["Gradients", "gradients"]
@@ -49,7 +50,9 @@ def gradients(
 
     Args:
         sampler: the sampler; its adjoint decides how the gradient is made.
-        metric: a function L from images (batch, 3, height, width) to one value an image, (batch,).
+        metric: a function L from images (batch, 3, height, width) to one value an image, (batch,). Where the sampler
+            makes videos, its mean over frames is differentiated, or a `metrics.WholeVideo`; where it makes sound, a
+            function of waveforms (batch, channels, samples).
         noise: (batch, *shape).
         cond: the conditioning.
         variables: some of "noise", the names in `cond`, and "weights", which are all weights of the sampler that
@@ -77,7 +80,8 @@ def gradients(
         known = ", ".join(["noise", *cond.differentiable, "weights"])
         raise InputError(f"variables are some of {known}, but {list(variables)} was given")
     weights = trainable(sampler) if "weights" in variables else []
-    check_metric(metric, sampler.image_shape, len(noise), noise)
+    metric = for_medium(metric, sampler.medium)
+    check_metric(metric, sampler.output_shape, len(noise), noise)
     noise = noise.detach().requires_grad_("noise" in variables)
     cond = Cond({name: t.detach().requires_grad_(name in variables) for name, t in cond.items()})
     images = sampler(noise, cond)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 from .._types import InputError
-from ..samplers.flow_sampler import FlowSampler
 from ..tasks.guide.guide import GuideSettings
 from ..tasks.guide.guide import guide as run_guide
 from ..tasks.guide.look_ahead import LookAhead
@@ -44,16 +43,16 @@ class Guide:
             InputError: A flag contradicts another one, or cannot be used.
         """
         task, settings = self.task, replace(self.optimization, ahead=self.trajectory)
-        if self.model.solver == "pipeline":
+        if self.model.solver == "pipeline" and settings.baselines:
             raise InputError(
-                "guide needs our own steps, not the pipeline's scheduler; choose another --solver"
+                "guide's baselines need our own steps, not the pipeline's scheduler; give --no_baselines, or choose "
+                "another --solver"
             )
         if task.judge == "none":
             given.refuse_unused(("label",), "without a judge")
         check_calls(given)
         folder, run = self.output.start(given)
         sampler = self.model.sampler()
-        assert isinstance(sampler, FlowSampler)  # what every other --solver makes
         starts = len(task.prompt) * settings.num_validation_images * settings.best_of
         check_memory(sampler, starts, settings.train_batch_size)
         networks = self.networks.networks(sampler)

@@ -174,6 +174,11 @@ class Invert:
             return PromptGoal(task.target_word, distance)
         if task.target_effect:
             return EffectGoal(guarded_effect(task.target_effect), distance)
+        if networks.sampler.medium != "image":
+            raise InputError(
+                f"--target_images are images, but the model makes {networks.sampler.medium}; give --metric, "
+                "--target_word or --target_effect"
+            )
         size = networks.sampler.image_shape[1:]
         images = [image_option(str(path), size) for path in image_folder(task.target_images or "")]
         return ImageGoal(torch.stack(images), distance)

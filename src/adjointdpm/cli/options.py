@@ -60,6 +60,9 @@ class ModelOptions:
         learned_embeds: Safetensors file of a learned token, such as invert wrote, that prompts may then use.
         height: Height of the images in pixels; the model's own by default.
         width: Width of the images in pixels; the model's own by default.
+        num_frames: Number of frames of the videos; the pipeline's own by default.
+        frame_rate: Frames of the videos in a second; the pipeline's own by default, or 8. Wan is made for 16.
+        audio_end_in_s: Length of the sound in seconds; the pipeline's own by default.
         num_inference_steps: Number of sampling steps.
         guidance_scale: Weight of classifier-free guidance; there is no guidance at 1 or less. [default: 4 with the
             bundled model, else the pipeline's own]
@@ -81,6 +84,9 @@ class ModelOptions:
     learned_embeds: Path | None = None
     height: Annotated[int | None, Range(1, 16_384)] = None
     width: Annotated[int | None, Range(1, 16_384)] = None
+    num_frames: Annotated[int | None, Range(1, 100_000)] = None
+    frame_rate: Annotated[float | None, Range(0, 1000, open_low=True)] = None
+    audio_end_in_s: Annotated[float | None, Range(0, 100_000, open_low=True)] = None
     num_inference_steps: Annotated[int, Range(1, 10_000)] = 25
     guidance_scale: Annotated[float | None, Range(0, 1000)] = None
     negative_prompt: str = ""
@@ -104,6 +110,9 @@ class ModelOptions:
             variant=self.variant,
             height=self.height,
             width=self.width,
+            num_frames=self.num_frames,
+            frame_rate=self.frame_rate,
+            audio_end_in_s=self.audio_end_in_s,
             lora=self.lora,
             learned_embeds=self.learned_embeds,
         )

@@ -42,6 +42,7 @@ from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
 from ..samplers.pipeline_sampler import PipelineSampler
 from ..solvers import RK4, AdamsBashforth, Coupled, DPMSolverPP, Euler, Heun, Midpoint, Solver
+from ..tasks.frames import NOUNS
 from ..tasks.sampling import network_of
 from ..zoo import bundled, folder, load_bundled, load_classifier
 
@@ -175,21 +176,26 @@ def check_memory(sampler: Sampler, images: int, batch: int) -> None:
         InputError: it is more than is free on the device (or on the machine).
     """
     noise = sampler.noise(1)
-    one, image = noise[0].numel(), math.prod(sampler.image_shape)
+    one, image = noise[0].numel(), math.prod(sampler.output_shape)
     steps = getattr(sampler, "steps", 1)
     needed = 4 * (images * (2 * one + 4 * image) + min(batch, images) * steps * one)
     vae: Any = getattr(sampler.pipe, "vae", None)
     widths = getattr(getattr(vae, "config", None), "block_out_channels", ())
-    if widths:
+    if widths and sampler.medium != "audio":
         _, height, width = sampler.image_shape
         needed += vae.dtype.itemsize * min(batch, images) * min(widths) * height * width
     free = free_memory(noise.device)
     if free is not None and needed > free:
         raise InputError(
-            f"{images} image{'' if images == 1 else 's'} of {' x '.join(map(str, sampler.image_shape))} in {steps} "
+            f"{_counted(images, sampler)} of {' x '.join(map(str, sampler.output_shape))} in {steps} "
             f"steps need at least {needed / 2**30:.3g} GiB of memory, but {free / 2**30:.3g} GiB are free; make fewer "
             "at a time, or smaller ones"
         )
+
+
+def _counted(number: int, sampler: Sampler) -> str:
+    noun = NOUNS[sampler.medium]
+    return f"{number} {noun if number != 1 else noun.removesuffix('s')}"
 
 
 def _choice(what: str, given: str, known: Any) -> None:
@@ -285,6 +291,9 @@ def sampler_of(
     variant: str | None = None,
     height: int | None = None,
     width: int | None = None,
+    num_frames: int | None = None,
+    frame_rate: float | None = None,
+    audio_end_in_s: float | None = None,
     lora: Path | None = None,
     learned_embeds: Path | None = None,
 ) -> Sampler:
@@ -302,6 +311,7 @@ def sampler_of(
         device: where it runs; see `device_of`.
         revision, variant: see `load_pretrained_pipeline`.
         height, width: of the image, in pixels; the model's own if None.
+        num_frames, frame_rate, audio_end_in_s: of videos and sound, with solver "pipeline"; the pipeline's own if None.
         lora: see `load_lora`.
         learned_embeds: see `load_textual_inversion`.
 
@@ -328,6 +338,12 @@ def sampler_of(
     if guidance_scale is not None or bundled(name):
         shared["guidance_scale"] = 4.0 if guidance_scale is None else guidance_scale
     sizes = {"height": height, "width": width}
+    lengths = {"num_frames": num_frames, "frame_rate": frame_rate, "audio_end_in_s": audio_end_in_s}
+    lengths = {key: value for key, value in lengths.items() if value is not None}
+    if lengths and solver != "pipeline":
+        raise InputError(
+            f"{', '.join(lengths)} is of videos and sound, whose steps are the pipeline's own; give --solver pipeline"
+        )
     with using(f"the model {name!r}"):
         if bundled(name) and solver != "pipeline":
             ours = load_bundled(
@@ -340,16 +356,18 @@ def sampler_of(
             pipe = load_pretrained_pipeline(folder(name) if bundled(name) else name, dtype, **files)
             _extended(pipe.to(place), lora, learned_embeds)
             if solver == "pipeline":
-                given = {key: value for key, value in sizes.items() if value is not None}
-                sampler = PipelineSampler(pipe, arguments=given, **shared)
+                rate = lengths.pop("frame_rate", None)
+                given = {key: value for key, value in sizes.items() if value is not None} | lengths
+                sampler = PipelineSampler(pipe, arguments=given, frame_rate=rate, **shared)
             else:
                 sampler = FlowSampler.from_pipeline(pipe, solver=SOLVERS[solver](), **sizes, **shared)
-        _, high, wide = sampler.image_shape
-        if (high, wide) != (height or high, width or wide):
-            raise InputError(
-                f"images of {height or high} x {width or wide} cannot be made by the model {name!r}, which would make "
-                f"{high} x {wide}; give another height and width"
-            )
+        if sampler.medium != "audio":
+            _, high, wide = sampler.image_shape
+            if (high, wide) != (height or high, width or wide):
+                raise InputError(
+                    f"images of {height or high} x {width or wide} cannot be made by the model {name!r}, which would "
+                    f"make {high} x {wide}; give another height and width"
+                )
         check_memory(sampler, 1, 1)
         with torch.no_grad():
             trial = sampler.replace(steps=min(steps, 2), adjoint=Checkpointed())
@@ -358,7 +376,7 @@ def sampler_of(
                 raise InputError(f"the model {name!r} takes no prompts, which this command needs")
             trial(trial.noise(1), cond)
     logger.info(
-        "model %s: %d million weights in %s on %s, %s with %s in %s steps, images of %d x %d, ready in %.1f s",
+        "model %s: %d million weights in %s on %s, %s with %s in %s steps, %s of %s, ready in %.1f s",
         name,
         sum(weight.numel() for weight in network_of(sampler).parameters()) // 10**6,
         dtype,
@@ -366,8 +384,8 @@ def sampler_of(
         type(sampler).__name__,
         "the pipeline's scheduler" if sampler.solver is None else sampler.solver,
         sampler.steps,
-        wide,
-        high,
+        NOUNS[sampler.medium],
+        " x ".join(map(str, sampler.output_shape)),
         time.perf_counter() - began,
     )
     return sampler

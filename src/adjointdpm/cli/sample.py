@@ -12,10 +12,13 @@ from torch import Tensor
 from .._types import Range
 from ..files.atomic_write import write_file
 from ..files.diffusers_files import load_noise
-from ..files.html_report import ImageTable, Page
+from ..files.films import film
+from ..files.html_report import Page, table_of
 from ..files.images import as_8_bit, encoded
+from ..files.sounds import as_16_bit, wav
 from ..optimization.progress import progress
 from ..samplers.base import Sampler
+from ..tasks.frames import NOUNS
 from ..tasks.report import facts_of
 from .flags import Given, Group, PromptTexts
 from .options import FolderOptions, ModelOptions, free_folder, in_one_process
@@ -38,7 +41,7 @@ class SampleOptions:
         batch: Number of images for each prompt.
         seed: Random seed of the noise.
         noise: Safetensors file of noise, such as guide or audit wrote, that is used in place of a batch and a seed.
-        output_format: Format of the image files: png, jpg or webp.
+        output_format: Format of the image files: png, jpg or webp. Videos are webp, and sound is wav.
     """
 
     prompt: Annotated[tuple[str, ...], PromptTexts()]
@@ -66,6 +69,9 @@ class Sample:
         patterns = ("result.json", "[0-9][0-9]*-[0-9][0-9]*.*")
         folder = free_folder(self.output.output_dir, *patterns, overwrite=self.output.overwrite)
         sampler = self.model.sampler()
+        if sampler.medium != "image":
+            given.refuse_unused(("output_format",), f"with a model that makes {sampler.medium}")
+        suffix = {"image": task.output_format, "video": "webp", "audio": "wav"}[sampler.medium]
         check_memory(sampler, task.batch, TOGETHER)
         conditions = [sampler.encode(each) for each in task.prompt]
         drawn = sampler.noise(task.batch if saved is None else 1, task.seed)
@@ -81,10 +87,11 @@ class Sample:
             for number, cond in enumerate(conditions):
                 for first in range(0, len(noise), TOGETHER):
                     with torch.no_grad():
-                        images = as_8_bit(sampler(noise[first : first + TOGETHER], cond))
+                        images = sampler(noise[first : first + TOGETHER], cond)
+                    images = as_16_bit(images) if sampler.medium == "audio" else as_8_bit(images)
                     for i, image in enumerate(images, first):
-                        path = folder / f"{number:02d}-{i:02d}.{task.output_format}"
-                        write_file(path, encoded(image, task.output_format))
+                        path = folder / f"{number:02d}-{i:02d}.{suffix}"
+                        write_file(path, _content(image, suffix, sampler.rate))
                         if i < SHOWN and number < ROWS:
                             shown[number].append((path.name, image))
                         source = {"seed": task.seed} if saved is None else {"noise": str(task.noise)}
@@ -98,7 +105,12 @@ class Sample:
         page = _page(task, sampler, given, len(noise))
         page.images(
             *(
-                ImageTable(prompt, torch.stack([image for _, image in row]), [name for name, _ in row])
+                table_of(
+                    prompt,
+                    torch.stack([image for _, image in row]),
+                    [name for name, _ in row],
+                    sampler.rate,
+                )
                 for prompt, row in zip(task.prompt, shown[:ROWS], strict=False)
             )
         )
@@ -107,13 +119,22 @@ class Sample:
         print(f"page: {page.write(folder / 'index.html').resolve()}")
 
 
+def _content(sample: Tensor, suffix: str, rate: float | None) -> bytes:
+    """Return the file of an image, a video or a waveform of whole levels."""
+    if rate is None:
+        return encoded(sample, suffix)
+    return wav(sample, rate) if suffix == "wav" else film(sample, rate)
+
+
 def _page(task: SampleOptions, sampler: Sampler, given: Given, number: int) -> Page:
     """Return the page of images without the images."""
-    page = Page("adjointdpm sample: images of prompts")
+    noun = NOUNS[sampler.medium]
+    page = Page(f"adjointdpm sample: {noun} of prompts")
+    made = f"{number} {noun if number > 1 else noun.removesuffix('s')}"
     page.verdict = (
-        f"{number} image{'s' if number > 1 else ''} of each of {len(task.prompt)} prompts."
+        f"{made} of each of {len(task.prompt)} prompts."
         if len(task.prompt) > 1
-        else f"{number} image{'s' if number > 1 else ''} of “{''.join(task.prompt)}”."
+        else f"{made} of “{''.join(task.prompt)}”."
     )
     if number > SHOWN or len(task.prompt) > ROWS:
         page.verdict += f" The first {SHOWN} of each of the first {ROWS} prompts are shown."

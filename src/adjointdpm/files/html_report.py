@@ -1,18 +1,21 @@
-"""One self-contained HTML page a run: images, curves and tables, no file beside it, no network."""
+"""One self-contained HTML page a run: images, videos, players, curves and tables, no file beside it, no network."""
 
 import base64
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int16, UInt8
 from torch import Tensor
 
 from .atomic_write import write_file
-from .images import png, sheet
+from .films import film, strip
+from .images import as_8_bit, output_folder, png, sheet
+from .sounds import as_16_bit, wav
 
 try:
     import jinja2
@@ -23,7 +26,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["ImageTable", "Page"]
+__all__ = ["FilmTable", "ImageTable", "Page", "SoundTable", "Table", "table_of"]
 
 # Autoescaping is on: whatever a user typed (a prompt, a label) is text here, never markup.
 _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
@@ -54,6 +57,7 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
               background: var(--back); text-align: left; vertical-align: middle; overflow-wrap: break-word;
               hyphens: auto; font-size: .9rem }
  .images button { all: unset; cursor: zoom-in } .images button:focus-visible { outline: 2px solid }
+ .images audio { width: 15rem; display: block }
  .images img { width: 8rem; display: block; image-rendering: pixelated; border-radius: 6px }
  @media (max-width: 40rem) {
   .numbers td { white-space: nowrap } .images img { width: 5.5rem } figcaption { max-width: 5.5rem } }
@@ -72,11 +76,14 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
  {%- elif part.kind == "text" %}<p>{{ part.text }}</p>
  {%- elif part.kind == "code" %}<pre><code>{{ part.text }}</code></pre>
  {%- elif part.kind == "link" %}<p><a href="{{ part.target | urlencode }}">{{ part.text }}</a></p>
- {%- elif part.kind == "images" %}<div class="scroll" tabindex="0" role="region" aria-label="Images">
+ {%- elif part.kind == "images" %}<div class="scroll" tabindex="0" role="region" aria-label="{{ part.what }}">
  <table class="images">{% for row in part.rows %}
  <tr><th scope="row">{{ row.name }}</th>
-  {% for source, caption in row.items %}<td><figure><button aria-label="{{ row.name }}: {{ caption }}, larger">
-  <img alt="{{ row.name }}: {{ caption }}" src="{{ source }}"></button>
+  {% for source, caption, still in row.items %}<td><figure>{% if row.kind == "sound" %}
+  <audio controls preload="metadata" aria-label="{{ row.name }}: {{ caption }}" src="{{ source }}"></audio>
+  {%- else %}<button aria-label="{{ row.name }}: {{ caption }}, larger">
+  {% if still %}<picture><source srcset="{{ still }}" media="(prefers-reduced-motion: reduce)">{% endif -%}
+  <img alt="{{ row.name }}: {{ caption }}" src="{{ source }}">{% if still %}</picture>{% endif %}</button>{% endif %}
   <figcaption>{{ caption }}</figcaption></figure></td>{% endfor %}</tr>{% endfor %}</table></div>
  {%- elif part.kind == "plot" %}<figure><img class="plot" alt="{{ part.text }}" src="{{ part.source }}">
   </figure>
@@ -93,8 +100,9 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <script type="module">
  const dialog = document.querySelector("dialog"), about = document.createElement("p");
  for (const image of document.querySelectorAll(".images img"))
-  image.parentElement.onclick = () => {
-   about.textContent = image.alt; dialog.replaceChildren(image.cloneNode(), about); dialog.showModal(); };
+  image.closest("button").onclick = () => {
+   about.textContent = image.alt;
+   dialog.replaceChildren((image.closest("picture") ?? image).cloneNode(true), about); dialog.showModal(); };
  dialog.onclick = () => dialog.close();
  for (const button of document.querySelectorAll(".numbers th button"))
   button.onclick = () => {
@@ -109,18 +117,113 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 """)
 
 
-@dataclass(frozen=True, eq=False)
-class ImageTable:
-    """A named row of small images with a caption each."""
+class Table(ABC):
+    """A named row of what was made, with a caption each."""
 
+    kind: ClassVar[str]
+    name: str
+    captions: Sequence[str]
+
+    @property
+    @abstractmethod
+    def items(self) -> list[tuple[str, str, str]]:
+        """Source and caption of each, and the source of a still image to show in place of a moving one; "" for none."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Save each in a file of its own, with all that it has.
+
+        Raises:
+            SavingError: the disk is full, or the folder cannot be written.
+        """
+
+    def path(self, folder: Path, number: int, suffix: str) -> Path:
+        """Return the path of a file in a folder, which is made if need be; sorted names are in the row's order."""
+        folder = output_folder(folder)
+        prefix = f"{self.name.replace(' ', '-')}-" if self.name else ""
+        return folder / f"{prefix}{number:05}.{suffix}"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable(Table):
+    """A row of small images."""
+
+    kind: ClassVar[str] = "image"
     name: str
     images: UInt8[Tensor, "batch c h w"]
     captions: Sequence[str]
 
     @property
-    def items(self) -> list[tuple[str, str]]:
-        """Source and caption of each image."""
-        return [(_source(png(i)), c) for i, c in zip(self.images, self.captions, strict=True)]
+    def items(self) -> list[tuple[str, str, str]]:
+        return [(_source(png(i)), c, "") for i, c in zip(self.images, self.captions, strict=True)]
+
+    def save(self, folder: Path) -> None:
+        for number, image in enumerate(self.images):
+            write_file(self.path(folder, number, "png"), png(image))
+
+
+@dataclass(frozen=True, eq=False)
+class FilmTable(Table):
+    """A row of small videos, which stand still for those who ask their system for less motion."""
+
+    kind: ClassVar[str] = "film"
+    name: str
+    videos: UInt8[Tensor, "batch frames c h w"]
+    captions: Sequence[str]
+    rate: float
+
+    @property
+    def items(self) -> list[tuple[str, str, str]]:
+        sources = [(_source(strip(v, self.rate), "image/webp"), _source(png(v[0]))) for v in self.videos]
+        return [
+            (moving, caption, still)
+            for (moving, still), caption in zip(sources, self.captions, strict=True)
+        ]
+
+    def save(self, folder: Path) -> None:
+        for number, video in enumerate(self.videos):
+            write_file(self.path(folder, number, "webp"), film(video, self.rate))
+
+
+@dataclass(frozen=True, eq=False)
+class SoundTable(Table):
+    """A row of players."""
+
+    kind: ClassVar[str] = "sound"
+    name: str
+    waveforms: Int16[Tensor, "batch c n"]
+    captions: Sequence[str]
+    rate: float
+
+    @property
+    def items(self) -> list[tuple[str, str, str]]:
+        sources = [_source(wav(each, self.rate), "audio/wav") for each in self.waveforms]
+        return [(source, caption, "") for source, caption in zip(sources, self.captions, strict=True)]
+
+    def save(self, folder: Path) -> None:
+        for number, waveform in enumerate(self.waveforms):
+            write_file(self.path(folder, number, "wav"), wav(waveform, self.rate))
+
+
+def table_of(name: str, samples: Tensor, captions: Sequence[str], rate: float | None) -> Table:
+    """Return the row of what a sampler made.
+
+    Args:
+        name: the row's name.
+        samples: images (batch, channels, height, width), videos (batch, frames, channels, height, width) or waveforms
+            (batch, channels, samples); rounded here, or uint8 and int16 already.
+        captions: one for each.
+        rate: frames or samples in a second; None for images.
+
+    Returns:
+        an `ImageTable`, `FilmTable` or `SoundTable`.
+    """
+    sound = rate is not None and samples.ndim == 3
+    if samples.is_floating_point():
+        samples = as_16_bit(samples) if sound else as_8_bit(samples)
+    if rate is None:
+        return ImageTable(name, samples, captions)
+    return (SoundTable if sound else FilmTable)(name, samples, captions, rate)
 
 
 @dataclass
@@ -153,19 +256,27 @@ class Page:
         """A link to a file; `target` is its path from the page's folder."""
         self.parts.append({"kind": "link", "text": text, "target": target})
 
-    def images(self, *rows: ImageTable, file: Path | None = None) -> None:
-        """Rows of images.
+    def images(self, *rows: Table, file: Path | None = None) -> None:
+        """Rows of images, videos or sound.
 
         Args:
             rows: of equally many images, if they are to be saved.
-            file: where all of them are saved as one PNG file, too; None for nowhere.
+            file: where all images are saved as one PNG file, too; videos and sounds are saved in a folder of that name
+                without its suffix, each in a file of its own. None for nowhere.
 
         Raises:
             SavingError: the disk is full, or the file cannot be written.
         """
-        self.parts.append({"kind": "images", "rows": rows})
-        if file is not None:
-            write_file(file, png(sheet(torch.cat([row.images for row in rows]), len(rows[0].images))))
+        what = {"image": "Images", "film": "Videos", "sound": "Sounds"}[rows[0].kind]
+        self.parts.append({"kind": "images", "rows": rows, "what": what})
+        if file is None:
+            return
+        images = [row.images for row in rows if isinstance(row, ImageTable)]
+        if images:
+            write_file(file, png(sheet(torch.cat(images), len(images[0]))))
+        for row in rows:
+            if not isinstance(row, ImageTable):
+                row.save(file.with_suffix(""))
 
     def values(self, text: str, values: Mapping[str, str]) -> None:
         """Values by name, which open on a click on a text."""
@@ -213,5 +324,5 @@ class Page:
         return path
 
 
-def _source(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+def _source(content: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64," + base64.b64encode(content).decode()

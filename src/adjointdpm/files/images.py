@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._types import InputError
 
-__all__ = ["as_8_bit", "encoded", "image_file", "output_folder", "png", "read_image", "sheet"]
+__all__ = ["as_8_bit", "encoded", "image_file", "output_folder", "png", "read_frame", "read_image", "sheet"]
 
 # What needs no other program to be read, as EPS does.
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -86,7 +86,7 @@ def read_image(content: bytes) -> Float[Tensor, "c h w"]:
         [1.0]
     """
     image = Image.open(io.BytesIO(content))
-    return _tensor(image if image.mode == "L" else image.convert("RGB"))
+    return read_frame(image if image.mode == "L" else image.convert("RGB"))
 
 
 def image_file(path: str | Path, most_pixels: int = _MOST_PIXELS) -> Float[Tensor, "3 h w"]:
@@ -148,9 +148,9 @@ def _seen(image: Image.Image, path: str | Path, most_pixels: int) -> Tensor:
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
         return _deep(image, kind, path).expand(3, -1, -1)
     if image.has_transparency_data:
-        rgba = _tensor(image.convert("RGBA"))
+        rgba = read_frame(image.convert("RGBA"))
         return rgba[:3] * rgba[3:] + (1 - rgba[3:])
-    return _tensor(image.convert("RGB"))
+    return read_frame(image.convert("RGB"))
 
 
 def _deep(image: Image.Image, kind: str | None, path: str | Path) -> Tensor:
@@ -180,7 +180,8 @@ def _deep(image: Image.Image, kind: str | None, path: str | Path) -> Tensor:
     return levels.float()
 
 
-def _tensor(image: Any) -> Tensor:
+def read_frame(image: Any) -> Tensor:
+    """Return the pixels of an open image of Pillow, (channels, height, width), in [0, 1]."""
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255
 

@@ -29,7 +29,8 @@ def save_kohya(path: Path, lora: Path, pipe: Any) -> Path | None:
         pipe: the pipeline it belongs to, which reads the new file back for comparison.
 
     Returns:
-        `path`; None, and nothing is written, where the LoRA is not of a UNet.
+        `path`; None, and nothing is written, where the LoRA is not of a UNet, or is of one with motion modules, which
+        the layout does not know.
 
     Raises:
         InputError: the installed diffusers reads the new file as other weights, or the folder cannot be written.
@@ -42,7 +43,9 @@ def save_kohya(path: Path, lora: Path, pipe: Any) -> Path | None:
     with safe_open(str(lora), "pt") as read:
         tensors = {name: read.get_tensor(name) for name in read.keys()}  # noqa: SIM118, it is no mapping
         about = json.loads((read.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    if not all(name.startswith("unet.") for name in tensors):
+    if not all(name.startswith("unet.") for name in tensors) or any(
+        ".motion_modules." in n for n in tensors
+    ):
         return None
     rank, alpha = about["unet.r"], about["unet.lora_alpha"]
     made: dict[str, torch.Tensor] = convert_state_dict_to_kohya(tensors)

@@ -70,7 +70,8 @@ def load_pretrained_pipeline(
         InputError: nothing can be loaded from there, weights are missing, not expected or of another size, a model
             has a loader that does not list its keys, a revision of a folder, or a variant that no model has.
     """
-    from diffusers import DiffusionPipeline  # takes seconds to import
+    import diffusers  # takes seconds
+    from diffusers import DiffusionPipeline
 
     with refusing("pipeline", name), quiet():
         if revision is not None and Path(name).is_dir():
@@ -85,15 +86,18 @@ def load_pretrained_pipeline(
             raise InputError(f"{index} is missing; give the folder of a whole pipeline")
         if variant is not None and not any(_has_variant(each, variant) for each in Path(path).iterdir()):
             raise InputError(f"no model of {name} has weight files of the variant {variant!r}")
+        listing = _read_json(index)
         parts = {
             part: load_pretrained(
                 kind, folder, variant=variant if variant and _has_variant(folder, variant) else None
             )
-            for part, listed in _read_json(index).items()
+            for part, listed in listing.items()
             for folder in [Path(path) / part]
             if isinstance(listed, list) and (kind := _module_class(*listed)) is not None
         }
-        pipe = DiffusionPipeline.from_pretrained(path, use_safetensors=True, **parts)
+        # The base class does not know which components of Wan are optional, and would load them a second time.
+        own = getattr(diffusers, str(listing.get("_class_name")), DiffusionPipeline)
+        pipe = own.from_pretrained(path, use_safetensors=True, **parts)
         for part, module in pipe.components.items():
             if isinstance(module, nn.Module) and module is not parts.get(part):
                 raise InputError(

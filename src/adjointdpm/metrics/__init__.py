@@ -10,6 +10,7 @@ from .base import Paired, Prompted, Sum, Weighable, beside, for_prompts
 from .classifier_losses import Logit, LogProbability, Margin
 from .clip import ClipDistance, load_clip
 from .effects import EFFECTS, EffectDistance, effect
+from .frames import OverFrames, WholeVideo, for_medium
 from .import_by_name import user_function
 from .measured import Measured
 from .pixels import BackgroundColour, Chroma, PixelDistance, Pixels
@@ -34,6 +35,7 @@ __all__ = [
     "Logit",
     "Margin",
     "Measured",
+    "OverFrames",
     "Paired",
     "PixelDistance",
     "Pixels",
@@ -43,8 +45,10 @@ __all__ = [
     "Style",
     "Sum",
     "Weighable",
+    "WholeVideo",
     "beside",
     "effect",
+    "for_medium",
     "for_prompts",
     "gram",
     "load_clip",

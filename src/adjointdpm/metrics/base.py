@@ -9,7 +9,7 @@ sampling (the untuned model's image of the same noise, the prompt) is passed to 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ from .._types import InputError
 
 __all__ = [
     "AnyImages",
+    "AnySamples",
+    "Composed",
     "Images",
     "Metric",
     "Paired",
@@ -32,11 +34,13 @@ __all__ = [
     "for_prompts",
     "is_paired",
     "name_of",
+    "terms_of",
 ]
 
 Images = Float[Tensor, "batch 3 height width"]
 Metric = Callable[[Images], Float[Tensor, "batch"]]
 AnyImages = Float[Tensor, "batch channels height width"]
+AnySamples = Float[Tensor, "batch *shape"]
 Values = Float[Tensor, "batch"]
 Plain = Callable[[Tensor], Tensor]
 
@@ -133,8 +137,30 @@ class Prompted(Weighable, ABC):
         )
 
 
+class Composed(Weighable, ABC):
+    """A metric made of others, to which it passes the images of comparison and the prompts on."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[Plain]:
+        """The metrics that it is made of."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its name, the same in every process."""
+
+    @abstractmethod
+    def beside(self, others: AnySamples) -> Plain:
+        """Return the same metric with each `Paired` part compared with the given images."""
+
+    @abstractmethod
+    def for_prompts(self, prompts: Sequence[str]) -> Plain:
+        """Return the same metric with each `Prompted` part for the given prompts."""
+
+
 @dataclass(frozen=True, eq=False)
-class Sum(Weighable):
+class Sum(Composed):
     """A weighted sum of metrics.
 
         L(x) = sum_k w_k L_k(x)
@@ -161,18 +187,29 @@ class Sum(Weighable):
         if not self.terms:
             raise InputError("a sum of metrics needs at least one, but has none")
 
-    def __call__(self, images: AnyImages) -> Values:
+    @property
+    def parts(self) -> Sequence[Plain]:
+        """The terms without their weights."""
+        return [metric for _, metric in self.terms]
+
+    @property
+    def name(self) -> str:
+        """The names of its terms with their weights."""
+        terms = [(weight, name_of(term)) for weight, term in self.terms]
+        return " + ".join(name if weight == 1 else f"{weight:g}*{name}" for weight, name in terms)
+
+    def __call__(self, images: AnySamples) -> Values:
         (weight, metric), *rest = self.terms
         total = weight * metric(images)
         for weight, metric in rest:
             total = total + weight * metric(images)
         return total
 
-    def beside(self, others: AnyImages) -> "Sum":
+    def beside(self, others: AnySamples) -> "Sum":
         """Return the same sum with each `Paired` term compared with the given images.
 
         Args:
-            others: (batch, channels, height, width), in [0, 1].
+            others: (batch, channels, height, width), in [0, 1]; or videos, as the images are.
 
         Returns:
             the sum, in which no term is a `Paired`.
@@ -191,7 +228,7 @@ class Sum(Weighable):
         return Sum(tuple((weight, for_prompts(metric, prompts)) for weight, metric in self.terms))
 
 
-def beside(metric: Plain, others: AnyImages) -> Plain:
+def beside(metric: Plain, others: AnySamples) -> Plain:
     """Pass the images of comparison to a metric, if it is a `Paired` or a `Sum`.
 
     Args:
@@ -209,7 +246,7 @@ def beside(metric: Plain, others: AnyImages) -> Plain:
         >>> metric(torch.full((1, 3, 8, 8), 0.5)).tolist()
         [0.25]
     """
-    return metric.beside(others) if isinstance(metric, Paired | Sum) else metric
+    return metric.beside(others) if isinstance(metric, Paired | Composed) else metric
 
 
 def is_paired(metric: Plain) -> bool:
@@ -221,8 +258,16 @@ def is_paired(metric: Plain) -> bool:
     Returns:
         whether it needs `beside`.
     """
-    terms = [term for _, term in metric.terms] if isinstance(metric, Sum) else [metric]
-    return any(isinstance(each, Paired) for each in terms)
+    return any(isinstance(each, Paired) for each in terms_of(metric))
+
+
+def terms_of(metric: Any) -> Iterator[Any]:
+    """Yield the metrics that a metric is made of, without those that are made of others; else the metric itself."""
+    if not isinstance(metric, Composed):
+        yield metric
+        return
+    for part in metric.parts:
+        yield from terms_of(part)
 
 
 def for_prompts(metric: Plain, prompts: Sequence[str]) -> Plain:
@@ -244,7 +289,7 @@ def for_prompts(metric: Plain, prompts: Sequence[str]) -> Plain:
         >>> adp.metrics.for_prompts(reward, ["a cat"])(torch.full((1, 3, 8, 8), 0.5)).tolist()
         [-2.5]
     """
-    return metric.for_prompts(prompts) if isinstance(metric, Prompted | Sum) else metric
+    return metric.for_prompts(prompts) if isinstance(metric, Prompted | Composed) else metric
 
 
 def name_of(metric: Any) -> str:
@@ -254,11 +299,10 @@ def name_of(metric: Any) -> str:
         metric: any metric.
 
     Returns:
-        the names of its terms with their weights; that of its class or function.
+        that of its class or function; of a sum, the names of its terms with their weights.
     """
-    if isinstance(metric, Sum):
-        terms = [(weight, name_of(term)) for weight, term in metric.terms]
-        return " + ".join(name if weight == 1 else f"{weight:g}*{name}" for weight, name in terms)
+    if isinstance(metric, Composed):
+        return metric.name
     return getattr(metric, "__qualname__", type(metric).__name__)
 
 

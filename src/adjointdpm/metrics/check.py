@@ -1,4 +1,7 @@
-"""Checks of a metric before the long work: its values on grey images, their shape, finiteness and gradient."""
+"""Checks of a metric before the long work: its values on gray images, their shape, finiteness and gradient.
+
+Of a metric of sound, the trial is quiet noise: at silence, a metric of levels in decibels is not finite.
+"""
 
 import torch
 from torch import Tensor
@@ -8,14 +11,15 @@ from .base import Metric
 from .standard_input import closed_stdin
 
 
-def check_metric(metric: Metric, image_shape: tuple[int, ...], batch: int, like: Tensor) -> None:
-    """Call the metric on grey images, so that a wrong one fails before anything is sampled.
+def check_metric(metric: Metric, shape: tuple[int, ...], batch: int, like: Tensor) -> None:
+    """Call the metric on gray images, so that a wrong one fails before anything is sampled.
 
     Standard input is closed during the call.
 
     Args:
         metric: the metric.
-        image_shape: (channels, height, width) of one image.
+        shape: (channels, height, width) of one image, (frames, channels, height, width) of one video, or
+            (channels, samples) of sound.
         batch: number of images, at least 1.
         like: a tensor with the dtype and device of the images.
 
@@ -30,18 +34,34 @@ def check_metric(metric: Metric, image_shape: tuple[int, ...], batch: int, like:
             "gradients are switched off here (torch.no_grad or torch.set_grad_enabled(False)); "
             "ask for them inside torch.enable_grad()"
         )
-    grey = torch.full((batch, *image_shape), 0.5, dtype=like.dtype, device=like.device)
+    trial = trial_of(shape, batch, like)
     try:
         with closed_stdin():
-            score(metric, grey.requires_grad_())
+            score(metric, trial.requires_grad_())
     except AdjointDPMError:
         raise
     except (Exception, SystemExit) as error:  # a metric is anybody's code
         what = "exits" if isinstance(error, SystemExit) else "fails"
         about = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(
-            f"the metric {what} on grey images of shape {tuple(grey.shape)} ({about})"
-        ) from error
+        noun = {2: "quiet noise", 3: "gray images", 4: "gray videos"}[len(shape)]
+        raise InputError(f"the metric {what} on {noun} of shape {tuple(trial.shape)} ({about})") from error
+
+
+def trial_of(shape: tuple[int, ...], batch: int, like: Tensor) -> Tensor:
+    """Return gray images or videos, or quiet noise in place of sound.
+
+    Args:
+        shape: of one of them.
+        batch: number of them.
+        like: a tensor with the wanted dtype and device.
+
+    Returns:
+        (batch, *shape).
+    """
+    if len(shape) > 2:
+        return torch.full((batch, *shape), 0.5, dtype=like.dtype, device=like.device)
+    generator = torch.Generator().manual_seed(0)
+    return 0.1 * torch.randn(batch, *shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def score(metric: Metric, images: Tensor) -> Tensor:
@@ -49,7 +69,7 @@ def score(metric: Metric, images: Tensor) -> Tensor:
 
     Args:
         metric: the metric.
-        images: (batch, channels, height, width).
+        images: (batch, channels, height, width); or videos, or sound.
 
     Returns:
         the metric of each image, (batch,).

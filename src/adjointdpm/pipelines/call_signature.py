@@ -15,7 +15,7 @@ from typing import Any
 
 from .._types import InputError
 
-__all__ = ["LENGTHS", "Arguments", "arguments_of", "call_names", "guides", "own_call"]
+__all__ = ["LENGTHS", "Arguments", "arguments_of", "call_names", "default_of", "guides", "own_call"]
 
 LENGTHS = "_lengths"
 """The end of the name under which a Cond holds the number of valid rows of each sample in a padded tensor."""
@@ -68,6 +68,17 @@ def own_call(kind: type) -> Callable[..., Any]:
 def call_names(kind: type) -> tuple[str, ...]:
     """The names of the arguments of a pipeline's call, in order."""
     return tuple(name for name in inspect.signature(own_call(kind)).parameters if name != "self")
+
+
+def default_of(pipe: Any, name: str) -> Any:
+    """The default of an argument of a pipeline's call; None where it has none."""
+    known = inspect.signature(own_call(type(pipe))).parameters
+    if name in known:
+        return known[name].default
+    for each in getattr(getattr(pipe, "_blocks", None), "inputs", []):  # Modular Diffusers
+        if each.name == name:
+            return each.default
+    return None
 
 
 @cache

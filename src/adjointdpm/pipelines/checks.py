@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from .._types import AdjointDPMError, Cond, InputError
 from ..flow.denoisers import explained as explained_call
 from ..flow.influence import reached, underivable
-from .call_signature import LENGTHS, call_names, own_call
+from .call_signature import LENGTHS, call_names, default_of, own_call
 
 __all__ = [
     "UnusedRowsWarning",
@@ -175,7 +175,7 @@ def refuse_output(pipe: Any, arguments: dict[str, Any]) -> None:
     Raises:
         InputError: the output would be numpy or a file format.
     """
-    kind = arguments.get("output_type", _default(pipe, "output_type"))
+    kind = arguments.get("output_type", default_of(pipe, "output_type"))
     if kind not in (None, "latent", "pt", "latents"):
         raise InputError(
             f'output_type={kind!r} ends the graph in numpy or a file format; pass output_type="pt" (pixels '
@@ -468,13 +468,3 @@ def tensors_of(arguments: dict[str, Any]) -> dict[str, Tensor]:
         variables = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.requires_grad]
         found |= {name if len(variables) == 1 else f"{name}[{i}]": t for i, t in enumerate(variables)}
     return found
-
-
-def _default(pipe: Any, name: str) -> Any:
-    known = inspect.signature(own_call(type(pipe))).parameters
-    if name in known:
-        return known[name].default
-    for each in getattr(getattr(pipe, "_blocks", None), "inputs", []):  # Modular Diffusers
-        if each.name == name:
-            return each.default
-    return None

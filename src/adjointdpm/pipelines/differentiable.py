@@ -8,7 +8,7 @@ noise.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -85,10 +85,16 @@ class PipelineCall:
         adjoint: how the gradient is made.
         watch: makes the interception of the pipeline's clamps and draws, once for each call.
         quiet: whether to hide the pipeline's progress bar.
+        exchanged: gives the parts to exchange, by name, for the proxy that runs.
     """
 
     def __init__(
-        self, pipe: Any, adjoint: Adjoint, watch: Callable[[], Watch] = Watch, quiet: bool = False
+        self,
+        pipe: Any,
+        adjoint: Adjoint,
+        watch: Callable[[], Watch] = Watch,
+        quiet: bool = False,
+        exchanged: Callable[[Any], Mapping[str, Any]] | None = None,
     ) -> None:
         if isinstance(adjoint, Surrogate):
             adjoint = adjoint.in_pipeline()
@@ -104,6 +110,7 @@ class PipelineCall:
                 "of its forward called timestep, t or the like)"
             )
         self._pipe, self._adjoint, self._watch, self._quiet = pipe, adjoint, watch, quiet
+        self._exchanged = exchanged
         self.stats = Stats()
 
     def __enter__(self) -> "PipelineCall":
@@ -161,6 +168,8 @@ class PipelineCall:
         watch = self._watch()
         sampling = PipelineRun(self._adjoint, self.stats, shared, watch, wanted, asked)
         other = gradient_proxy(self._pipe, sampling)
+        if self._exchanged is not None:
+            vars(other).update(self._exchanged(other))
         if self._quiet:
             other.set_progress_bar_config(disable=True)
         sampling.pipe = weakref.ref(other)

@@ -26,7 +26,7 @@ from torch import nn
 from .call_signature import own_call
 from .token_embeddings import read_whole, tokenizers
 
-__all__ = ["CallHandlers", "denoisers", "gradient_proxy", "parts", "undecorated"]
+__all__ = ["CallHandlers", "denoisers", "gradient_proxy", "parts", "routed", "undecorated"]
 
 _DECORATED = torch.enable_grad()(lambda: None).__code__  # shared by no_grad, inference_mode and the like
 
@@ -77,7 +77,7 @@ def gradient_proxy(pipe: Any, handlers: CallHandlers) -> Any:
     """
     made = _made(undecorated(type(pipe)), {k: _part(k, v, handlers) for k, v in vars(pipe).items()})
     for name, tokenizer in tokenizers(pipe).items():
-        vars(made)[name] = _routed(tokenizer, "__call__", functools.partial(read_whole, pipe, name))
+        vars(made)[name] = routed(tokenizer, "__call__", functools.partial(read_whole, pipe, name))
     vars(made).pop("_num_timesteps", None)  # left by an earlier run
     # The method would hook the shared modules again, for the proxy, and move them off the device before the backward
     # pass. A module's own hooks still move it back when it is called again.
@@ -100,9 +100,9 @@ def parts(pipe: Any) -> list[tuple[str, Any]]:
 
 def _part(name: str, part: Any, handlers: CallHandlers) -> Any:
     if _takes_time(part):
-        return _routed(part, "__call__", functools.partial(handlers.evaluate, name, part))
+        return routed(part, "__call__", functools.partial(handlers.evaluate, name, part))
     if _decodes(part):
-        return _routed(part, "decode", functools.partial(handlers.decode, name, part))
+        return routed(part, "decode", functools.partial(handlers.decode, name, part))
     if _is_pipeline(part):
         return gradient_proxy(part, handlers)
     if hasattr(part, "sub_blocks"):
@@ -153,7 +153,8 @@ def _blocks(block: Any) -> Any:
     return _made(undecorated(type(block), enabling=True), attributes)
 
 
-def _routed(module: Any, method: str, route: Callable[..., Any]) -> Any:
+def routed(module: Any, method: str, route: Callable[..., Any]) -> Any:
+    """Return a second object over a module's attributes, whose method calls a function instead."""
     made = _made(_routing(type(module), method), vars(module))
     object.__setattr__(made, "_route", route)
     return made
@@ -161,11 +162,11 @@ def _routed(module: Any, method: str, route: Callable[..., Any]) -> Any:
 
 @functools.cache
 def _routing(kind: type, method: str) -> type:
-    def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._route(*args, **kwargs)
 
     # The route is in a slot, since the dictionary is shared with the original.
-    return _subclass(kind, {"__slots__": ("_route",), method: routed})
+    return _subclass(kind, {"__slots__": ("_route",), method: call})
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from ..flow.schedules import RectifiedFlow, Schedule
 from .call_signature import guides
 from .checks import refuse_placeholders, refuse_undecodable, warn_of_weights
 from .decoding import decoded, encoded_image, without_overflow
+from .media import medium_of
 from .parameterization import Parameterization, parameterization_of
 from .prompt_encoding import as_given, read_prompts
 from .step_probe import ProbedPipeline
@@ -135,8 +136,8 @@ class PipelineModel(DiffusionModel):
         width: of the image, in pixels; the pipeline's own if None.
 
     Raises:
-        InputError: the pipeline needs other inputs, or the noise schedule of its scheduler is unknown; or
-            `split_guidance` for a pipeline whose guidance is more than F_neg + w (F_pos - F_neg).
+        InputError: the pipeline makes videos or sound, or needs other inputs, or the noise schedule of its scheduler is
+            unknown; or `split_guidance` for a pipeline whose guidance is more than F_neg + w (F_pos - F_neg).
 
     Examples:
         >>> import adjointdpm as adp
@@ -158,6 +159,11 @@ class PipelineModel(DiffusionModel):
         width: int | None = None,
     ) -> None:
         super().__init__()
+        if (medium := medium_of(pipe)) != "image":
+            raise InputError(
+                f"{type(pipe).__name__} makes {medium}, which FlowSampler's own steps do not; use "
+                "PipelineSampler(pipe), or --solver pipeline"
+            )
         refuse_undecodable(pipe)
         self.pipe = pipe
         self._call = ProbedPipeline(pipe, height, width)

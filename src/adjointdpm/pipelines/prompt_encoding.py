@@ -2,7 +2,9 @@
 
 The pipeline's `__call__` runs on a proxy up to its latents, or to its first denoiser call if it has no latents. The
 results of its `encode_prompt` are recorded on the way, so the pipeline itself chooses the arguments of that method.
-Where a call takes a list with one tensor a sample, a Cond has one padded tensor and `<name>_lengths`.
+Where a call takes a list with one tensor a sample, a Cond has one padded tensor and `<name>_lengths`. Where the method
+returns both halves of the guidance as one, and processed further than the call's own arguments (Stable Audio), the
+results of the text encoder are recorded in its place.
 """
 
 import re
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from .._types import Cond, InputError
 from .call_signature import LENGTHS, Arguments, arguments_of, guides
+from .gradient_proxy import routed
 from .run_until import StopAtFirstCall, run_until, stop
 from .token_embeddings import rows_in_force
 
@@ -61,7 +64,9 @@ def read_prompts(
         warnings.warn(f"the negative prompt {negative!r} is ignored, since {kind} {why}", stacklevel=5)
     if takes.guidance:
         text[takes.guidance] = guidance_scale
-    found = _encode_prompt_results(pipe, takes, {**given, **text})
+    both_in_one = takes.conditioning == ("prompt_embeds",) and "negative_prompt_embeds" in takes.names
+    results = _text_encoder_results if both_in_one else _encode_prompt_results
+    found = results(pipe, takes, {**given, **text})
     tensors: dict[str, Tensor] = {}
     for name, value in found.items():
         if len(value) != len(prompts):
@@ -168,6 +173,27 @@ def _encode_prompt_results(pipe: Any, takes: Arguments, given: dict[str, Any]) -
             f"the call of {type(pipe).__name__} has no argument for the results of its encode_prompt, so "
             "a prompt cannot be encoded apart from sampling; use differentiable(pipe)"
         )
+    return found
+
+
+def _text_encoder_results(pipe: Any, _: Arguments, given: dict[str, Any]) -> dict[str, Any]:
+    """The results of the text encoder and their masks; a negative prompt's rows beyond the mask are zeros, as there."""
+    results: list[tuple[Tensor, Tensor]] = []
+
+    def encode(ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+        out = pipe.text_encoder(ids, attention_mask=attention_mask, **kwargs)
+        results.append((out[0], attention_mask))
+        return out
+
+    def exchanged(_: Any) -> dict[str, Any]:
+        routes = {"text_encoder": encode, "projection_model": stop}
+        return {name: routed(getattr(pipe, name), "__call__", route) for name, route in routes.items()}
+
+    run_until(pipe, exchanged, given, StopAtFirstCall())
+    found: dict[str, Any] = {}
+    for prefix, (rows, mask) in zip(("", "negative_"), results, strict=False):
+        kept = torch.where(mask.bool()[:, :, None], rows, 0.0) if prefix else rows
+        found |= {f"{prefix}prompt_embeds": kept, f"{prefix}attention_mask": mask}
     return found
 
 

@@ -1,8 +1,13 @@
-"""`Sampler`: the interface that tasks, analysis and commands use, and the checks of its inputs."""
+"""`Sampler`: the interface that tasks, analysis and commands use, and the checks of its inputs.
+
+image    (batch, 3, height, width)            in [0, 1], not clamped
+video    (batch, frames, 3, height, width)    likewise, `rate` frames a second
+audio    (batch, channels, samples)           nominally in [-1, 1], `rate` samples a second
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +18,9 @@ from ..adjoints import Adjoint
 from ..pipelines.call_signature import LENGTHS
 
 Images = Float[Tensor, "batch channels height width"]
+Videos = Float[Tensor, "batch frames channels height width"]
+Waveforms = Float[Tensor, "batch channels samples"]
+Medium = Literal["image", "video", "audio"]
 
 
 Self = TypeVar("Self", bound="Sampler")
@@ -21,8 +29,9 @@ Self = TypeVar("Self", bound="Sampler")
 class Sampler(nn.Module, ABC):
     """A module whose `forward` is a whole sampling: noise and a conditioning in, images out, differentiable.
 
-    As an `nn.Module` it can be wrapped by DDP and the like. Use `FlowSampler` for this library's own step loop, and
-    `PipelineSampler` for a pipeline's own scheduler; derive from this class for any other generator.
+    What it makes are images, or videos or sound, as its `medium` says. As an `nn.Module` it can be wrapped by DDP and
+    the like. Use `FlowSampler` for this library's own step loop, and `PipelineSampler` for a pipeline's own scheduler;
+    derive from this class for any other generator.
 
     Examples:
         >>> import adjointdpm as adp
@@ -39,7 +48,13 @@ class Sampler(nn.Module, ABC):
     """What the newest call, and the backward pass through it, did and held."""
 
     image_shape: tuple[int, ...]
-    """(channels, height, width) of one image; 3 channels, or 1 for gray."""
+    """(channels, height, width) of one image, or of one frame of a video; 3 channels, or 1 for gray."""
+
+    medium: Medium = "image"
+    """What one sample is."""
+
+    rate: float | None = None
+    """Frames of a video, or samples of sound, in a second; None for images."""
 
     settings: ClassVar[tuple[str, ...]] = ()
     """The names that `replace` accepts: arguments of the constructor, kept as attributes of the same names."""
@@ -62,6 +77,11 @@ class Sampler(nn.Module, ABC):
 
     pipe: Any = None
     """The stock pipeline behind this sampler; None where there is none."""
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (3, height, width), (frames, 3, height, width) or (channels, samples)."""
+        return self.image_shape
 
     @property
     def network(self) -> nn.Module | None:
@@ -116,15 +136,16 @@ class Sampler(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, noise: Tensor, cond: Cond) -> Images:
-        """Sample images.
+    def forward(self, noise: Tensor, cond: Cond) -> Images | Videos | Waveforms:
+        """Sample images, videos or sound.
 
         Args:
             noise: (batch, *shape), float32 or float64, standard normal; its dtype is that of all states.
             cond: from `encode`, for one prompt or for as many as the batch.
 
         Returns:
-            images (batch, 3, height, width), nominally in [0, 1], not clamped; clamp them only to save them.
+            images (batch, 3, height, width), nominally in [0, 1], not clamped; clamp them only to save them. Videos are
+            (batch, frames, 3, height, width), and sound (batch, channels, samples), nominally in [-1, 1].
 
         Raises:
             InputError: shapes or dtypes do not fit, or the adjoint cannot give a gradient that is required.

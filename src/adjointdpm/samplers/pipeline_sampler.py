@@ -1,4 +1,4 @@
-"""Any text-to-image pipeline of diffusers as a sampler: its own scheduler, images not clamped.
+"""Any text-to-image, -video or -audio pipeline of diffusers as a sampler: its own scheduler, pixels not clamped.
 
     image = pipeline(noise, cond; seed)     exact gradients of noise, cond, per-step noise and weights
 
@@ -7,23 +7,36 @@ need not know how it packs latents. Every further draw follows from `seed` and i
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._types import AdjointDPMError, Cond, InputError, Stats
+from .._types import AdjointDPMError, Cond, InputError, Stats, in_range
 from ..adjoints import Adjoint, Checkpointed
 from ..pipelines.call_signature import Arguments, arguments_of
 from ..pipelines.checks import explained, followed
 from ..pipelines.differentiable import PipelineCall
 from ..pipelines.gradient_proxy import denoisers, parts
 from ..pipelines.image_to_image import image_to_image
+from ..pipelines.media import decodes_frames_alone, made_shape, medium_of, of_frames, rate_of
 from ..pipelines.prompt_encoding import as_given, encoded, read_prompts
 from ..pipelines.run_until import StopAtFirstCall, run_until
 from ..pipelines.torch_interception import Draws, Watch
-from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal, with_scale
+from .base import (
+    Images,
+    Sampler,
+    Videos,
+    Waveforms,
+    check_cond,
+    check_noise,
+    for_batch,
+    listed,
+    normal,
+    with_scale,
+)
 
 __all__ = ["PipelineSampler"]
 
@@ -35,7 +48,11 @@ _OURS = {  # the pipeline's arguments that the sampler sets, and the setting tha
     "return_dict": "nothing, it is False",
     "generator": "seed=",
     "num_images_per_prompt": "a noise for each image",
+    "num_videos_per_prompt": "a noise for each video",
+    "num_waveforms_per_prompt": "a noise for each waveform",
+    "frame_rate": "frame_rate=",
 }
+_DIMENSIONS = {"image": 4, "video": 5, "audio": 3}
 
 
 class PipelineSampler(Sampler):
@@ -48,6 +65,10 @@ class PipelineSampler(Sampler):
     Besides the pipeline's own arguments a Cond may hold `step_noise` (batch, draws, *shape), the noise that is drawn
     after the first noise, in order, as a variable; see `step_noise()`.
 
+    A pipeline that makes videos (Wan, LTX, AnimateDiff) or sound (Stable Audio) is used in the same way: `medium` says
+    what it makes, `output_shape` of which shape. Their length is an argument of the pipeline, such as `num_frames` or
+    `audio_end_in_s`.
+
     Args:
         pipe: the pipeline; its modules are shared and it is not changed.
         steps: num_inference_steps, at least 1.
@@ -56,11 +77,14 @@ class PipelineSampler(Sampler):
         seed: the seed of the noise within steps (ancestral and SDE schedulers).
         adjoint: `Checkpointed()` by default, or `Backprop()`, `Truncated(last=)`, `DRTune(early_stop=0.0)` or
             `FlowBP(connector="sparse")`.
-        arguments: further arguments of the pipeline's call, such as height and width.
+        arguments: further arguments of the pipeline's call, such as height, width and num_frames.
+        frame_rate: frames of a video in a second; passed on where the call takes a `frame_rate`, and else the rate at
+            which pages play the video. The call's own default if None, or 8 where it has none. Wan is made for 16.
 
     Raises:
-        InputError: steps < 1; an adjoint that needs steps of this library's own, such as `Continuous`; an argument that
-            the pipeline's call does not take; or a pipeline that `differentiable` refuses.
+        InputError: steps < 1; a frame rate that is not above 0, or where no video is made; an adjoint that needs steps
+            of this library's own, such as `Continuous`; an argument that the pipeline's call does not take; or a
+            pipeline that `differentiable` refuses.
 
     Examples:
         >>> import adjointdpm as adp
@@ -74,7 +98,16 @@ class PipelineSampler(Sampler):
     guidance_scale: float
     adjoint: Adjoint
 
-    settings = ("pipe", "steps", "guidance_scale", "negative_prompt", "seed", "adjoint", "arguments")
+    settings = (
+        "pipe",
+        "steps",
+        "guidance_scale",
+        "negative_prompt",
+        "seed",
+        "adjoint",
+        "arguments",
+        "frame_rate",
+    )
 
     def __init__(
         self,
@@ -86,6 +119,7 @@ class PipelineSampler(Sampler):
         seed: int = 0,
         adjoint: Adjoint | None = None,
         arguments: Mapping[str, Any] | None = None,
+        frame_rate: float | int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(steps, int) or steps < 1:
@@ -98,7 +132,14 @@ class PipelineSampler(Sampler):
         self.arguments = dict(arguments or {})
         self._refuse_unknown(self.arguments, type(pipe).__name__)
         self._refuse_ours(self.arguments)
-        self.pipe = pipe
+        self.pipe, self.medium, self.frame_rate = pipe, medium_of(pipe), frame_rate
+        if frame_rate is not None:
+            in_range("frame_rate", frame_rate, 0, 1000, open_low=True)
+            if self.medium != "video":
+                raise InputError(
+                    f"{type(pipe).__name__} makes no video, so it has no frame_rate; leave it out"
+                )
+        self.rate = rate_of(pipe, frame_rate)
         PipelineCall(pipe, self.adjoint)  # raises if the pipeline cannot be differentiated
         modules = {
             name.replace(".", "_"): part for name, part in parts(pipe) if isinstance(part, nn.Module)
@@ -107,6 +148,7 @@ class PipelineSampler(Sampler):
         self._example: Cond | None = None
         self._shape: tuple[int, ...] | None = None
         self._img2img: Any = None
+        self._output_shape: tuple[int, ...] | None = None
         self.stats = Stats()
 
     @property
@@ -118,7 +160,17 @@ class PipelineSampler(Sampler):
 
     @property
     def image_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """(3, height, width) of one image."""
+        """(3, height, width) of one image, or of one frame of a video.
+
+        Raises:
+            InputError: the pipeline makes sound.
+        """
+        if self.medium == "audio":
+            raise InputError(
+                f"{type(self.pipe).__name__} makes sound, (channels, samples), and no images; see its output_shape"
+            )
+        if self.medium == "video":
+            return self.output_shape[1:]
         *_, height, width = self.latent_shape
         widths = getattr(
             getattr(getattr(self.pipe, "vae", None), "config", None), "block_out_channels", (0,)
@@ -126,6 +178,18 @@ class PipelineSampler(Sampler):
         factor = getattr(self.pipe, "vae_scale_factor", 2 ** (len(widths) - 1))
         size = [self.arguments.get("height", factor * height), self.arguments.get("width", factor * width)]
         return (3, *size)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (3, height, width), (frames, 3, height, width) or (channels, samples).
+
+        That of a video or of sound is found once, by decoding latents through which no network has run.
+        """
+        if self.medium == "image":
+            return self.image_shape
+        if self._output_shape is None:
+            self._output_shape = tuple[int, ...](self._before_sampling(partial(made_shape, self.pipe)))
+        return self._output_shape
 
     def encode(
         self, prompts: Sequence[str] | str, negative: str | None = None, graph: bool = False
@@ -153,14 +217,40 @@ class PipelineSampler(Sampler):
         """
         return normal((batch, self.steps, *self.latent_shape), seed ^ 0x5EED, self._weight)
 
-    def forward(self, noise: Tensor, cond: Cond) -> Images:
+    def forward(
+        self, noise: Tensor, cond: Cond, frames: Sequence[int] | None = None
+    ) -> Images | Videos | Waveforms:
+        """Sample images, videos or sound.
+
+        Args:
+            noise: (batch, *latent_shape), float32 or float64, standard normal; its dtype is that of all states.
+            cond: from `encode`, for one prompt or for as many as the batch.
+            frames: the numbers of the frames of a video to return, in this order; all of them if None. Where the
+                decoder decodes each frame by itself (AnimateDiff), it decodes and differentiates these alone; a decoder
+                that compresses time (Wan, LTX) decodes all of them.
+
+        Returns:
+            images (batch, 3, height, width) or videos (batch, frames, 3, height, width), nominally in [0, 1], not
+            clamped; or sound (batch, channels, samples), nominally in [-1, 1].
+
+        Raises:
+            InputError: shapes or dtypes do not fit, frames that there are not, or the adjoint cannot give a gradient
+                that is required.
+            NonFiniteError: the denoiser returned NaN or infinity; the message names the step.
+        """
         cond = self._checked(noise, cond)
+        exchanged = None
+        if frames is not None:
+            self._refuse_frames(frames)
+            exchanged = of_frames(frames) if decodes_frames_alone(self.pipe) else None
         steps = cond[_STEP_NOISE].unbind(1) if _STEP_NOISE in cond else ()
         draws = Draws([noise, *steps])
         arguments = self._arguments(self._takes, len(noise), cond)
-        out = self._run(self.pipe, arguments, {"noise": noise, **cond}, draws, self._step_seed)
+        named = {"noise": noise, **cond}
+        out = self._run(self.pipe, arguments, named, draws, self._step_seed, exchanged)
         self._refuse_undrawn(draws, len(steps))
-        return self._image(out, noise.dtype)
+        made = self._made(out, noise.dtype)
+        return made if frames is None or exchanged is not None else made[:, list(frames)]
 
     def image_to_image(
         self, images: Images, cond: Cond, *, strength: float, seeds: Sequence[int]
@@ -224,19 +314,29 @@ class PipelineSampler(Sampler):
         arguments |= {"image": images, "strength": strength}
         seed = seeds[0] ^ 0x57E9
         out = self._run(self._img2img, arguments, {"image": images, **cond}, Draws(), seed)
-        return self._image(out, images.dtype)
+        return self._made(out, images.dtype)
 
     def check_image_to_image(self) -> None:
         """Raise unless diffusers has an image-to-image pipeline of this family.
 
         Raises:
-            InputError: it has none, or one that does not start from the noised image.
+            InputError: it has none, or one that does not start from the noised image; or no images are made.
         """
+        if self.medium != "image":
+            raise InputError(
+                f"image_to_image is of images, but {type(self.pipe).__name__} makes {self.medium}"
+            )
         if self._img2img is None:
             self._img2img = image_to_image(self.pipe)
 
     def _run(
-        self, pipe: Any, arguments: dict[str, Any], named: Mapping[str, Tensor], draws: Draws, seed: int
+        self,
+        pipe: Any,
+        arguments: dict[str, Any],
+        named: Mapping[str, Tensor],
+        draws: Draws,
+        seed: int,
+        exchanged: Callable[[Any], Mapping[str, Any]] | None = None,
     ) -> Any:
         """What a pipeline's call returns, with a graph to those of the named tensors that require a gradient."""
         given = {k: t for k, t in named.items() if t.requires_grad} if torch.is_grad_enabled() else {}
@@ -244,20 +344,33 @@ class PipelineSampler(Sampler):
         wanted = torch.is_grad_enabled() and bool(given or any(w.requires_grad for w in weights))
         with torch.random.fork_rng(self._devices()):
             torch.manual_seed(seed)  # for schedulers that draw without a generator
-            call = PipelineCall(pipe, self.adjoint, self._watch(draws), quiet=True)
+            call = PipelineCall(pipe, self.adjoint, self._watch(draws), quiet=True, exchanged=exchanged)
             out = call.run((), arguments, given, weights, wanted)
         self.stats = call.stats
         return out
 
-    def _image(self, out: Any, dtype: torch.dtype) -> Tensor:
-        image = out[0]
-        if not isinstance(image, Tensor) or image.ndim != 4:
-            got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+    def _made(self, out: Any, dtype: torch.dtype) -> Tensor:
+        made = out[0]
+        if not isinstance(made, Tensor) or made.ndim != _DIMENSIONS[self.medium]:
+            got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise InputError(
-                f"{type(self.pipe).__name__} returned {got}, not images (batch, 3, height, width); "
-                "use differentiable(pipe) for video and audio"
+                f"{type(self.pipe).__name__} returned {got}, not {self.medium} as tensors; use differentiable(pipe)"
             )
-        return image.to(dtype)
+        return made.to(dtype)
+
+    def _refuse_frames(self, frames: Sequence[int]) -> None:
+        """Raise unless a video has all of these frames.
+
+        Raises:
+            InputError: it has not, or there is no video.
+        """
+        if self.medium != "video":
+            raise InputError(f"{type(self.pipe).__name__} makes no video, so it has no frames to choose")
+        count = self.output_shape[0]
+        if not len(frames) or any(not 0 <= frame < count for frame in frames):
+            raise InputError(
+                f"frames are one or more numbers from 0 to {count - 1}, but are {list(frames)}; the video has {count}"
+            )
 
     def _refuse_undrawn(self, draws: Draws, steps: int) -> None:
         """Raise unless the pipeline drew the noise, and the noise of every step but the last.
@@ -287,6 +400,7 @@ class PipelineSampler(Sampler):
         seed: int | None = None,
         adjoint: Adjoint | None = None,
         arguments: Mapping[str, Any] | None = None,
+        frame_rate: float | int | None = None,
     ) -> "PipelineSampler":
         """Return a copy with other settings, which shares the weights; None leaves a setting as it is.
 
@@ -298,6 +412,7 @@ class PipelineSampler(Sampler):
             seed: as in the constructor.
             adjoint: as in the constructor.
             arguments: as in the constructor.
+            frame_rate: as in the constructor.
 
         Returns:
             the copy.
@@ -310,8 +425,11 @@ class PipelineSampler(Sampler):
             seed=seed,
             adjoint=adjoint,
             arguments=arguments,
+            frame_rate=frame_rate,
         )
         made._example = self._example
+        if pipe is None and arguments is None:
+            made._shape, made._output_shape = self._shape, self._output_shape
         return made
 
     @staticmethod
@@ -345,25 +463,21 @@ class PipelineSampler(Sampler):
             ours["batch_size"] = batch
         if takes.guidance:
             ours[takes.guidance] = float(self.guidance_scale)
+        if self.frame_rate is not None:
+            ours["frame_rate"] = self.frame_rate
         ours = {name: value for name, value in ours.items() if name in takes.names}
         named = as_given(takes, {k: v for k, v in cond.items() if k != _STEP_NOISE})
         return {**ours, **self.arguments, **named}
 
     def _drawn(self) -> tuple[int, ...]:
         """The shape of the pipeline's first noise, found by running the pipeline up to its first denoiser call."""
-        if self._example is None:
-            self._example = self.encode("") if self._takes.encoded else Cond()
         draws = Draws()
-        with Watch(draws=draws), torch.random.fork_rng(self._devices()):
-            arguments = self._arguments(self._takes, 1, self._example.map(Tensor.detach))
-            try:
+
+        def until_first_call(arguments: dict[str, Any]) -> None:
+            with Watch(draws=draws):
                 run_until(self.pipe, lambda _: {}, arguments, StopAtFirstCall())
-            except (RuntimeError, ValueError, TypeError) as error:
-                tensors = {name: each for name, each in arguments.items() if isinstance(each, Tensor)}
-                reason = explained(error, self.pipe, denoisers(self.pipe), tensors)
-                if reason is None or isinstance(error, AdjointDPMError):
-                    raise
-                raise reason from error
+
+        self._before_sampling(until_first_call)
         shapes = draws.shapes
         if len(shapes) != 1:
             raise InputError(
@@ -371,6 +485,21 @@ class PipelineSampler(Sampler):
                 "which one the image starts from; use differentiable(pipe)"
             )
         return shapes[0][1:]
+
+    def _before_sampling(self, run: Callable[[dict[str, Any]], Any]) -> Any:
+        """Run something with the call's arguments for one prompt, and translate what the pipeline refuses."""
+        if self._example is None:
+            self._example = self.encode("") if self._takes.encoded else Cond()
+        with torch.random.fork_rng(self._devices()):
+            arguments = self._arguments(self._takes, 1, self._example.map(Tensor.detach))
+            try:
+                return run(arguments)
+            except (RuntimeError, ValueError, TypeError) as error:
+                tensors = {name: each for name, each in arguments.items() if isinstance(each, Tensor)}
+                reason = explained(error, self.pipe, denoisers(self.pipe), tensors)
+                if reason is None or isinstance(error, AdjointDPMError):
+                    raise
+                raise reason from error
 
     def _checked(self, noise: Tensor, cond: Cond) -> Cond:
         cond = self._checked_cond(cond, len(noise))

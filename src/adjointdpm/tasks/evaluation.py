@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._types import InputError
 from ..metrics import beside, for_prompts
-from ..metrics.check import check_metric
+from ..metrics.check import check_metric, trial_of
 from ..metrics.image_classifier import Labelled
 from ..metrics.rewards.reward import check_prompts_matter, reads_prompts
 from ..samplers.base import Sampler
@@ -103,8 +103,12 @@ def example(sampler: Sampler) -> Tensor:
     """Return an image (channels, height, width) of zeros as a sampler makes them, without making one.
 
     Raises:
-        InputError: it says nothing of its images' shape, or they cannot be saved as grey or RGB.
+        InputError: it makes videos or sound, says nothing of its images' shape, or they cannot be saved as grey or RGB.
     """
+    if sampler.medium != "image":
+        raise InputError(
+            f"this task is of images, but this sampler makes {sampler.medium}; guide, tune and invert take it"
+        )
     shape = getattr(sampler, "image_shape", None)
     if not isinstance(shape, tuple | torch.Size) or len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(
@@ -114,7 +118,9 @@ def example(sampler: Sampler) -> Tensor:
 
 
 def predict(classifier: Callable[[Tensor], Tensor], images: Tensor, batch: int = 64) -> Tensor:
-    """Return logits of images, in parts."""
+    """Return logits of images, in parts; of a video, the mean over its frames."""
+    if images.ndim == 5:
+        return predict(classifier, images.flatten(0, 1), batch).unflatten(0, images.shape[:2]).mean(1)
     with torch.no_grad():
         return torch.cat([classifier(part) for part in images.split(batch)])
 
@@ -139,10 +145,10 @@ def check_on_gray(sampler: Sampler, prompts: Sequence[str], *metrics: Any) -> No
         InputError: a metric fails on it, has no value an image, or has no gradient; or a reward ignores the prompt.
     """
     like = sampler.noise(1)
-    gray = torch.full((1, *sampler.image_shape), 0.5, dtype=like.dtype, device=like.device)
+    gray = trial_of(sampler.output_shape, 1, like)
     for metric in metrics:
         for prompt in dict.fromkeys(prompts):
-            check_metric(for_prompts(beside(metric, gray), [prompt]), sampler.image_shape, 1, like)
+            check_metric(for_prompts(beside(metric, gray), [prompt]), sampler.output_shape, 1, like)
             if not reads_prompts(metric):
                 break
         check_prompts_matter(metric, prompts, like.device)

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files.html_report import ImageTable, Page
-from ..files.images import as_8_bit
+from ..files.html_report import Page, table_of
 from ..metrics import beside, for_prompts
 from .evaluation import Mean, Rate, change, recognized
 from .sampling import parts
@@ -21,7 +20,7 @@ __all__ = ["Evaluation", "MethodResult", "MethodsResult", "verdict_of", "write_m
 class MethodResult:
     """What one method made.
 
-    images  (images, 3, height, width), not clamped
+    images  (images, 3, height, width), or videos or waveforms, not clamped
     values  by measure, (images,) each
     judged  how often the judge recognizes the concept in the saved images; None without a judge
     losses  of each iterate of the method's optimization; empty without one
@@ -57,7 +56,7 @@ class Evaluation:
     Args:
         measures: metrics by name.
         prompts: one an image, for metrics that read them.
-        originals: (images, 3, height, width), what paired metrics compare with.
+        originals: images, videos or waveforms, what paired metrics compare with.
         judge: a classifier that is in no loss; None for no judge.
         labels: (images,) the judge's label of each; None for no judge.
         batch: how many images are measured at once; all of them if None.
@@ -113,15 +112,21 @@ class MethodsResult:
 
 
 def write_methods(
-    result: MethodsResult, page: Page, captions: Sequence[str], reference: Tensor | None = None
+    result: MethodsResult,
+    page: Page,
+    captions: Sequence[str],
+    reference: Tensor | None = None,
+    rate: float | None = None,
 ) -> None:
     """Put a table of all methods, their first images and their losses on a page.
 
     Args:
         result: what they made.
-        page: is added to; the images are also saved as images.png in the result's folder.
+        page: is added to; the images are also saved as images.png in the result's folder, videos and sounds as files in
+            its folder `samples`.
         captions: one an image.
         reference: (3, height, width), an image that the metric compares with.
+        rate: frames or samples in a second, where videos or sounds were made.
     """
     first, *_ = result.methods.values()
     counted = any(each.calls is not None for each in result.methods.values())
@@ -147,12 +152,11 @@ def write_methods(
         ],
     )
     if reference is not None:
-        page.images(ImageTable("reference", as_8_bit(reference[None]), ["the given image"]))
+        page.images(table_of("reference", reference[None], ["the given image"], None))
     rows = [
-        ImageTable(method, as_8_bit(each.images[:8]), captions[:8])
-        for method, each in result.methods.items()
+        table_of(method, each.images[:8], captions[:8], rate) for method, each in result.methods.items()
     ]
-    page.images(*rows, file=result.folder / "images.png")
+    page.images(*rows, file=result.folder / ("images.png" if rate is None else "samples"))
     for method, each in result.methods.items():
         if each.losses:
             page.curve(each.losses, "step", f"loss ({method})")
@@ -180,7 +184,7 @@ def verdict_of(result: MethodsResult, measure: str, method: str, images: str, ho
             f" The judge, which is in no loss, recognizes {made.judged.hits} of {made.judged.of} of these images, and "
             f"{first.judged.hits} of {first.judged.of} of those before."
         )
-    return text if n >= 10 else f"{text} With so few images, look at the intervals."
+    return text if n >= 10 else f"{text} With so few {images.split()[0]}, look at the intervals."
 
 
 def _change(result: MethodsResult, measure: str, method: str) -> str:

@@ -22,6 +22,7 @@ from ..optimization.white_noise import check_size, projected
 from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
 from .evaluation import predict
+from .frames import sample_frames
 from .sampling import rows, saved
 from .settings import Count, TaskSettings
 
@@ -228,10 +229,10 @@ class NoiseTask(Task):
         self.items, self.variables = len(noise), {"noise": noise.clone()}
         self.stats = Stats()
 
-    def sampled(self, step: int, items: list[int]) -> Tensor:
-        """Return the images of some rows, of the stage of a step."""
+    def sampled(self, step: int, items: list[int], frames: Sequence[int] | None = None) -> Tensor:
+        """Return the images of some rows, or some frames of their videos, of the stage of a step."""
         sampler = self.stages.samplers[self._stage(step)]
-        images = sampler(self.variables["noise"][items], rows(self.cond, items))
+        images = sample_frames(sampler, self.variables["noise"][items], rows(self.cond, items), frames)
         if images.requires_grad:
             self.stats = sampler.stats
         return images

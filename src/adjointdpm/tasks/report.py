@@ -5,6 +5,8 @@
 The layout of `result` is that of the task; `result.schema.json` beside this module describes all of them.
 """
 
+import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +23,19 @@ from ..files.html_report import Page
 from ..metrics.base import name_of
 from ..optimization.task import RunOptions
 from ..samplers.base import Sampler
+from .frames import NOUNS
 
-__all__ = ["SCHEMA", "About", "as_json", "facts_of", "load_result", "metric_in_words", "write_report"]
+__all__ = [
+    "SCHEMA",
+    "About",
+    "as_csv",
+    "as_json",
+    "facts_of",
+    "load_result",
+    "metric_in_words",
+    "steps_of",
+    "write_report",
+]
 
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parent / "result.schema.json").read_text())
 VERSION: int = SCHEMA["properties"]["schema_version"]["const"]
@@ -50,6 +63,15 @@ _KINDS: dict[str, Any] = {
     "number": (int, float),
     "null": type(None),
 }
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return rows with the same names as the bytes of a csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def as_json(value: Any) -> Any:
@@ -90,6 +112,12 @@ def metric_in_words(metric: Any, run: RunOptions) -> str:
     return " + ".join(map(str, given)) if given else name_of(metric)
 
 
+def steps_of(sampler: Sampler) -> str:
+    """Return the name of what makes a sampler's steps: a solver, or where there is none, a pipeline's scheduler."""
+    solver = getattr(sampler.pipe, "scheduler", sampler) if sampler.solver is None else sampler.solver
+    return type(solver).__name__
+
+
 def facts_of(sampler: Sampler | None, config: Mapping[str, Any]) -> dict[str, str]:
     """Return what was run, with which versions, and when, for a page.
 
@@ -108,14 +136,12 @@ def facts_of(sampler: Sampler | None, config: Mapping[str, Any]) -> dict[str, st
     if name and Path(name).parent == Path(zoo.__file__).parent:
         name = Path(name).name
     kind = type(sampler if pipe is None else pipe).__name__
-    # A pipeline's own scheduler stands where there is no solver of this library.
-    solver = getattr(pipe, "scheduler", sampler) if sampler.solver is None else sampler.solver
-    made = f"{sampler.steps} steps of {type(solver).__name__}"
+    made = f"{sampler.steps} steps of {steps_of(sampler)}"
     if sampler.guidance_scale is not None:
         made += f", guidance scale {float(sampler.guidance_scale):g}"
     return {
         "Model": f"{name} ({kind})" if name else kind,
-        "Images": made,
+        NOUNS[sampler.medium].capitalize(): made,
         "Gradient": "plain autograd" if sampler.adjoint is None else repr(sampler.adjoint),
         **when,
     }

@@ -56,10 +56,10 @@ def sampled(
         quiet: whether there is none whatever its name is.
 
     Returns:
-        the images (n, channels, height, width), the same in all processes.
+        the images (n, channels, height, width), or videos or waveforms, the same in all processes.
     """
     processes = processes or Processes.here()
-    images = torch.zeros(len(noise), *sampler.image_shape, dtype=noise.dtype, device=noise.device)
+    images = torch.zeros(len(noise), *sampler.output_shape, dtype=noise.dtype, device=noise.device)
     mine = processes.part(range(len(noise)))
     with torch.no_grad(), progress(what or "", len(mine), quiet or what is None) as bar:
         for places in parts(len(mine), batch):
@@ -76,7 +76,7 @@ def noise_of(sampler: Sampler, seeds: list[int]) -> Tensor:
 
 
 def needs_rgb(sampler: Sampler, task: str) -> None:
-    """Refuse a sampler whose images are not RGB.
+    """Refuse a sampler that makes images or videos of other colors than RGB; sound passes.
 
     Args:
         sampler: makes the images.
@@ -85,7 +85,7 @@ def needs_rgb(sampler: Sampler, task: str) -> None:
     Raises:
         InputError: its images have another number of channels than three.
     """
-    if sampler.image_shape[0] != 3:
+    if sampler.medium != "audio" and sampler.image_shape[0] != 3:
         raise InputError(
             f"{task} saves images of three channels, but this sampler makes {tuple(sampler.image_shape)}"
         )

@@ -9,7 +9,7 @@ from .._types import Range, check_settings
 from ..files.images import output_folder
 from ..optimization.task import LoopSettings, RunOptions
 
-__all__ = ["BatchSettings", "Count", "Length", "TaskSettings", "checkpointed"]
+__all__ = ["BatchSettings", "Count", "FrameSettings", "Length", "TaskSettings", "checkpointed"]
 
 Count = Annotated[int, Range(1)]
 Length = Annotated[float, Range(0, open_low=True)]
@@ -58,7 +58,19 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchSettings(TaskSettings):
+class FrameSettings(TaskSettings):
+    """How a task optimizes, and how many frames of a video a step differentiates.
+
+    Args:
+        frames_per_step: Number of frames of a video, drawn at random, whose metric each step differentiates; all of
+            them if it is not given.
+    """
+
+    frames_per_step: Annotated[int | None, Range(1)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(FrameSettings):
     """How a task optimizes what all of its images share: a step takes the mean gradient of a batch.
 
     Args:

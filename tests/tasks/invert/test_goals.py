@@ -139,7 +139,7 @@ def test_images_of_another_number_or_size_raise_before_any_sampling(tmp_path):
     learned = PromptRows(ours, "<new>", "red")
     _, height, width = ours.image_shape
     for images in (torch.zeros(3, 3, height, width), torch.zeros(2, 3, height + 1, width)):
-        with pytest.raises(adp.InputError, match="2 prompts with 1 noises each need 2 images of"):
+        with pytest.raises(adp.InputError, match="2 prompts with 1 noises each need 2 of shape"):
             invert(
                 ours, learned, ImageGoal(images), PROMPTS, HELD_OUT, token="<new>", output=tmp_path,
                 settings=SETTINGS, run=RunOptions(quiet=True),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._types import InputError
-from ..base import AnyImages, Plain, Prompted, Sum, Values
+from ..base import AnyImages, Plain, Prompted, Values, terms_of
 from ..image_processor import probe_image
 
 __all__ = ["FunctionReward", "Reward", "Threshold", "check_prompts_matter", "reads_prompts"]
@@ -157,13 +157,12 @@ def check_prompts_matter(metric: Any, prompts: Sequence[str], device: torch.devi
 
 def reads_prompts(metric: Any) -> bool:
     """Return whether a term of a metric reads prompts."""
-    terms = [term for _, term in metric.terms] if isinstance(metric, Sum) else [metric]
-    return any(isinstance(each, Prompted) for each in terms)
+    return any(isinstance(each, Prompted) for each in terms_of(metric))
 
 
 def _rewards(metric: Any) -> Iterator[Reward]:
     """Yield the rewards among a metric's terms that read prompts."""
-    for each in [term for _, term in metric.terms] if isinstance(metric, Sum) else [metric]:
+    for each in terms_of(metric):
         reward = each.reward if isinstance(each, Threshold) else each
         if isinstance(reward, Reward) and reward.reads_prompts:
             yield reward

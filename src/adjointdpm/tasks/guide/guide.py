@@ -22,7 +22,7 @@ from ..._types import Cond, InputError, Range
 from ...files.diffusers_files import save_noise
 from ...files.html_report import Page
 from ...files.images import output_folder
-from ...metrics import beside, for_prompts
+from ...metrics import beside, for_medium, for_prompts
 from ...metrics.base import is_paired
 from ...metrics.check import score
 from ...metrics.image_classifier import Classifier
@@ -32,20 +32,24 @@ from ...optimization.progress import progress
 from ...optimization.run_folder import alone
 from ...optimization.seeds import key
 from ...optimization.task import Losses, RunOptions
+from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
+from ..frames import NOUNS, FrameDraws, check_judge, frames_of
 from ..methods import Evaluation, MethodsResult, verdict_of, write_methods
 from ..noise_optimization import Judged, NoiseSettings, NoiseTask, Stages
-from ..report import About, metric_in_words, write_report
+from ..report import About, metric_in_words, steps_of, write_report
 from ..sampling import each_of, needs_rgb, noise_of, parts, rows, sampled
-from ..settings import Count, checkpointed
+from ..settings import Count, FrameSettings, checkpointed
 from .look_ahead import Guided, LookAhead, guided
 
 __all__ = ["GuideResult", "GuideSettings", "guide"]
 
+_FRAMES = 1e4  # added to the rank of an iterate for each step that is still to come, where steps differ in their frames
+
 
 @dataclass(frozen=True, kw_only=True)
-class GuideSettings(NoiseSettings):
+class GuideSettings(FrameSettings, NoiseSettings):
     """What a guided generation does.
 
     Args:
@@ -83,16 +87,24 @@ class Guide(NoiseTask):
         groups: Sequence[int],
         white: bool,
         judged: Judged | None,
+        frames: FrameDraws | None = None,
     ) -> None:
         super().__init__(stages, cond, noise, groups, white, judged)
         self.metric, self.prompts, self.originals = metric, prompts, originals
+        self.frames = frames or FrameDraws(stages.samplers[-1], None, 0, metric)
         self.norm = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
 
     def losses(self, step: int, items: list[int]) -> Losses:
-        images = self.sampled(step, items)
+        # The last iterate, which is scored without a graph, is measured on all frames.
+        frames = self.frames.at(step) if torch.is_grad_enabled() else None
+        images = self.sampled(step, items, frames)
         metric = for_prompts(self.metric, [self.prompts[i] for i in items])
-        values = score(beside(metric, self.originals[items]), images)
-        return self.ranked(step, items, images, Losses(values))
+        values = score(beside(metric, frames_of(self.originals[items], frames)), images)
+        rank = values.detach().double()
+        if self.frames.per_step is not None:
+            # The losses of two steps are of different frames, so that a later iterate is the better one.
+            rank = rank + _FRAMES * (self.stages.steps - step)
+        return self.ranked(step, items, images, Losses(values, rank))
 
     def project(self) -> None:
         super().project()
@@ -103,7 +115,7 @@ class Guide(NoiseTask):
 
 @alone
 def guide(
-    sampler: FlowSampler,
+    sampler: Sampler,
     metric: Any,
     prompts: Sequence[str],
     *,
@@ -116,8 +128,9 @@ def guide(
     """Images of prompts that are lower in a metric than they would be.
 
     Args:
-        sampler: makes the images.
-        metric: lower is better; paired ones see the image that the same noise gives without guidance.
+        sampler: makes the images, or videos or sound; the baselines need a FlowSampler.
+        metric: lower is better; of images, it is averaged over the frames of videos. Paired ones see the image that
+            the same noise gives without guidance.
         prompts: what the images show.
         output: a folder for the noise, the images, result.json and the page.
         settings: how.
@@ -135,12 +148,17 @@ def guide(
     """
     if not prompts:
         raise InputError("guidance needs at least one prompt")
-    if not isinstance(sampler, FlowSampler):
+    s, began = settings or GuideSettings(), time.perf_counter()
+    if s.baselines and not isinstance(sampler, FlowSampler):
         raise InputError(
-            f"guide moves the states of its own steps, so it needs a FlowSampler, but got {type(sampler).__name__}"
+            "guide's baselines move the states of its own steps, so they need a FlowSampler, but got "
+            f"{type(sampler).__name__}; leave them out: GuideSettings(baselines=False), or --no_baselines"
         )
     needs_rgb(sampler, "guide")
-    folder, s, began = output_folder(output), settings or GuideSettings(), time.perf_counter()
+    check_judge(sampler, judge)
+    metric = for_medium(metric, sampler.medium)
+    frames = FrameDraws(sampler, s.frames_per_step, s.seed, metric)
+    folder = output_folder(output)
     n, m, batch = s.num_validation_images, s.best_of, s.train_batch_size
     truth = None if judge is None else torch.tensor(labels_of(judge, prompts, labels)).repeat_interleave(n)
     check_on_gray(sampler, prompts, metric)
@@ -171,7 +189,7 @@ def guide(
     )
     judged = None if truth is None else Judged.of(judge, truth[groups], before, s.judge_patience)
     names = [each[i] for i in groups]
-    task = Guide(stages, metric, names, starts, all_conds, before, groups, s.white_noise, judged)
+    task = Guide(stages, metric, names, starts, all_conds, before, groups, s.white_noise, judged, frames)
     # No weight decay: it would pull the noise towards zero, off its sphere.
     outcome = optimize(
         task,
@@ -190,6 +208,7 @@ def guide(
     }
     others = {"look-ahead": s.ahead.look_ahead, "one step": 1} if s.baselines else {}
     for name, steps in others.items():
+        assert isinstance(sampler, FlowSampler)  # else they are refused above
         ahead = _equal(replace(s.ahead, look_ahead=steps), len(sampler.times()) - 1, budget)
         made: list[Guided] = []
         with progress(name, len(each), run.quiet) as bar:
@@ -205,12 +224,13 @@ def guide(
     }
     result = GuideResult(folder, folder / "noise.safetensors", methods, costs)
     if Processes.here().first:
-        save_noise(result.artefact, best, scheduler=type(sampler.solver).__name__, steps=sampler.steps)
+        save_noise(result.artefact, best, scheduler=steps_of(sampler), steps=sampler.steps)
         page = Page("adjointdpm guide: generation towards a metric, without training")
         lowest = min(list(methods)[1:], key=lambda name: methods[name].means["metric"])
-        page.verdict = verdict_of(result, "metric", lowest, "images", f"with the method “{lowest}”")
+        noun = NOUNS[sampler.medium]
+        page.verdict = verdict_of(result, "metric", lowest, noun, f"with the method “{lowest}”")
         page.text(" ".join(_METHODS[name] for name in methods))
-        write_methods(result, page, each)
+        write_methods(result, page, each, rate=sampler.rate)
         closing = About(
             sampler,
             metric_in_words(metric, run),
@@ -229,7 +249,7 @@ def guide(
 
 
 _METHODS = {
-    "no guidance": "“no guidance” is the image of the prompt and its noise as they are.",
+    "no guidance": "“no guidance” is what the prompt and its noise give as they are.",
     "noise": "“noise” moves the initial noise down the metric's gradient, through the whole sampling.",
     "look-ahead": "“look-ahead” moves each state of the trajectory by where the next steps lead.",
     "one step": "“one step” moves it by the prediction of a single step, as DPS and FreeDoM do.",

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..._types import InputError
-from ...metrics import EffectDistance, Pixels, Sum
-from ...metrics.base import Paired, name_of
+from ...metrics import EffectDistance, Pixels
+from ...metrics.base import Paired, name_of, terms_of
 
 __all__ = ["EffectGoal", "Goal", "ImageGoal", "MetricGoal", "PromptGoal", "check_distance"]
 
@@ -156,7 +156,10 @@ class EffectGoal(DistanceGoal):
         )
 
     def compared(self, images_with: ImagesWith) -> Tensor:
-        return self.effect(images_with(""))
+        images = images_with("")
+        if images.ndim == 5:  # frame by frame
+            return self.effect(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return self.effect(images)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -199,7 +202,7 @@ def check_distance(distance: Any) -> None:
     Raises:
         InputError: a term has a goal of its own, so that what is trained would not be what is reported.
     """
-    for _, term in distance.terms if isinstance(distance, Sum) else ((1, distance),):
+    for term in terms_of(distance):
         if not isinstance(term, Paired) or isinstance(term, EffectDistance):
             raise InputError(
                 f"{type(term).__name__} has a goal of its own beside the images that the token is to reach; use "

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from ..._types import InputError
-from ...files.atomic_write import write_file
-from ...files.html_report import ImageTable, Page
-from ...files.images import as_8_bit, output_folder, png
-from ...metrics import beside, for_prompts
+from ...files.html_report import Page, table_of
+from ...files.images import output_folder
+from ...metrics import beside, for_medium, for_prompts
 from ...metrics.check import score
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
@@ -35,6 +34,7 @@ from ...optimization.seeds import key
 from ...optimization.task import Losses, RunOptions, Task
 from ...samplers.base import Sampler
 from ..evaluation import Rate, change, check_on_gray, predict, recognized
+from ..frames import FrameDraws, check_judge, frames_of, sample_frames
 from ..report import About, write_report
 from ..sampling import each_of, needs_rgb, noise_of, parts, sampled, saved
 from ..settings import BatchSettings, Count, Length, checkpointed
@@ -140,6 +140,7 @@ class Invert(Task):
         compared: the images that paired terms compare with, (batch, 3, height, width).
         metric: lower is better.
         batch: number of images that are validated at once.
+        frames: draws the frames of videos that a step differentiates; all of them if None.
     """
 
     def __init__(
@@ -152,23 +153,34 @@ class Invert(Task):
         compared: Tensor,
         metric: Any,
         batch: int,
+        frames: FrameDraws | None = None,
     ) -> None:
         self.sampler, self.learned, self.prompts, self.batch = sampler, learned, prompts, batch
         self.asked = asked
         self.noise, self.compared, self.metric = noise, compared, metric
+        self.frames = frames or FrameDraws(sampler, None, 0, metric)
         self.variables, self.items = learned.variables, len(prompts)
 
     def losses(self, step: int, items: list[int]) -> Losses:
-        images = self.sampler(self.noise[items], self.learned.encode([self.prompts[i] for i in items]))
-        metric = for_prompts(self.metric, [self.asked[i] for i in items])
-        return Losses(score(beside(metric, self.compared[items]), images))
+        cond = self.learned.encode([self.prompts[i] for i in items])
+        frames = self.frames.at(step)
+        images = sample_frames(self.sampler, self.noise[items], cond, frames)
+        return Losses(self._scored(images, items, frames))
 
     def bytes_saved(self) -> int | None:
         return self.sampler.stats.bytes_saved
 
     def validate(self, step: int) -> float:
-        found = [self.losses(step, part).values for part in parts(self.items, self.batch)]
+        found: list[Tensor] = []
+        for part in parts(self.items, self.batch):
+            cond = self.learned.encode([self.prompts[i] for i in part])
+            found.append(self._scored(self.sampler(self.noise[part], cond), part, None))
         return float(torch.cat(found).mean())
+
+    def _scored(self, images: Tensor, items: list[int], frames: Sequence[int] | None) -> Tensor:
+        """Return the metric of images of some items, or of some frames of their videos."""
+        metric = for_prompts(self.metric, [self.asked[i] for i in items])
+        return score(beside(metric, frames_of(self.compared[items], frames)), images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,11 +267,14 @@ def invert(
         worded(each, token, "")
     folder, settings, began = output_folder(output), settings or InvertSettings(), time.perf_counter()
     needs_rgb(sampler, "invert")
+    check_judge(sampler, judge)
+    metric = for_medium(goal.loss, sampler.medium)
+    frames = FrameDraws(sampler, settings.frames_per_step, settings.seed, metric)
     check_starts(learned, settings.num_starts)
     with tempfile.TemporaryDirectory() as trial:  # what cannot be saved is known before the work
         learned.save(Path(trial))
     wanted = None if judge is None or label is None else judge.index(label)
-    check_on_gray(sampler, [worded(each, token, "") for each in (*prompts, *held_out)], goal.loss)
+    check_on_gray(sampler, [worded(each, token, "") for each in (*prompts, *held_out)], metric)
     sets = {
         name: _pairs(
             sampler, goal, name, held_out if name == SETS[2] else prompts, token, settings, run.quiet
@@ -269,7 +284,7 @@ def invert(
     seen = sets[SETS[0]]
     assert seen.compared is not None
     if Processes.here().first:
-        _save_images(folder / "without-token", seen.before)
+        table_of("", seen.before, [""] * len(seen.before), sampler.rate).save(folder / "without-token")
     about = checkpointed(
         {
             "prompts": list(prompts),
@@ -280,9 +295,12 @@ def invert(
         }
     )
     batch = settings.train_batch_size or len(seen.prompts)
-    task = Invert(sampler, learned, seen.prompts, seen.asked, seen.noise, seen.compared, goal.loss, batch)
+    task = Invert(
+        sampler, learned, seen.prompts, seen.asked, seen.noise, seen.compared, metric, batch, frames
+    )
     loop = settings.loop(folder / "state", run, about)
-    if loop.batch_size is not None and loop.batch_size < task.items:
+    some_items = loop.batch_size is not None and loop.batch_size < task.items
+    if some_items or settings.frames_per_step is not None:
         loop = replace(loop, validation_steps=settings.validation_steps)
 
     def optimizer(leaves: list[Tensor]) -> torch.optim.Optimizer:
@@ -299,7 +317,7 @@ def invert(
         with torch.no_grad():
             cond, what = learned.encode(pairs.prompts), f"{name}, with the token"
             after = sampled(sampler, pairs.noise, cond, batch, what=what, quiet=run.quiet)
-        reports[name] = _report(pairs, after, goal, judge, wanted)
+        reports[name] = _report(pairs, after, metric, goal.has_targets, judge, wanted)
     costs |= {"calls_a_sampling": sampler.stats.nfe_forward, "seconds": time.perf_counter() - began}
     artefact = learned.save(folder) if Processes.here().first else folder
     result = InvertResult(folder, artefact, reports, starts, outcome.losses, costs)
@@ -313,7 +331,12 @@ def invert(
             learned.loading(artefact),
         )
         write_report(
-            "invert", result, {**about, "goal": goal.words}, _page(result, about, label), closing, run
+            "invert",
+            result,
+            {**about, "goal": goal.words},
+            _page(result, about, label, sampler.rate),
+            closing,
+            run,
         )
     return result
 
@@ -348,25 +371,24 @@ def _pairs(
     if name == SETS[0] or not goal.seen_noise_only:
         with torch.no_grad():
             compared = goal.compared(images_with).to(noise)
-        if compared.shape != (len(prompts), *sampler.image_shape):
-            count, (_, height, width) = len(prompts), sampler.image_shape
+        needed = (len(prompts), *sampler.output_shape)
+        if compared.shape != needed:
             raise InputError(
                 f"{goal!r} has images of comparison of shape {tuple(compared.shape)}, but {len(texts)} prompts with "
-                f"{settings.num_validation_images} noises each need {count} images of {width} x {height} pixels; give "
-                f"({count}, 3, {height}, {width})"
+                f"{settings.num_validation_images} noises each need {needed[0]} of shape {needed[1:]}; give {needed}"
             )
     return Pairs(prompts, [worded(each, token, "") for each in prompts], noise, images_with(""), compared)
 
 
 def _report(
-    pairs: Pairs, after: Tensor, goal: Goal, judge: Classifier | None, wanted: int | None
+    pairs: Pairs, after: Tensor, loss: Any, has_targets: bool, judge: Classifier | None, wanted: int | None
 ) -> Inverted:
     """Return what the metric and the judge say of the images with the token."""
     before = reached = None
-    target = pairs.compared if goal.has_targets else None
+    target = pairs.compared if has_targets else None
     if pairs.compared is not None:
         with torch.no_grad():
-            metric = beside(for_prompts(goal.loss, pairs.asked), pairs.compared)
+            metric = beside(for_prompts(loss, pairs.asked), pairs.compared)
             before, reached = (float(metric(images).mean()) for images in (pairs.before, after))
     named = None
     if judge is not None:
@@ -386,18 +408,7 @@ def _report(
     )
 
 
-def _save_images(folder: Path, images: Tensor) -> None:
-    """Save images in files of their own, whose sorted names are their order.
-
-    Raises:
-        SavingError: the disk is full, or the folder cannot be written.
-    """
-    output_folder(folder)
-    for number, image in enumerate(as_8_bit(images)):
-        write_file(folder / f"{number:05}.png", png(image))
-
-
-def _page(result: InvertResult, about: Mapping[str, Any], label: str | None) -> Page:
+def _page(result: InvertResult, about: Mapping[str, Any], label: str | None, rate: float | None) -> Page:
     """Return the page of the three reports, whose images are saved beside it, too."""
     page = Page("adjointdpm invert: a visual effect as a token")
     page.verdict = _verdict(result.reports)
@@ -432,7 +443,7 @@ def _page(result: InvertResult, about: Mapping[str, Any], label: str | None) -> 
         rows = {"without the token": each.before, "with it": each.after}
         rows |= {} if each.target is None else {"target": each.target}
         page.images(
-            *(ImageTable(k, as_8_bit(images[:6]), each.prompts[:6]) for k, images in rows.items()),
+            *(table_of(k, images[:6], each.prompts[:6], rate) for k, images in rows.items()),
             file=result.folder / f"{name.replace(' ', '-')}.png",
         )
     return page

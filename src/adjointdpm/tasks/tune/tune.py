@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, get_args
@@ -20,9 +21,10 @@ from torch import Tensor
 from ..._types import Cond, InputError, OneOf, Range
 from ...files.atomic_write import write_file
 from ...files.diffusers_files import unwrapped
-from ...files.html_report import Page
+from ...files.films import film
+from ...files.html_report import Page, table_of
 from ...files.images import as_8_bit, output_folder, png
-from ...metrics import beside, for_prompts
+from ...metrics import beside, for_medium, for_prompts
 from ...metrics.image_classifier import Classifier
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
@@ -32,6 +34,7 @@ from ...optimization.task import LoopSettings, RunOptions, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ..evaluation import check_on_gray, labels_of
+from ..frames import NOUNS, FrameDraws, check_judge
 from ..methods import Evaluation, MethodsResult, verdict_of, write_methods
 from ..report import About, metric_in_words, write_report
 from ..sampling import each_of, network_of, noise_of, pipeline_of, rows, sampled
@@ -181,7 +184,15 @@ def tune(
     if not prompts or not held_out:
         raise InputError("tuning needs prompts to train on, and others to report on")
     folder, settings, began = output_folder(output), settings or TuneSettings(), time.perf_counter()
-    weights, measures = weights or Lora(), dict(measures or {"metric": metric})
+    check_judge(sampler, judge)
+    fit = partial(for_medium, medium=sampler.medium)
+    metric, measures = (
+        fit(metric),
+        {name: fit(each) for name, each in (measures or {"metric": metric}).items()},
+    )
+    validation_metric = None if validation_metric is None else fit(validation_metric)
+    weights = weights or Lora()
+    FrameDraws(sampler, settings.frames_per_step, settings.seed, metric)  # an error before the work
     n, batch = settings.num_validation_images, settings.train_batch_size or len(prompts)
     truth = None if judge is None else torch.tensor(labels_of(judge, held_out, labels)).repeat_interleave(n)
     pipe, network = pipeline_of(sampler), network_of(sampler)
@@ -231,11 +242,12 @@ def tune(
             spread = Processes() if is_sharded(unwrapped(network)) else None
             images = sampled(sampler, noise[few], rows(cond, few), batch, spread)
             if Processes.here().first:
-                path = folder / "validation" / f"step_{step:06d}.png"
-                path.parent.mkdir(exist_ok=True)
-                write_file(path, png(torch.cat(list(as_8_bit(images)), dim=2)))
-                if run.images is not None:
-                    run.images(step, "validation", images)
+                _save_validation(folder / "validation", step, images, sampler.rate)
+                if run.images is not None and sampler.medium != "audio":
+                    # Of a video, the frame in the middle.
+                    run.images(
+                        step, "validation", images[:, images.shape[1] // 2] if images.ndim == 5 else images
+                    )
 
         task = TuneToMetric(
             sampler,
@@ -248,6 +260,7 @@ def tune(
             matching=settings.matching,
             validation_metric=validation_metric,
             validated=show,
+            frames_per_step=settings.frames_per_step,
         )
         train("metric", task)
         asked = for_prompts(metric, held_out[:1])
@@ -257,7 +270,7 @@ def tune(
     result = TuneResult(folder, artefact, methods, costs)
     if Processes.here().first:
         page = Page("adjointdpm tune: weights towards a metric")
-        noun = "images of prompts and noise that were not trained on"
+        noun = f"{NOUNS[sampler.medium]} of prompts and noise that were not trained on"
         page.verdict = verdict_of(result, next(iter(measures)), "metric", noun, "after the tuning")
         page.text(
             f"{costs['weights']:,} weights were trained for {settings.max_train_steps} steps on {len(prompts)} "
@@ -269,7 +282,7 @@ def tune(
             page.text(
                 "“denoising” is the same weights trained on the one given image with the denoising loss."
             )
-        write_methods(result, page, each_of(held_out, n), instance_image)
+        write_methods(result, page, each_of(held_out, n), instance_image, sampler.rate)
         closing = About(
             sampler,
             metric_in_words(metric, run),
@@ -280,6 +293,18 @@ def tune(
         )
         write_report("tune", result, about, page, closing, run)
     return result
+
+
+def _save_validation(folder: Path, step: int, samples: Tensor, rate: float | None) -> None:
+    """Save images or videos side by side in one file, and sounds in files of their own."""
+    name = f"step_{step:06d}"
+    if samples.ndim == 3 and rate is not None:
+        table_of(name, samples, [""] * len(samples), rate).save(folder)
+        return
+    beside_each_other = as_8_bit(torch.cat(list(samples), dim=-1))
+    suffix = "png" if rate is None else "webp"
+    content = png(beside_each_other) if rate is None else film(beside_each_other, rate)
+    write_file(output_folder(folder) / f"{name}.{suffix}", content)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ...optimization.seeds import key
 from ...optimization.task import Losses, Task
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
+from ..frames import FrameDraws, frames_of, sample_frames
 from ..sampling import network_of, noise_of, parts, rows
 from .adjoint_matching import AdjointMatching
 from .precision import scaled
@@ -57,6 +58,7 @@ class TuneToMetric(Task):
         guards: what keeps the model near the untuned one.
         matching: the loss of adjoint matching in place of the metric's own gradient; None for that.
         validation_metric: what validations lower, such as a judge that is in no loss; the metric if None.
+        frames_per_step: number of frames of a video that a step differentiates; all of them if None.
         validated: called with the step after each validation, while the leaves hold what was validated.
 
     Raises:
@@ -76,6 +78,7 @@ class TuneToMetric(Task):
         matching: AdjointMatching | None = None,
         validation_metric: Any = None,
         validated: Callable[[int], None] | None = None,
+        frames_per_step: int | None = None,
     ) -> None:
         if guards.used or matching is not None:
             needs_own_steps(sampler)
@@ -83,6 +86,7 @@ class TuneToMetric(Task):
         self.prompts, self.variables, self.items = list(prompts), leaves, len(prompts)
         self.joint = is_sharded(network_of(sampler))
         self.guards, self.matching, self.validated = guards, matching, validated
+        self.frames = FrameDraws(sampler, frames_per_step, seed, metric)
         self.validation_metric = metric if validation_metric is None else validation_metric
         self.start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         with torch.no_grad():
@@ -91,7 +95,8 @@ class TuneToMetric(Task):
     def losses(self, step: int, items: list[int]) -> Losses:
         draw = f"step {step}"
         noise, cond = self._inputs(draw, items)
-        metric = self._of(self.metric, items, noise, cond)
+        frames = self.frames.at(step)
+        metric = self._of(self.metric, items, noise, cond, frames)
         seeds = [key(self.seed, "guard", draw, i) for i in items]
         sampler, shared = self.sampler, key(self.seed, "guard", draw)
         leaves = self.variables, self.start
@@ -102,7 +107,7 @@ class TuneToMetric(Task):
             values = score(metric, sampler.decode(latents))
             values = values + self.guards(sampler.problem(noise, cond), latents, *leaves, seeds, shared)
         else:
-            values = score(metric, sampler(noise, cond))
+            values = score(metric, sample_frames(sampler, noise, cond, frames))
         return Losses(scaled(values, list(self.variables.values()), network_of(sampler)))
 
     def validate(self, step: int) -> float:
@@ -125,10 +130,12 @@ class TuneToMetric(Task):
         noise = noise_of(self.sampler, [key(self.seed, "tune", draw, i) for i in items])
         return noise, rows(self.cond, items)
 
-    def _of(self, metric: Any, items: list[int], noise: Tensor, cond: Any) -> Any:
+    def _of(
+        self, metric: Any, items: list[int], noise: Tensor, cond: Any, frames: Sequence[int] | None = None
+    ) -> Any:
         """Return a metric for these prompts, beside the untuned model's images where it compares with them."""
         metric = for_prompts(metric, [self.prompts[i] for i in items])
         if not is_paired(metric):
             return metric
         with holding(self.variables, self.start), torch.no_grad():
-            return beside(metric, self.sampler(noise, cond))
+            return beside(metric, frames_of(self.sampler(noise, cond), frames))
