@@ -30,6 +30,7 @@ from adjointdpm.optimization.task import LoopSettings
 from adjointdpm.tasks import AuditSettings, Ball, RunOptions
 from adjointdpm.tasks.evaluation import Mean, Rate
 from adjointdpm.tasks.guide.guide import Guide
+from adjointdpm.tasks.noise_optimization import Stages
 from adjointdpm.tasks.sampling import noise_of, sampled
 
 
@@ -83,7 +84,8 @@ def guided(sampler: adp.FlowSampler, metric: Any, steps: int, seed: int, starts:
     prompts = [f"{phrase} on a blue background" for _, phrase in spread(starts)]
     cond = sampler.encode(prompts)
     originals = sampled(sampler, noise, cond, starts)
-    task = Guide(sampler, metric, prompts, noise, cond, originals)
+    stages = Stages((sampler,), (sampler.length,), steps)
+    task = Guide(stages, metric, prompts, noise, cond, originals)
     with tempfile.TemporaryDirectory() as folder:
         loop = LoopSettings(
             steps=steps, decay="cosine", seed=seed, folder=Path(folder), run=RunOptions(quiet=True)

@@ -208,7 +208,7 @@ class NoiseTask(Task):
         stages: make the images.
         cond: the conditioning of all rows.
         noise: (items, *shape), copied; `groups` says which rows are starts of the same image.
-        groups: (items,) the number of the image of each row.
+        groups: (items,) the number of the image of each row; an image each if None.
         white: whether the noise is projected onto white noise.
         judged: which images may not fall; None for none.
     """
@@ -220,11 +220,12 @@ class NoiseTask(Task):
         stages: Stages,
         cond: Cond,
         noise: Tensor,
-        groups: Sequence[int],
+        groups: Sequence[int] | None = None,
         white: bool = False,
         judged: Judged | None = None,
     ) -> None:
-        self.stages, self.cond, self.groups = stages, cond, list(groups)
+        self.stages, self.cond = stages, cond
+        self.groups = list(range(len(noise)) if groups is None else groups)
         self.white, self.judged = white, judged
         self.items, self.variables = len(noise), {"noise": noise.clone()}
         self.stats = Stats()

@@ -98,9 +98,7 @@ class Attack(NoiseTask):
         white: bool = False,
         judged: Judged | None = None,
     ) -> None:
-        super().__init__(
-            stages, cond, start, range(len(start)) if groups is None else groups, white, judged
-        )
+        super().__init__(stages, cond, start, groups, white, judged)
         # Another copy: a ball around the tensor that is being moved would move with it.
         self.centre, self.ball, self.objective = start.clone(), ball, objective
 

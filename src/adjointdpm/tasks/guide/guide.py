@@ -84,9 +84,9 @@ class Guide(NoiseTask):
         noise: Tensor,
         cond: Cond,
         originals: Tensor,
-        groups: Sequence[int],
-        white: bool,
-        judged: Judged | None,
+        groups: Sequence[int] | None = None,
+        white: bool = False,
+        judged: Judged | None = None,
         frames: FrameDraws | None = None,
     ) -> None:
         super().__init__(stages, cond, noise, groups, white, judged)
