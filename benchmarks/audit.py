@@ -40,6 +40,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds_steps", type=int, default=8)
     parser.add_argument("--rounds_starts", type=int, default=1)
     parser.add_argument("--rounds_confidence", type=float, default=5.0)
+    parser.add_argument("--calls", type=int, default=None, help="denoiser calls an image, for the steps")
+    parser.add_argument("--coarse_steps", type=int, nargs="*", default=[])
+    parser.add_argument("--best_of", type=int, default=1)
+    parser.add_argument("--white_noise", action="store_true")
     parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--momentum", type=float, default=0.5)
     parser.add_argument("--confidence", type=float, default=0.5)
@@ -76,6 +80,10 @@ def main() -> None:
         momentum=options.momentum,
         confidence=options.confidence,
         keep_weight=options.keep_weight,
+        calls=options.calls,
+        coarse_steps=tuple(options.coarse_steps),
+        best_of=options.best_of,
+        white_noise=options.white_noise,
         controls=not options.no_controls,
         train_batch_size=options.batch,
         seed=options.seed,

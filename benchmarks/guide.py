@@ -3,11 +3,22 @@
     python benchmarks/guide.py --record docs/guide.json
 
 Aims: better than one-step guidance on at least 3 of 4 metrics, the judge's accuracy no lower than 5 points under it.
+`--calls` is a budget in place of the steps, here of a third of them; `--memory` is what a look-ahead holds:
+
+    python benchmarks/guide.py --seed 1 --noises 1 --no_baselines --calls 68 --learning_rate 0.3
+    python benchmarks/guide.py --trajectory_only --look_ahead 2 --strength 0.05 0.1 --record docs/guide-third.json
+    python benchmarks/guide.py --memory --record docs/guide-memory.json
 """
 
+import argparse
+import gc
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
+from live import LiveBytes
 from protocol import flags_of, model, spread
 from record import write_record
 
@@ -19,10 +30,93 @@ from adjointdpm.metrics import (
     HiddenStates,
     LogProbability,
     Style,
+    beside,
 )
+from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import GuideSettings, LookAhead
-from adjointdpm.tasks.evaluation import Mean
-from adjointdpm.tasks.guide import guide
+from adjointdpm.tasks.evaluation import Mean, labels_of
+from adjointdpm.tasks.guide import guide, guided
+from adjointdpm.tasks.methods import Evaluation, MethodResult
+from adjointdpm.tasks.sampling import each_of, noise_of, parts, rows, sampled
+
+
+def memory(flags: argparse.Namespace) -> None:
+    """Measure the most bytes alive in one look-ahead of n steps, beside those of a sampling and its gradient."""
+    sampler = model(flags).replace(adjoint=adp.Checkpointed())
+    noise, cond = sampler.noise(1), sampler.encode("a cat")
+
+    def gradient() -> None:
+        leaf = noise.clone().requires_grad_()
+        sampler(leaf, cond).mean().backward()
+
+    def peak(work: Callable[[], object]) -> int:
+        work()
+        gc.collect()
+        with LiveBytes() as live:
+            work()
+        return live.peak
+
+    whole, account = peak(gradient), sampler.stats.bytes_saved
+    first = 0.5 / flags.sampling  # before the first step alone
+    rows: dict[str, dict[str, float | None]] = {}
+    for n in (1, 2, 4, 8):
+        ahead = LookAhead(look_ahead=n, last=first)
+        look = partial(guided, sampler, lambda images: images.mean((1, 2, 3)), noise, cond, ahead)
+        saved, most = look().bytes_saved, peak(look)
+        rows[str(n)] = {"peak": most, "saved": saved, "of a sampling": most / whole}
+        print(
+            f"look-ahead of {n}: {most / 2**20:.1f} MiB, {most / whole:.3f} of a sampling's {whole / 2**20:.1f}"
+        )
+    figures = {"sampling": {"peak": whole, "saved": account}, "look_ahead": rows}
+    write_record(flags.record, "guide.py", sys.argv[1:], memory=figures)
+
+
+def trajectory(
+    sampler: adp.FlowSampler,
+    metric: Any,
+    prompts: list[str],
+    flags: argparse.Namespace,
+    ahead: LookAhead,
+    judge: Any,
+    truth: torch.Tensor,
+) -> dict[str, MethodResult]:
+    """The look-ahead from the noise that `guide` draws, 8 images at once, beside what it began with."""
+    noise = noise_of(sampler, [key(flags.seed, "guide", i) for i in range(len(prompts))])
+    cond = sampler.encode(prompts)
+    originals = sampled(sampler, noise, cond, 8)
+    evaluate = Evaluation({"metric": metric}, prompts, originals, judge, truth, 8)
+    made = [
+        guided(sampler, beside(metric, originals[part]), noise[part], rows(cond, part), ahead)
+        for part in parts(len(prompts), 8)
+    ]
+    images = torch.cat([each.images for each in made])
+    return {
+        "no guidance": evaluate(originals, calls=sampler.length),
+        "look-ahead": evaluate(images, calls=made[0].calls),
+    }
+
+
+def note(
+    flags: argparse.Namespace,
+    results: dict[str, dict[str, object]],
+    name: str,
+    strength: float,
+    methods: dict[str, MethodResult],
+) -> None:
+    """Print what each method reached and add it to the record."""
+    reached = {k: Mean.of(each.values["metric"]) for k, each in methods.items()}
+    results.setdefault(name, {})[str(strength)] = {
+        method: {
+            "values": each.values["metric"].tolist(),
+            "reached": reached[method].as_dict(),
+            "judged": each.judged and each.judged.as_dict(),
+            "calls": each.calls,
+        }
+        for method, each in methods.items()
+    }
+    for method, each in methods.items():
+        print(f"{name:11} {strength:g} {method:12} {reached[method]}; {each.judged}", flush=True)
+    write_record(flags.record, "guide.py", sys.argv[1:], metrics=results)
 
 
 def main() -> None:
@@ -31,7 +125,23 @@ def main() -> None:
     parser.add_argument("--metrics", nargs="+", default=["label", "style", "background", "effect"])
     parser.add_argument("--learning_rate", type=float, default=0.1)
     parser.add_argument("--strength", type=float, nargs="+", default=[0.1], help="Each is tried.")
+    parser.add_argument(
+        "--calls", type=int, default=None, help="Denoiser calls of an image, for the steps."
+    )
+    parser.add_argument("--coarse_steps", type=int, nargs="*", default=[])
+    parser.add_argument("--best_of", type=int, default=1)
+    parser.add_argument("--white_noise", action="store_true")
+    parser.add_argument("--no_baselines", action="store_true")
+    parser.add_argument(
+        "--trajectory_only",
+        action="store_true",
+        help="The look-ahead with one move a step, without the noise.",
+    )
+    parser.add_argument("--memory", action="store_true", help="Measure the bytes of a look-ahead alone.")
     flags = parser.parse_args()
+    if flags.memory:
+        memory(flags)
+        return
     judge, net = (adp.load_classifier(f"emoji/{n}", device=flags.device) for n in ("judge", "resnet"))
     features = HiddenStates(net.model, net.normalized)
     sampler, items = model(flags), spread(flags.prompts)
@@ -46,6 +156,14 @@ def main() -> None:
     results: dict[str, dict[str, object]] = {}
     for name in flags.metrics:
         for strength in flags.strength:
+            if flags.trajectory_only:
+                ahead = LookAhead(flags.look_ahead, strength)
+                phrases = [f"{phrase} on a blue background" for _, phrase in items]
+                truth = torch.tensor(labels_of(judge, phrases, [label for label, _ in items]))
+                methods = trajectory(sampler, known[name], each_of(phrases, flags.noises), flags, ahead, judge,
+                                     truth.repeat_interleave(flags.noises))  # fmt: skip
+                note(flags, results, name, strength, methods)
+                continue
             found = guide(
                 sampler,
                 known[name],
@@ -57,23 +175,16 @@ def main() -> None:
                     ahead=LookAhead(flags.look_ahead, strength),
                     num_validation_images=flags.noises,
                     seed=flags.seed,
+                    calls=flags.calls,
+                    coarse_steps=tuple(flags.coarse_steps),
+                    best_of=flags.best_of,
+                    white_noise=flags.white_noise,
+                    baselines=not flags.no_baselines,
                 ),
                 judge=judge,
                 labels=[label for label, _ in items],
             )
-            reached = {k: Mean.of(each.values["metric"]) for k, each in found.methods.items()}
-            results.setdefault(name, {})[str(strength)] = {
-                method: {
-                    "values": each.values["metric"].tolist(),
-                    "reached": reached[method].as_dict(),
-                    "judged": each.judged and each.judged.as_dict(),
-                    "calls": each.calls,
-                }
-                for method, each in found.methods.items()
-            }
-            for method, each in found.methods.items():
-                print(f"{name:11} {strength:g} {method:12} {reached[method]}; {each.judged}")
-            write_record(flags.record, "guide.py", sys.argv[1:], metrics=results)
+            note(flags, results, name, strength, found.methods)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ ended: effects in the record are kept, and an effect under way continues from it
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from record import write_record
 import adjointdpm as adp
 from adjointdpm.files.images import as_8_bit, png
 from adjointdpm.metrics import EFFECTS, Content, HiddenStates, SlicedWasserstein, Style, beside
+from adjointdpm.metrics.base import Prompted
 from adjointdpm.optimization.seeds import key
 from adjointdpm.tasks import InvertSettings, MetricGoal, RunOptions, TokenVectors
 from adjointdpm.tasks.evaluation import recognized
@@ -62,6 +65,26 @@ def shapes(images: torch.Tensor, size: int) -> torch.Tensor:
     centered = coarse - coarse.mean((2, 3), keepdim=True)
     deviation = centered.square().mean((2, 3), keepdim=True).add(1e-3).sqrt()
     return (0.5 + 0.2 * centered / deviation).expand(-1, 3, -1, -1)
+
+
+@dataclass(frozen=True)
+class OfCats(Prompted):
+    """A metric of the cats' images alone, weighted so that its mean over all prompts is that over the cats."""
+
+    metric: Any
+    weight: float
+
+    def for_prompts(self, prompts: Sequence[str]) -> Any:
+        cats = torch.tensor([" cat" in prompt for prompt in prompts])
+
+        def values(images: torch.Tensor) -> torch.Tensor:
+            rows = cats.to(images.device).expand(len(images)).nonzero()[:, 0]
+            found = 0 * images.flatten(1).sum(1)
+            if len(rows):
+                found = found.index_add(0, rows, self.weight * self.metric(images[rows]))
+            return found
+
+        return values
 
 
 def candidates(device: str) -> dict[str, Any]:
@@ -153,6 +176,12 @@ def main() -> None:
     parser.add_argument("--start_steps", type=int, default=6)
     parser.add_argument("--learning_rate", type=float, default=0.03)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument(
+        "--others",
+        type=int,
+        default=0,
+        help="how many of the learning prompts have other concepts than the cat",
+    )
     flags = parser.parse_args()
     other = ("effects", "output", "record", "device", "budget", "survey")
     settings = {name: value for name, value in vars(flags).items() if name not in other}
@@ -183,7 +212,9 @@ def main() -> None:
         sampler = model(flags)  # loaded anew for each: its tokenizer grows
         concepts = list(about["phrases"].items())  # the first is the cat
         shown = concepts[flags.first :: 7][: flags.held_out]
-        texts = texts_of([*concepts[:1] * flags.prompts, *shown], place)
+        several = [each for each in concepts[3::7] if each not in shown][: flags.others]
+        cats = concepts[:1] * (flags.prompts - len(several))
+        texts = texts_of([*cats, *several, *shown], place)
         held = [text for text in texts[flags.prompts :] for _ in range(flags.noises)]
         truth = torch.tensor(
             [judges["concept"].index(label) for label, _ in shown for _ in range(flags.noises)]
@@ -202,7 +233,7 @@ def main() -> None:
         found = invert(
             sampler,
             TokenVectors(sampler, TOKEN, others, flags.vectors),
-            MetricGoal((1 / before) * style + flags.content * content),
+            MetricGoal(OfCats((1 / before) * style, flags.prompts / len(cats)) + flags.content * content),
             texts[: flags.prompts],
             texts[flags.prompts :],
             output=folder,

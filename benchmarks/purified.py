@@ -2,13 +2,15 @@
 
     gradient   relative error to plain autograd in float64 through 100 steps, ODE and SDE; bytes at 100 and 10 steps
     time       one exact gradient against plain autograd's through the same steps
-    robust     robust accuracy as four gradients claim it at equal denoiser calls: what is left after the attack, on
-               fresh draws of the whole defence, of images of 8 bits; intervals are Wilson's, 95 %
+    robust     robust accuracy as five gradients claim it at equal denoiser calls: what is left after the attack, on
+               fresh draws of the whole defence, of images of 8 bits; intervals are Wilson's, 95 %; each of --seeds has
+               images, noise and attacks of its own
 
 Plain autograd is written out here: encode, noise, step and decode, without this library's samplers and adjoints.
 Finished parts of `robust` are kept in --output and not run again.
 
     python benchmarks/purified.py --record docs/purified.json
+    python benchmarks/purified.py --only robust --t 0.1 --images 12 --steps 8 --draws 2 --seeds 1 --balls l2:1
     python benchmarks/purified.py --output outputs/tiny --images 2 --steps 2 --draws 1 --chain 4 --repeats 1
 """
 
@@ -18,7 +20,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from adjointdpm.tasks.evaluation import Rate
 
 ALL = ("gradient", "time", "robust")
 SOLVERS: dict[str, adp.Solver] = {"ODE": adp.Euler(), "SDE": adp.EulerMaruyama()}
-CALLS = {"exact": 3, "continuous": 3, "bpda": 1, "blind": 1}
+CALLS = {"exact": 3, "continuous": 3, "sde-adjoint": 3, "bpda": 1, "blind": 1}
 """Denoiser calls of a gradient in units of the purification's steps; blind makes none, and gets BPDA's steps."""
 
 
@@ -51,8 +54,15 @@ def arguments() -> argparse.Namespace:
         "--t", type=float, nargs="*", default=[0.1, 0.3], help="of the purification, in `robust`"
     )
     parser.add_argument("--image", type=Path, default=None, help="file for a few images that were found")
-    parser.add_argument("--eps", type=float, nargs="*", default=[8 / 255])
+    parser.add_argument("--balls", nargs="*", default=["linf:8/255"], help="norms and radii")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="in `robust`")
     return parser.parse_args()
+
+
+def ball_of(text: str) -> ImageBall:
+    """The ball that a text such as linf:8/255 stands for."""
+    norm, _, radius = text.partition(":")
+    return ImageBall(float(Fraction(radius)), norm)
 
 
 def defence(solver: adp.Solver, steps: int, t: float, seed: int | None, **settings: Any) -> adp.Purified:
@@ -102,8 +112,10 @@ def clean_images(number: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
             made = sampler(sampler.noise(1, key(seed, "image", name)), sampler.encode([phrase]))
             image = as_8_bit(made).float() / 255
             right = classifier.labels[int(classifier(image).argmax())] == name
-        if right and len(kept) < number:
+        if right:
             kept.append((image, classifier.index(name), name))
+        if len(kept) == number:
+            break
     return torch.cat([i for i, _, _ in kept]), torch.tensor([y for _, y, _ in kept]), [n for *_, n in kept]
 
 
@@ -183,36 +195,43 @@ def rates(found: Sequence[Verdict], right: Sequence[Tensor]) -> dict[str, Any]:
     return out
 
 
-def robust(flags: argparse.Namespace) -> dict[str, Any]:
-    """Figure 3: four gradients, and defences of several depths."""
-    images, labels, _ = clean_images(flags.images, flags.seed)
-    parts = torch.arange(len(images)).split(10)
+def robust(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Figure 3: gradients, norms and depths of the defence; after each row what is known so far."""
     rows: list[dict[str, Any]] = []
     clean: dict[str, Any] = {}
+    settings = {
+        **{"images": flags.images, "seeds": flags.seeds, "purification_steps": flags.purify},
+        **{"votes": flags.votes, "loss": "margin", "method": "APGD"},
+    }
+    made = {seed: clean_images(flags.images, seed)[:2] for seed in flags.seeds}
     for t in flags.t:
         purified = defence(SOLVERS["SDE"], flags.purify, t, None)
-        before = judged(purified, images, labels, draws=flags.votes, seed=flags.seed)
-        clean[str(t)] = rates([before], [torch.ones_like(labels).bool()])
-        right = [~before.majority[part] for part in parts]
-        for eps, (name, calls) in itertools.product(flags.eps, CALLS.items()):
-            steps = flags.steps * 3 // calls
-            given = {"t": t, "eps": eps, "gradient": name, "steps": steps, "draws": flags.draws}
+        before = {
+            seed: judged(purified, x, ys, draws=flags.votes, seed=seed) for seed, (x, ys) in made.items()
+        }
+        every = [torch.ones_like(ys).bool() for _, ys in made.values()]
+        clean[str(t)] = rates([*before.values()], every)
+        for text, (name, calls) in itertools.product(flags.balls, CALLS.items()):
+            ball, steps = ball_of(text), flags.steps * 3 // calls
+            given = {"t": t, "norm": ball.norm, "eps": ball.radius, "gradient": name, "steps": steps}
+            given["draws"] = flags.draws
             verdicts: list[Verdict] = []
-            for number, part in enumerate(parts):
-                x, ys = cell(flags, given, purified, images[part], labels[part], number), labels[part]
-                verdicts.append(judged(purified, x, ys, draws=flags.votes, seed=key(flags.seed, number)))
+            right: list[Tensor] = []
+            for seed, (images, labels) in made.items():
+                for number, part in enumerate(torch.arange(len(images)).split(10)):
+                    x, ys = (
+                        cell(flags, given, purified, images[part], labels[part], (seed, number)),
+                        labels[part],
+                    )
+                    verdicts.append(judged(purified, x, ys, draws=flags.votes, seed=key(seed, number)))
+                    right.append(~before[seed].majority[part])
+                    first = number == 0 and seed == flags.seeds[0] and t == flags.t[0]
+                    if first and name == "exact" and text == flags.balls[0] and flags.image is not None:
+                        draw_images(flags.image, purified, images[part], x, verdicts[0])
             rows.append({**given, **rates(verdicts, right)})
-            if name == "exact" and flags.image is not None and t == flags.t[0]:
-                x = cell(flags, given, purified, images[parts[0]], labels[parts[0]], 0)
-                draw_images(flags.image, purified, images[parts[0]], x, verdicts[0])
-            print(
-                {k: v if not isinstance(v, dict) else v["share"] for k, v in rows[-1].items()}, flush=True
-            )
-    settings = {
-        **{"images": len(images), "purification_steps": flags.purify, "votes": flags.votes},
-        **{"loss": "margin", "method": "APGD", "seed": flags.seed},
-    }
-    return {"settings": settings, "clean": clean, "rows": rows}
+            shares = {k: v["share"] if isinstance(v, dict) else v for k, v in rows[-1].items()}
+            print(shares, flush=True)
+            yield {"settings": settings, "clean": clean, "rows": rows}
 
 
 def cell(
@@ -221,25 +240,26 @@ def cell(
     purified: adp.Purified,
     images: Tensor,
     labels: Tensor,
-    number: int,
+    place: tuple[int, int],
 ) -> Tensor:
-    """What one attack found on a part of the images; from its file, if there is one."""
-    name = f"{given['t']:g}-{given['eps']:.4f}-{given['gradient']}-{number}"
-    about = {**given, "purify": flags.purify, "images": flags.images, "seed": flags.seed}
+    """What one attack found on a part of a seed's images; from its file, if there is one."""
+    seed, number = place
+    name = "-".join(str(each) for each in (*given.values(), seed, number))
+    about = {**given, "purify": flags.purify, "images": flags.images, "seed": seed}
     path: Path = flags.output / f"{name}.json"
     if path.exists():
         kept = json.loads(path.read_text())
         if kept["about"] == about:
             return torch.tensor(kept["levels"], dtype=torch.uint8).view_as(images).float() / 255
     attack = Attack(
-        ball=ImageBall(given["eps"]),
+        ball=ImageBall(given["eps"], given["norm"]),
         loss="margin",
         steps=given["steps"],
         draws=given["draws"],
-        seed=flags.seed,
+        seed=key(seed, number),
     )
     began = time.perf_counter()
-    with forked(flags.seed, name):
+    with forked(seed, name):
         found: Found = attack(surrogate(purified, given["gradient"]), images, labels)
     levels = as_8_bit(found.x)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,10 +295,15 @@ def main() -> None:
     if flags.record is not None and flags.record.exists():  # a part that is not measured stays as it was
         before = json.loads(flags.record.read_text())
         figures = {name: before[name] for name in ALL if name in before}
-    parts = {"gradient": gradient, "time": timing, "robust": robust}
+    parts = {
+        "gradient": lambda: [gradient(flags)],
+        "time": lambda: [timing(flags)],
+        "robust": lambda: robust(flags),
+    }
     for name in flags.only:
-        figures[name] = parts[name](flags)
-        write_record(flags.record, "purified.py", sys.argv[1:], **figures)
+        for found in parts[name]():
+            figures[name] = found
+            write_record(flags.record, "purified.py", sys.argv[1:], **figures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ network of ResNet-50's size; the gradient is that of one logit with respect to t
     stats   what `Purified.stats` says of the sampling and the decoder
 
 Random weights make no images, but the work and the memory are those of the real ones. Finished rows are kept in the
-file and not measured again.
+file and not measured again. A row that is not done after --minutes ends there, and says after how many of the backward
+steps: `stopped_after`.
 """
 
 import argparse
@@ -38,15 +39,19 @@ class SavedPeak(saved_tensors_hooks):
 
     Args:
         weights: tensors that are not counted.
+        end: the time at which the next tensor that is saved ends the run.
     """
 
-    def __init__(self, weights: list[Tensor]) -> None:
+    def __init__(self, weights: list[Tensor], end: float) -> None:
         self.now = self.peak = 0
+        self._end = end
         self._left_out = {each.untyped_storage()._cdata for each in weights}
         self._holders: dict[int, int] = {}
         super().__init__(self._packed, lambda held: held.tensor)
 
     def _packed(self, tensor: Tensor) -> Any:
+        if time.perf_counter() > self._end:
+            raise TimeoutError
         held = _Held(tensor if tensor.is_leaf else tensor.detach())
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
@@ -91,6 +96,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--minutes", type=float, default=40, help="for a row")
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args(argv)
     dtype = getattr(torch, args.dtype)
@@ -113,13 +119,20 @@ def main(argv: list[str]) -> None:
         purified = adp.Purified(sampler, classifier, t=0.15, steps=steps, cond=prompt, seed=0).eval()
         leaf = image.clone().requires_grad_()
         start = time.perf_counter()
-        saved = SavedPeak(weights)
+        saved, forward, stopped = SavedPeak(weights, start + 60 * args.minutes), 0.0, {}
         with saved, LiveBytes() as alive:
-            logit = purified(leaf)[0, 0]
-            forward = time.perf_counter() - start
-            (found,) = torch.autograd.grad(logit, leaf)
-        assert bool(found.isfinite().all())
-        assert float(found.abs().max()) > 0
+            try:
+                logit = purified(leaf)[0, 0]
+                forward = time.perf_counter() - start
+                print(f"N = {steps:3}  forward {forward:.0f} s", flush=True)
+                (found,) = torch.autograd.grad(logit, leaf)
+                assert bool(found.isfinite().all())
+                assert float(found.abs().max()) > 0
+            except TimeoutError:
+                if not forward:
+                    print(f"N = {steps:3}  not even forward in {args.minutes:g} minutes", flush=True)
+                    break
+                stopped = {"stopped_after": purified.stats.nfe_backward}
         stats = purified.stats
         rows.append(
             {
@@ -131,7 +144,7 @@ def main(argv: list[str]) -> None:
                 "calls": stats.nfe_forward,
                 "seconds_forward": forward,
                 "seconds": time.perf_counter() - start,
-                "norm": float(found.norm()),
+                **stopped,
             }
         )
         print(

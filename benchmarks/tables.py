@@ -300,9 +300,13 @@ def guide(record: Record) -> str:
     """Four metrics, at equal calls."""
     rows = []
     for metric, strengths in record["metrics"].items():
-        for ways in strengths.values():
+        for i, (strength, ways) in enumerate(strengths.items()):
             for way, each in ways.items():
-                rows.append([metric, way, str(each["calls"]), mean(each["reached"]), rate(each["judged"])])
+                if way == "no guidance" and i:
+                    continue
+                several = len(strengths) > 1 and way != "no guidance"
+                name = f"{way}, moves of {strength}" if several else way
+                rows.append([metric, name, str(each["calls"]), mean(each["reached"]), rate(each["judged"])])
     return markdown(
         ["metric", "", "calls an image", "reached, lower is better", "concept seen by the judge"], rows
     )
@@ -332,21 +336,25 @@ def purified(record: Record) -> str:
     claimed = record["robust"]
     kinds = ("single", "worst", "majority")
     rows = [
-        [f"{t}", "no attack", "", *(rate(found[kind]) for kind in kinds)]
+        [f"{t}", "", "no attack", "", *(rate(found[kind]) for kind in kinds)]
         for t, found in claimed["clean"].items()
     ]
     rows += [
-        [f"{row['t']:g}", row["gradient"], str(row["steps"]), *(rate(row[kind]) for kind in kinds)]
+        [
+            f"{row['t']:g}",
+            f"{255 * row['eps']:g}/255" if row["norm"] == "linf" else f"{row['eps']:g} in L2",
+            row["gradient"],
+            str(row["steps"]),
+            *(rate(row[kind]) for kind in kinds),
+        ]
         for row in claimed["rows"]
     ]
     head = [
-        "t",
-        "gradient of the attack",
-        "steps",
-        "right, single draw",
-        "right, every draw",
-        "right, vote",
+        *("t", "radius", "gradient of the attack", "steps"),
+        *("right, single draw", "right, every draw", "right, vote"),
     ]
+    if "gradient" not in record:
+        return markdown(head, rows)
     exact = [
         [
             row["solver"],
@@ -370,6 +378,32 @@ def purified(record: Record) -> str:
             ),
             markdown(["", "steps", "seconds", "time, plain autograd = 1"], spent),
         )
+    )
+
+
+def purified_size(record: Record) -> str:
+    """Memory of a purification at Stable Diffusion's own sizes."""
+    head = [
+        "steps",
+        "GiB saved at most",
+        "GiB alive at most",
+        "denoiser calls",
+        "backward steps done",
+        "minutes",
+    ]
+    return markdown(
+        head,
+        [
+            [
+                str(row["steps"]),
+                number(row["saved"] / 2**30),
+                number(row["alive"] / 2**30),
+                str(row["calls"]),
+                str(row.get("stopped_after", row["steps"])),
+                number(row["seconds"] / 60, ".0f" if row["seconds"] > 600 else ".1f"),
+            ]
+            for row in record["rows"]
+        ],
     )
 
 
@@ -559,6 +593,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
         guide,
         studio,
         purified,
+        purified_size,
         surrogates,
         rewards,
         inversion,

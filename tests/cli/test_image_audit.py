@@ -77,6 +77,7 @@ def test_a_plain_classifier_needs_no_model(folder, tmp_path):
 
 def test_what_cannot_be_audited_is_refused_in_a_line(folder, tmp_path):
     images = ["--images", str(folder)]
+    prompts = [word for each in folder.iterdir() for word in ("--prompt", f"a {each.name}")]
     small = tmp_path / "small"
     (small / "cat").mkdir(parents=True)
     (small / "cat" / "1.png").write_bytes(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
@@ -99,6 +100,16 @@ def test_what_cannot_be_audited_is_refused_in_a_line(folder, tmp_path):
                 str(small),
                 "--defense",
                 "purify",
+            ],
+            "--start images needs a folder": ["audit", "--start", "images", "--prompt", "a cat"],
+            "--draws is not used with --start images": [
+                *("audit", *images, "--start", "images", "--draws", "2", "--prompt", "a cat"),
+            ],
+            "but no --prompt with that label": [
+                *("audit", *images, "--start", "images", "--solver", "heun", "--prompt", "a zebra"),
+            ],
+            "depends on the steps before it": [
+                *("audit", *images, "--start", "images", "--solver", "dpm++", *prompts),
             ],
             "did you mean cat": ["audit", "--images", str(unknown)],
             "and --solver pipeline takes those of the pipeline's": [

@@ -78,6 +78,8 @@ def test_phases_are_not_measured():
         ("smear", "no operator is called 'smear'; there are mask, box, blur"),
         ("blur:radius=2", "has no setting 'radius'; it has sigma"),
         ("blur:sigma=x", "must be a number, but is 'x'"),
+        ("downsample:factor=1e1", "must be a whole number, but is '1e1'"),
+        ("blur:sigma=2,sigma=3", "blur:sigma is given twice"),
         ("blur:sigma=-1", "above 0"),
         ("box:size=4", "must be odd"),
         ("jpeg:quality=0", "at least 1"),

@@ -181,6 +181,12 @@ def command(name: str, *more: str, model: str = "model") -> Line:
     return [name, *COMMANDS[name], "--pretrained_model_name_or_path", model, "--output_dir", "out", *more]
 
 
+def problem(*more: str) -> Line:
+    """A small inverse problem that works as it is, and what is added to it."""
+    measured = ["--image", "image.png", "--operator", "gray", "--prompt", "a cat", "--calls", "20", *ONE]
+    return ["solve", *measured, *MODEL, "--output_dir", "out", "--overwrite", *more]
+
+
 NUMBERS = [
     "nan", "inf", "-inf", "-1", "0", "1e400", "1e-400", "abc", "", "18446744073709551616", "9" * 400, "0x10", "1,5",
     "--", "½", "-0.0", "true", "1e30", "None", "3.7", " 2 ", "1 2", "\u0661", "-9223372036854775809", "1__0", "[1]",
@@ -318,6 +324,20 @@ EDGES = [
     command("audit", "--train_batch_size", "1000001"), command("guide", "--num_validation_images", "1000001"),
     command("tune", "--num_validation_images", "1000001"), command("invert", "--num_validation_images", "1000001"),
     command("audit", "--num_starts", "1000001", "--tries", "1"),
+    problem(), ["solve"], ["solve", "--help"], problem("--measured"), problem("--solver", "pipeline"),
+    *(problem("--image", image) for image in ("image.jpg", "nowhere", "file", "pipe", ".", "", "x" * 5000)),
+    *(problem("--operator", operator) for operator in (
+        "", "fog", "gray:size=2", "mask:share=2", "mask:share=nan", "box:size=0", "box:size=4", "blur:sigma=0",
+        "blur:sigma=inf", "downsample:factor=3", "downsample:factor=1e9", "jpeg:quality=0", "phase:oversampling=0",
+        "blur:sigma", "blur:=2", "blur:sigma=2,sigma=3", "mask:share=0.5", "downsample:factor=2",
+        "phase:oversampling=2",
+    )),
+    *(problem(flag, value) for value in ("nan", "0", "-1", "abc", "", "1e400", "9" * 400) for flag in (
+        "--calls", "--noise_level", "--learning_rate", "--num_validation_images", "--seed",
+    )),
+    problem("--method", "magic"), problem("--method", "dps"), problem("--calls", "19"),
+    problem("--measured", "--operator", "downsample:factor=2"),
+    problem("--pretrained_model_name_or_path", "promptless"),
     *(command(name, "--prompt", text) for name in TASKS for text in (
         "prompts.txt", "missing.txt", "empty.txt", "binary.txt", "pipe", "", "  ", "<effect> " * 200,
         "\x1b]0;title\x07 cat",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from .._types import InputError
 from ..metrics import HiddenStates
@@ -12,7 +12,7 @@ from ..tasks.audit import audit as run_audit
 from ..tasks.evaluation import labels_of
 from ..tasks.harden import harden as run_harden
 from .flags import ForBundled, Given, Group, LabelsOf, PromptTexts
-from .image_audit import ImageOptions, run_on_images
+from .image_audit import ImageOptions, run_on_images, starts_of
 from .options import ModelOptions, OutputOptions, TaskOptions, announce, check_calls, judge_of
 from .parse_sampler import check_memory, classifier_of
 
@@ -31,6 +31,8 @@ class AuditOptions(TaskOptions):
         transfer: Further classifier on which the images found are tried. May be repeated.
         keep_features: Classifier whose features are to stay near the original's; or pixels, or none.
         target: Label to reach; any other label counts if it is not given.
+        start: Where the audit starts: at random noise, or at the noise to which the sampler is inverted from labelled
+            images (with --images FOLDER, and a --prompt for each of their labels).
     """
 
     prompt: Annotated[tuple[str, ...], PromptTexts()] = ()
@@ -39,6 +41,7 @@ class AuditOptions(TaskOptions):
     transfer: tuple[str, ...] = ()
     keep_features: str = "pixels"
     target: str | None = None
+    start: Literal["noise", "images"] = "noise"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class HardenOptions:
 _OF_PROMPTS = (
     "prompt", "label", "judge", "transfer", "keep_features", "target", "radius", "shell", "radii", "num_starts",
     "tries", "confidence", "keep_weight", "checkpointing_steps", "coarse_steps", "calls", "white_noise", "best_of",
-    "judge_patience",
+    "judge_patience", "start",
 )  # fmt: skip
 """Flags that an audit of images from files does not read."""
 
@@ -88,8 +91,12 @@ class Audit:
                 "audit needs a --classifier with a model of your own: the bundled ones know its images alone"
             )
         hardens = [name for name in given.values if name.startswith("harden")]
-        self.images.check(given, (*_OF_PROMPTS, *hardens))
-        if self.images.images is not None:
+        real = task.start == "images"
+        if real:
+            self.images.check_starts(given, ("num_starts", "tries", "best_of", *hardens))
+        else:
+            self.images.check(given, (*_OF_PROMPTS, *hardens))
+        if self.images.images is not None and not real:
             run_on_images(given, self.images, task.classifier, self.model, self.attack, self.output)
             return
         if not task.prompt:
@@ -102,10 +109,13 @@ class Audit:
         check_calls(given)
         folder, run = self.output.start(given, ("train_batch_size", *hardens))
         sampler = self.model.sampler()
-        starts = len(task.prompt) * self.attack.num_starts * self.attack.best_of
+        device, shape = sampler.noise(1).device, sampler.image_shape
+        audited = classifier_of(task.classifier, device, shape)
+        prompts, given_labels, images = list(task.prompt), list(task.label), None
+        if real:
+            prompts, given_labels, images = starts_of(self.images, sampler, audited, prompts, given_labels)
+        starts = len(prompts) * self.attack.num_starts * self.attack.best_of
         check_memory(sampler, starts, self.attack.train_batch_size)
-        place, shape = sampler.noise(1).device, sampler.image_shape
-        audited = classifier_of(task.classifier, place, shape)
         also = self.harden.harden_other
         labels = labels_of(audited, also, None)
         others = {p: audited.labels[i] for p, i in zip(also, labels, strict=True)}
@@ -113,16 +123,17 @@ class Audit:
             "features": self._features(sampler),
             "judge": judge_of(task.judge, sampler),
         }
-        transfer = {name: classifier_of(name, place, shape) for name in task.transfer}
+        transfer = {name: classifier_of(name, device, shape) for name in task.transfer}
         found = run_audit(
             sampler,
             audited,
-            task.prompt,
-            task.label or None,
+            prompts,
+            given_labels or None,
             output=folder,
             settings=self.attack,
             target=task.target,
             transfer=transfer,
+            images=images,
             run=run,
             **shared,
         )

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._types import InputError, Range
 from ..attacks import APGD, PGD, Attack, ImageBall
@@ -25,11 +25,12 @@ from ..samplers.purified import Purified
 from ..solvers import EulerMaruyama
 from ..tasks import AuditSettings
 from ..tasks.audit import audit_images
+from ..tasks.evaluation import labels_of
 from .flags import Given
 from .options import ModelOptions, OutputOptions, announce, in_one_process
 from .parse_sampler import classifier_of, device_of
 
-__all__ = ["ImageOptions", "run_on_images"]
+__all__ = ["ImageOptions", "run_on_images", "starts_of"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ImageOptions:
 
     Args:
         images: Folder of images, in a folder for each label or beside a labels.csv; audits these images instead of
-            images of prompts.
+            images of prompts, or with --start images starts at their noise.
         labels: Csv with the columns file_name and label, for images that lie in no folders of labels.
         resize: Resize images of another size than is needed.
         defense: What stands before the classifier: none, or purify:t=0.1,steps=20,votes=5,eta=1 (noise to t, denoise in
@@ -67,6 +68,21 @@ class ImageOptions:
     targets: Annotated[int, Range(0, 1000)] = 0
     gradient: Literal["exact", "bpda", "continuous", "sde-adjoint", "blind"] = "exact"
 
+    def check_starts(self, given: Given, others: Collection[str]) -> None:
+        """Refuse flags that an audit that starts at the noise of these images would ignore.
+
+        Args:
+            given: What was given to the command.
+            others: Names of the flags that only an audit that starts at random noise reads.
+
+        Raises:
+            InputError: One of them was typed, or there are no images.
+        """
+        if self.images is None:
+            raise InputError("--start images needs a folder of labelled images: --images FOLDER")
+        own = [each.name for each in fields(self) if each.name not in ("images", "labels", "resize")]
+        given.refuse_unused([*own, *others], "with --start images")
+
     def check(self, given: Given, others: Collection[str]) -> None:
         """Refuse flags that this kind of audit would ignore.
 
@@ -86,6 +102,30 @@ class ImageOptions:
             given.refuse_unused(
                 ("learning_rate", "momentum"), "with --attack apgd, which has no step length"
             )
+
+
+def starts_of(
+    options: ImageOptions, sampler: Sampler, classifier: Classifier, prompts: list[str], labels: list[str]
+) -> tuple[list[str], list[str], Tensor]:
+    """Return the prompt and the label of each image of a folder, and the images.
+
+    Raises:
+        InputError: An image or a label cannot be used, or a label has no prompt.
+    """
+    assert options.images is not None
+    named = labelled_files(options.images, options.labels)
+    numbers = [_label(classifier, path, label) for path, label in named]
+    of_prompts = labels_of(classifier, prompts, labels or None)
+    known = dict(zip(of_prompts, prompts, strict=True))
+    missing = sorted({classifier.labels[i] for i in numbers if i not in known})
+    if missing:
+        raise InputError(
+            f"there are images of {', '.join(missing)}, but no --prompt with that label, from which the sampler would "
+            "make them; give one for each label"
+        )
+    size = (sampler.image_shape[1], sampler.image_shape[2])
+    images = read_images([path for path, _ in named], size, options.resize).to(sampler.noise(1).device)
+    return [known[i] for i in numbers], [classifier.labels[i] for i in numbers], images
 
 
 def run_on_images(

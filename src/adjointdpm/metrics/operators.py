@@ -217,7 +217,7 @@ def operator_of(text: str) -> Operator:
         the operator.
 
     Raises:
-        InputError: an unknown operator, an unknown setting, or a value out of range.
+        InputError: an unknown operator, an unknown setting or one that is given twice, or a value out of range.
 
     Examples:
         >>> operator_of("blur:sigma=2")
@@ -235,10 +235,13 @@ def operator_of(text: str) -> Operator:
             raise InputError(
                 f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}: {name}:key=value"
             )
+        if key in given:
+            raise InputError(f"{name}:{key} is given twice in {text!r}; give it once")
         try:
             given[key] = known[key](value)
         except ValueError as error:
-            raise InputError(f"{name}:{key} must be a number, but is {value!r}") from error
+            number = "a whole number" if known[key] is int else "a number"
+            raise InputError(f"{name}:{key} must be {number}, but is {value!r}") from error
     return kind(**given)
 
 

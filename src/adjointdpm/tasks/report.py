@@ -5,6 +5,8 @@
 The layout of `result` is that of the task; `result.schema.json` beside this module describes all of them.
 """
 
+import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from .frames import NOUNS
 __all__ = [
     "SCHEMA",
     "About",
+    "as_csv",
     "as_json",
     "facts_of",
     "load_result",
@@ -60,6 +63,15 @@ _KINDS: dict[str, Any] = {
     "number": (int, float),
     "null": type(None),
 }
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return rows with the same names as the bytes of a csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def as_json(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """The audit: balls, what counts as a success, its controls, its files; and the faults it must not have."""
 
+import csv
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,36 @@ def test_a_success_is_that_of_the_saved_image_of_the_saved_noise(result):
     listed = load_result(result.folder)["result"]
     assert [each["fooled"] for each in listed["images"]] == fooled
     assert sum(fooled) > 0
+
+
+def test_the_smallest_change_still_fools_and_is_nearer(result):
+    noise, _ = adp.load_noise(result.folder / "smallest.safetensors")
+    files = sorted((result.folder / "smallest").glob("*.png"))
+    images = torch.stack([read_image(path.read_bytes()) for path in files])
+    says = [LABELS[i] for i in classifier()(images).argmax(1)]
+    rows = load_result(result.folder)["result"]["images"]
+    listed = list(csv.DictReader((result.folder / "images.csv").read_text().splitlines()))
+    for i, row in enumerate(rows):
+        moved = float((noise[i] - result.start[i]).norm() / result.start[i].norm())
+        if not row["fooled"]:
+            assert row["smallest_distance"] is None
+            assert torch.equal(noise[i], result.after.noise[i])
+            continue
+        assert says[i] != result.labels[i]
+        assert row["smallest_distance"] == pytest.approx(moved)
+        assert moved <= row["distance"]
+        before = read_image((result.folder / "before" / f"{i:04d}.png").read_bytes())
+        levels = round(255 * float((images[i] - before).abs().max()))
+        assert row["smallest_pixel_difference"] == levels <= row["pixel_difference"]
+        assert float(listed[i]["smallest_distance"]) == row["smallest_distance"]
+    # A little nearer, where the last halving was, the classifier is right.
+    sampler, fooled = mixture_sampler(4), result.after.fooled
+    step = 2**-6 * (result.after.noise - result.start)
+    with torch.no_grad():
+        made = sampler(noise - step, sampler.encode(["x"] * len(noise)))
+    nearer = [LABELS[i] for i in classifier()((255 * made.clamp(0, 1)).round() / 255).argmax(1)]
+    right = [a == b for a, b, f in zip(nearer, result.labels, fooled.tolist(), strict=True) if f]
+    assert sum(right) >= len(right) / 2 > 0
 
 
 def test_larger_balls_fool_more_and_nothing_leaves_its_ball(result):

@@ -15,6 +15,8 @@ def test_the_page_says_what_was_found(image_result):
     assert "Random noise at the same number of calls leaves" in text
     assert text.count("% of draws wrong") >= int(image_result.after.majority.sum())
     assert "images.csv" in text
+    assert "in the median of all successes its size is" in text
+    assert text.count("misclassified at ") >= int(image_result.after.majority.sum())
     assert "<b>gray" not in text
 
 

@@ -4,7 +4,8 @@
 
 Only starts whose own image is read right count. A success is scored on the 8-bit image that was saved, of
 the very noise that was saved; it is kept if an independent judge still sees the thing. Beside it stand random
-noise and SPSA in the same ball with the same number of denoiser calls.
+noise and SPSA in the same ball with the same number of denoiser calls. For each success, the smallest change on the way
+to it that is one, too, is found by bisection.
 """
 
 import time
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ..._types import Cond, InputError
+from ...attacks.bisection import smallest
 from ...attacks.norm_ball import Ball
+from ...files.atomic_write import write_file
 from ...files.checkpoint import check_config, load_checkpoint, save_checkpoint
 from ...files.diffusers_files import save_noise
-from ...files.images import output_folder
+from ...files.images import as_8_bit, output_folder
 from ...metrics.image_classifier import Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
@@ -33,13 +36,14 @@ from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
 from ..evaluation import example, labels_of, predict
 from ..noise_optimization import Judged, Stages
-from ..report import About, write_report
+from ..report import About, as_csv, write_report
 from ..sampling import noise_of, rows, sampled, saved
 from ..settings import checkpointed
 from .attack import Attack, Objective
 from .baselines import random_search, spsa
+from .real_starts import check_images, inverted
 from .report import page_of
-from .result import AuditResult, Dropped
+from .result import AttackOutcome, AuditResult, Dropped
 from .scoring import Evaluator
 from .settings import AuditSettings
 
@@ -59,6 +63,7 @@ def audit(
     judge: nn.Module | None = None,
     transfer: Mapping[str, nn.Module] | None = None,
     features: Features | None = None,
+    images: Tensor | None = None,
     run: RunOptions = RunOptions(),
 ) -> AuditResult:
     """Look for noise near given noise whose image the classifier misclassifies.
@@ -79,6 +84,9 @@ def audit(
         transfer: other classifiers by name, tried on what fooled this one.
         features: another network's features, which keep the image near the original; neither the judge's
             nor the classifier's own, which would be the same as moving less far.
+        images: (prompts, *image_shape), in [0, 1], one for each prompt: the audit starts at the noise from which the
+            sampler makes them, found by inverting its steps; at random noise if None. An image that cannot be
+            inverted, or that the classifier misreads as the sampler makes it, is dropped.
         run: whether the run is resumed, and what it reports.
 
     Returns:
@@ -86,7 +94,8 @@ def audit(
 
     Raises:
         InputError: an unknown label, a module that is no classifier of the sampler's images, a judge without an audited
-            label, no start that the classifier reads right, a folder that cannot be written, a checkpoint of another
+            label, no start that the classifier reads right, images of a sampler whose steps cannot be inverted
+            (`FlowSampler.invert` says which can), a folder that cannot be written, a checkpoint of another
             run.
 
     Warns:
@@ -108,6 +117,8 @@ def audit(
         name: _with_labels(each, like, f"classifier {name} of transfer", names, todo)
         for name, each in (transfer or {}).items()
     }
+    if images is not None:
+        check_images(images, sampler, len(prompts), settings)
     stages = Stages.of(sampler, settings, prompts[0], judge, extra=True)
     settings = replace(settings, max_train_steps=stages.steps)
     about = checkpointed(
@@ -115,6 +126,7 @@ def audit(
             **{f"sampler_{n}": repr(getattr(sampler, n)) for n in ("steps", "solver", "adjoint")},
             "sampler_guidance_scale": sampler.guidance_scale,
             **{"prompts": list(prompts), "labels": numbers, "target": target},
+            **({} if images is None else {"images": int(as_8_bit(images).long().sum())}),
             **asdict(settings),
             **run.config,
             **stages.agreed,
@@ -132,6 +144,7 @@ def audit(
         settings,
         folder,
         replace(run, config=about),
+        images,
     )
     result = work.result(others, began)
     if Processes.here().first:
@@ -139,6 +152,8 @@ def audit(
         given: dict[str, Any] = {"scheduler": solver, "steps": sampler.steps}
         save_noise(folder / "noise.safetensors", result.after.noise, **given)
         save_noise(folder / "start.safetensors", result.start, **given, seed=settings.seed)
+        save_noise(folder / "smallest.safetensors", result.smallest.noise, **given)
+        write_file(folder / "images.csv", as_csv(result.rows()))
         said = (
             "The loss on the classifier's logits, through its preprocessing, the decoder and every step of the "
             "sampler, guidance included, with respect to the initial noise."
@@ -192,6 +207,7 @@ class _Audit:
     settings: AuditSettings
     folder: Path
     run: RunOptions
+    images: Tensor | None = None
 
     def result(self, transfer: dict[str, Labelled], began: float) -> AuditResult:
         s = self.settings
@@ -230,6 +246,7 @@ class _Audit:
         start, cond, mine = starts[chosen], rows(conds, chosen), labels[chosen]
         before = evaluator.found("before", start, start, cond, mine, s.ball)
         after = evaluator.found("after", noise, start, cond, mine, s.ball)
+        nearest = self.smallest(evaluator, after, start, cond, mine)
         curve = {s.ball.radius: after}
         for radius in s.radii:
             ball = replace(s.ball, radius=radius)
@@ -270,12 +287,28 @@ class _Audit:
             dropped=dropped,
             before=before,
             after=after,
+            smallest=nearest,
             curve=dict(sorted(curve.items())),
             controls=controls,
             transfer={name: evaluator.transferred(each, before, after) for name, each in transfer.items()},
             losses=outcome.losses,
             costs={**costs, "calls": calls, "seconds": time.perf_counter() - began},
         )
+
+    def smallest(
+        self, evaluator: Evaluator, after: AttackOutcome, start: Tensor, cond: Cond, labels: Tensor
+    ) -> AttackOutcome:
+        """Return what is found on the way to each success, as near to the start as it still is one."""
+        noise, where = after.noise.clone(), after.fooled.nonzero()[:, 0].tolist()
+        if where:
+            of, given, names = start[where], rows(cond, where), labels[where]
+            noise[where] = smallest(
+                lambda x, _: evaluator.found(None, x, of, given, names, self.settings.ball).fooled,
+                noise[where],
+                of,
+                self.settings.ball,
+            )
+        return evaluator.found("smallest", noise, start, cond, labels, self.settings.ball)
 
     def starts(self) -> tuple[list[int], list[int], Tensor, Cond, int, list[Dropped]]:
         """Return noise whose images are classified correctly: prompts, images, noise, cond, tries, what is missing.
@@ -286,16 +319,25 @@ class _Audit:
             InputError: there is no such noise.
         """
         s, kept, tried = self.settings, [], 0
+        given = None if self.images is None else self.inverted(self.images)
         names = [self.classifier.labels[label] for label in self.labels]
         why = dict.fromkeys(range(len(names)), "is the target itself")
         missing = [s.num_starts] * len(self.prompts)
         wanted = [0 if name == self.target else s.num_starts * s.best_of for name in names]
         with progress("starts", sum(wanted), self.run.quiet) as bar:
-            for turn in range(s.num_starts * s.best_of * s.tries):
+            for turn in range(s.num_starts * s.best_of * s.tries if given is None else 1):
                 open_ = [i for i, n in enumerate(wanted) if n]
+                if given is not None:
+                    fine = given.flatten(1).isfinite().all(1).tolist()
+                    why |= {i: "the sampler's steps cannot be inverted to it" for i in open_ if not fine[i]}
+                    open_ = [i for i in open_ if fine[i]]
                 if not open_:
                     break
-                noise = noise_of(self.sampler, [key(s.seed, "start", i, turn) for i in open_])
+                noise = (
+                    noise_of(self.sampler, [key(s.seed, "start", i, turn) for i in open_])
+                    if given is None
+                    else given[open_]
+                )
                 cond = self.sampler.encode([self.prompts[i] for i in open_])
                 images = saved(sampled(self.sampler, noise, cond, s.train_batch_size))
                 says = predict(self.classifier, images).argmax(1).tolist()
@@ -312,11 +354,13 @@ class _Audit:
             raise InputError(
                 f"none of {tried} images is read as what it should show, so there is nothing to audit; look at "
                 "the prompts and labels, or take more tries"
+                + ("" if given is None else f" ({'; '.join(map(str, dropped))})")
             )
         if dropped:
             warnings.warn(
                 f"{sum(each.starts for each in dropped)} of {s.num_starts * len(self.prompts)} starts are dropped, "
-                f"as none of {s.tries} tries each is read right: {'; '.join(map(str, dropped))}",
+                + (f"as none of {s.tries} tries each is read right: " if given is None else "")
+                + "; ".join(map(str, dropped)),
                 stacklevel=4,
             )
         kept.sort(key=lambda each: each[:2])
@@ -325,6 +369,11 @@ class _Audit:
         # The first starts of a prompt are those of its images, and each further one goes to the next image.
         groups = [i * s.num_starts + which[:row].count(i) % s.num_starts for row, i in enumerate(which)]
         return which, groups, torch.stack([noise for _, _, noise in kept]), cond, tried, dropped
+
+    def inverted(self, images: Tensor) -> Tensor:
+        """Return the noise of given images; found once, if the run is resumed."""
+        cond = self.sampler.encode(self.prompts)
+        return self.once("inverted", 0, lambda: inverted(self.sampler, images, cond, self.run.quiet))
 
     def attacked(
         self,

@@ -4,7 +4,8 @@
     adp.tasks.audit_images(purified, images, labels, output="outputs/audit", attack=Attack(draws=16))
 
 What is judged are the saved files, read again, on draws that no attack has seen; beside the attack stands random noise
-in the same ball at as many denoiser calls.
+in the same ball at as many denoiser calls. For each success, the smallest change on the way to it that is one, too, is
+found by bisection.
 """
 
 import time
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._types import InputError
-from ...attacks import Attack, ImageBall, judged, random_search, surrogate
+from ...attacks import Attack, ImageBall, Verdict, judged, random_search, surrogate
+from ...attacks.bisection import smallest
 from ...attacks.expectation import is_random, over_draws
 from ...attacks.losses import check_logits
 from ...files.atomic_write import write_file
@@ -31,7 +33,7 @@ from ...optimization.seeds import forked, key
 from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
 from ...samplers.purified import Purified
-from ..report import About, write_report
+from ..report import About, as_csv, write_report
 from ..sampling import parts
 from .image_report import page_of_images
 from .image_result import ImageAuditResult
@@ -117,6 +119,7 @@ def audit_images(
     content, after, losses, zeros = work.attacked(mine, ys)
     random = work.random(mine, ys, costs) if controls else None
     found = content.to(images) / 255
+    nearest = work.smallest(found, mine, ys, after)
     result = ImageAuditResult(
         folder=folder,
         files=list(files or map(str, range(len(images)))),
@@ -129,6 +132,8 @@ def audit_images(
         after=after,
         random=random,
         distances=attack.ball.distance(found, mine).cpu(),
+        smallest=as_8_bit(nearest),
+        smallest_distances=attack.ball.distance(nearest, mine).cpu(),
         randomized=randomized,
         zero_gradients=zeros,
         losses=losses,
@@ -295,8 +300,25 @@ class _ImageAudit:
                 bar.update(len(part))
         return self._judged(torch.cat(found), labels, "random")
 
-    def _judged(self, images: Tensor, labels: Tensor, name: str) -> Any:
-        seed = key(self.attack.seed, name)
+    def smallest(self, found: Tensor, centre: Tensor, labels: Tensor, after: Verdict) -> Tensor:
+        """Return the nearest image on the way to each success that most draws misread; what was found elsewhere."""
+        where, best = output_folder(self.folder / "smallest"), found.clone()
+        misled = after.majority.nonzero()[:, 0].tolist()
+        with progress("smallest changes", len(misled), self.run.quiet) as bar:
+            for part in parts(len(misled), self.attack.batch) if misled else ():
+                rows = [misled[i] for i in part]
+
+                def succeeds(images: Tensor, number: int, rows: list[int] = rows) -> Tensor:
+                    return self._judged(images, labels[rows], "smallest", rows[0], number).majority
+
+                best[rows] = smallest(succeeds, found[rows], centre[rows], self.attack.ball)
+                bar.update(len(rows))
+        for i in misled:
+            write_file(where / f"{i:04d}.png", png(as_8_bit(best[i])))
+        return best
+
+    def _judged(self, images: Tensor, labels: Tensor, *name: str | int) -> Verdict:
+        seed = key(self.attack.seed, *name)
         return judged(self.single, images, labels, draws=self.votes, seed=seed, batch=self.attack.batch)
 
     def report(self, result: ImageAuditResult, classifier: nn.Module, found: Tensor) -> None:
@@ -308,7 +330,7 @@ class _ImageAudit:
                 purified = torch.cat(
                     [self.single.purify(part) for part in found.split(self.attack.batch or 8)]
                 )
-        write_file(self.folder / "images.csv", result.as_csv().encode())
+        write_file(self.folder / "images.csv", as_csv(result.rows()))
         page = page_of_images(result, self.attack, self.gradient, purified)
         inner = classifier.classifier if isinstance(classifier, Purified) else classifier
         kind = type(getattr(inner, "model", inner)).__name__

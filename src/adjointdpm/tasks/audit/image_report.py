@@ -1,12 +1,12 @@
 """The page of an audit of given images: accuracies with their intervals, by label, and the images."""
 
-import torch
 from torch import Tensor
 
 from ...attacks import Attack
 from ...files.html_report import ImageTable, Page
 from ...files.images import as_8_bit
 from ..evaluation import Rate
+from .difference import difference_table
 from .image_result import VERDICTS, ImageAuditResult
 
 __all__ = ["page_of_images"]
@@ -53,7 +53,7 @@ def page_of_images(
         ("label", "right before the attack", "right after it"),
         [(name, str(a), str(b)) for name, (a, b) in result.classes.items()],
     )
-    _images(page, result, purified)
+    _images(page, result, attack, purified)
     if result.losses:
         page.curve(result.losses, "step", f"mean loss ({attack.loss})")
     page.link("What was found for each image, as a csv", "images.csv")
@@ -88,7 +88,9 @@ def _size(attack: Attack) -> str:
     return f"{ball.radius:g} in the Euclidean norm, of numbers in [0, 1]"
 
 
-def _images(page: Page, result: ImageAuditResult, purified: Tensor | None, most: int = 8) -> None:
+def _images(
+    page: Page, result: ImageAuditResult, attack: Attack, purified: Tensor | None, most: int = 8
+) -> None:
     """Add the images that were misled the furthest, beside what they were."""
     page.heading("Images that are misclassified by most draws")
     misled = result.after.majority.nonzero()[:, 0].tolist()
@@ -96,12 +98,21 @@ def _images(page: Page, result: ImageAuditResult, purified: Tensor | None, most:
     if not chosen:
         page.text("None.")
         return
+    least = result.median_smallest
+    assert least is not None
+    size = f"{255 * least:.1f}/255" if attack.ball.norm == "linf" else f"{least:.3g}"
+    page.text(
+        "The smallest change found lies on the straight way from the given image to the one that was found, by "
+        "bisection, and is judged in the same way on its 8-bit file; in the median of all successes its size is "
+        f"{size}. A smaller one may exist in another direction."
+    )
     before, after = result.images[result.right][chosen], result.found[chosen]
+    nearest = result.smallest[chosen]
     labels = result.labels[result.right][chosen]
-    difference = (after.int() - before.int()).abs().float()
-    scaled = (255 * difference / difference.max().clamp(min=1)).to(torch.uint8)
     says = [result.names[int(result.after.voted[i])] for i in chosen]
     shares = [float(result.after.each[:, i].double().mean()) for i in chosen]
+    linf = attack.ball.norm == "linf"
+    sizes = [float(result.smallest_distances[i]) for i in chosen]
     rows = [
         ImageTable("given", before, [result.names[int(y)] for y in labels]),
         ImageTable(
@@ -109,7 +120,13 @@ def _images(page: Page, result: ImageAuditResult, purified: Tensor | None, most:
             after,
             [f"{s} ({100 * p:.0f} % of draws wrong)" for s, p in zip(says, shares, strict=True)],
         ),
-        ImageTable("difference, scaled", scaled, [f"at most {int(d.max())} levels" for d in difference]),
+        difference_table(before, after),
+        ImageTable(
+            "smallest change found",
+            nearest,
+            [f"misclassified at {255 * d:.0f}/255" if linf else f"misclassified at {d:.3g}" for d in sizes],
+        ),
+        difference_table(before, nearest, "its difference, scaled"),
     ]
     if purified is not None:
         rows.append(ImageTable("found, purified once", as_8_bit(purified[chosen]), says))

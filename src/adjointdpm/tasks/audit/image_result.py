@@ -1,7 +1,5 @@
 """What an audit of given images found."""
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,9 @@ class ImageAuditResult:
     after         what it says of them, on fresh draws
     random        what it says of the best random points, or None
     distances     (attacked,), of the files' content, in the ball's unit
+    smallest      (attacked, 3, height, width), 8 bits, the smallest change found by bisection on the way to each
+                  success of the vote; what was found elsewhere
+    smallest_distances  (attacked,), of it, likewise
     randomized    whether the classifier draws noise
     zero_gradients  share of the attack's gradients that were exactly zero
     losses        the mean loss of each step
@@ -48,6 +49,8 @@ class ImageAuditResult:
     after: Verdict
     random: Verdict | None
     distances: Tensor
+    smallest: Tensor
+    smallest_distances: Tensor
     randomized: bool
     zero_gradients: float
     losses: list[float]
@@ -86,6 +89,7 @@ class ImageAuditResult:
         """Return what is known of each image; None where it was not attacked."""
         place = torch.full_like(self.labels, -1)
         place[self.right] = torch.arange(int(self.right.sum()), device=place.device)
+        misled = set(self.after.majority.nonzero()[:, 0].tolist())
         out: list[dict[str, Any]] = []
         for i, at in enumerate(place.tolist()):
             row: dict[str, Any] = {
@@ -98,18 +102,22 @@ class ImageAuditResult:
                 "share_misled": None if at < 0 else float(self.after.each[:, at].double().mean()),
                 "margin": None if at < 0 else float(self.after.margins[at]),
                 "distance": None if at < 0 else float(self.distances[at]),
+                "smallest_distance": None if at not in misled else float(self.smallest_distances[at]),
+                "smallest_pixel_difference": None if at not in misled else self._levels(at),
             }
             out.append(row)
         return out
 
-    def as_csv(self) -> str:
-        """Return the rows as a csv."""
-        text = io.StringIO()
-        rows = self.rows()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+    def _levels(self, at: int) -> int:
+        """Return the largest difference of a pixel between an attacked image and the smallest change of it."""
+        before = self.images[self.right][at].int()
+        return int((self.smallest[at].int() - before).abs().max())
+
+    @property
+    def median_smallest(self) -> float | None:
+        """The median of the smallest distances of the successes of the vote; None without a success."""
+        mine = self.smallest_distances[self.after.majority.cpu()]
+        return float(mine.median()) if len(mine) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what result.json says of it."""
@@ -126,6 +134,7 @@ class ImageAuditResult:
             "randomized": self.randomized,
             "zero_gradients": self.zero_gradients,
             "largest_distance": float(self.distances.max()),
+            "median_smallest_distance": self.median_smallest,
             "classes": {
                 name: {"clean": a.as_dict(), "robust": b.as_dict()} for name, (a, b) in self.classes.items()
             },

@@ -3,6 +3,7 @@
 from ...attacks.norm_ball import Ball
 from ...files.html_report import ImageTable, Page
 from ..evaluation import Rate
+from .difference import difference_table
 from .result import AttackOutcome, AuditResult
 
 __all__ = ["page_of"]
@@ -40,6 +41,10 @@ def page_of(result: AuditResult, ball: Ball) -> Page:
             f"The controls saw the same objective and as many denoiser calls: "
             f"{result.costs['samplings_a_control']} samplings an image."
         )
+    page.text(
+        "Beside each pair stands the smallest change found: the nearest noise on the way from the start to the one "
+        "that was found whose image is still misclassified, by bisection. A smaller one may exist in another direction."
+    )
     for kept, heading in (
         (True, "Misclassified, label preserved"),
         (False, "Misclassified, but the label is no longer preserved"),
@@ -73,6 +78,7 @@ def page_of(result: AuditResult, ball: Ball) -> Page:
         [(label, str(a), "" if b is None else str(b)) for label, (a, b) in result.classes.items()],
     )
     page.curve(result.losses, "step", "mean loss")
+    page.link("What was found for each image, as a csv", "images.csv")
     return page
 
 
@@ -116,12 +122,27 @@ def _pairs(page: Page, heading: str, result: AuditResult, chosen: list[int]) -> 
     if not chosen:
         page.text("None.")
         return
-    before, after = result.before, result.after
+    before, after, nearest = (
+        each.images[chosen] for each in (result.before, result.after, result.smallest)
+    )
     page.images(
-        ImageTable("before", before.images[chosen], [f"{result.labels[i]}" for i in chosen]),
+        ImageTable("before", before, [f"{result.labels[i]}" for i in chosen]),
         ImageTable(
             "after",
-            after.images[chosen],
-            [f"classified as {after.says[i]} (by {-float(after.margins[i]):.1f} logits)" for i in chosen],
+            after,
+            [
+                f"classified as {result.after.says[i]} (by {-float(result.after.margins[i]):.1f} logits)"
+                for i in chosen
+            ],
         ),
+        difference_table(before, after),
+        ImageTable(
+            "smallest change found",
+            nearest,
+            [
+                f"classified as {result.smallest.says[i]} at {float(result.smallest.distances[i]):.3g}"
+                for i in chosen
+            ],
+        ),
+        difference_table(before, nearest, "its difference, scaled"),
     )

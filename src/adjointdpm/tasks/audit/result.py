@@ -83,6 +83,7 @@ class AuditResult:
     tried      noises tried to find them
     dropped    starts that were asked for and not found
     before, after     the originals, and what the attack found
+    smallest   the smallest change found by bisection on the way to each success; what was found elsewhere
     curve      what was found in balls of each radius
     controls   what random noise and SPSA found with as many denoiser calls
     transfer   by classifier: adversarial images that it also misclassifies, among those whose original it
@@ -99,6 +100,7 @@ class AuditResult:
     dropped: list[Dropped]
     before: AttackOutcome
     after: AttackOutcome
+    smallest: AttackOutcome
     curve: dict[float, AttackOutcome]
     controls: dict[str, AttackOutcome]
     transfer: dict[str, tuple[int, int]]
@@ -134,21 +136,33 @@ class AuditResult:
         rows: list[int] = mask.nonzero()[:, 0].tolist()
         return sorted(rows, key=lambda i: float(self.after.margins[i]))[:number]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what result.json says of it."""
-        each = [
-            {
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what is known of each image; None of the smallest change where there is no success."""
+        found: list[dict[str, Any]] = []
+        for i in range(len(self.labels)):
+            fooled = bool(self.after.fooled[i])
+            row: dict[str, Any] = {
                 "prompt": self.prompts[i],
                 "label": self.labels[i],
                 "says": self.after.says[i],
                 "judged": None if self.after.judged is None else self.after.judged[i],
                 "judged_before": None if self.before.judged is None else self.before.judged[i],
-                "fooled": bool(self.after.fooled[i]),
+                "fooled": fooled,
                 "margin": float(self.after.margins[i]),
                 "distance": float(self.after.distances[i]),
+                "pixel_difference": self._levels(self.after, i),
+                "smallest_distance": float(self.smallest.distances[i]) if fooled else None,
+                "smallest_pixel_difference": self._levels(self.smallest, i) if fooled else None,
             }
-            for i in range(len(self.labels))
-        ]
+            found.append(row)
+        return found
+
+    def _levels(self, found: AttackOutcome, i: int) -> int:
+        """Return the largest difference of a pixel from the original, of 255 levels."""
+        return int((found.images[i].int() - self.before.images[i].int()).abs().max())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what result.json says of it."""
         return {
             "starts": len(self.labels),
             "tried": self.tried,
@@ -164,5 +178,5 @@ class AuditResult:
             },
             "losses": self.losses,
             "costs": self.costs,
-            "images": each,
+            "images": self.rows(),
         }
