@@ -50,6 +50,19 @@ def test_gradients_are_plain_autograds(name):
     assert all(torch.equal(g, e) for g, e in zip(found, exact, strict=True) if g is not None)
 
 
+@pytest.mark.parametrize("scale", [3.0, 1.0], ids=["guided", "unguided"])
+@pytest.mark.parametrize("name", SIZES)
+def test_encoded_prompts_are_what_the_pipeline_makes_of_strings(name, scale):
+    pipe = pipeline(name)
+    made = sampler(name, pipe, guidance_scale=scale)
+    texts, noise = ["a cat", "a red dog"], made.noise(2, seed=4)
+    prompts = {"prompt": texts} | ({"negative_prompt": ["green", "green"]} if scale > 1 else {})
+    with torch.no_grad():
+        out = made(noise, made.encode(texts, "green" if scale > 1 else None))
+        truth = plain(pipe, noise, {**prompts, "guidance_scale": scale, **SIZES[name]}, 2)
+    assert torch.equal(out if made.medium == "audio" else out.clamp(0, 1), truth)
+
+
 @pytest.mark.parametrize(
     ("name", "medium", "rate", "shape"),
     [

@@ -15,6 +15,7 @@ from tests import ROOT
 from tests.tiny.commands import run
 from tests.tiny.families import of
 from tests.tiny.family_builders import stable_diffusion
+from tests.tiny.media import pipeline as media_pipeline
 from tests.tiny.metrics import tiny_clip
 from tests.tiny.parts import clip, tokenizer
 from tests.tiny.pipelines import CASES, text_unet
@@ -194,6 +195,12 @@ FEWER = {
         **{"n_steps=(8|16)": "n_steps=2", r"max_iter=10": "max_iter=2"},
     },
     "surrogates.md": {},
+    "video-and-sound.md": {
+        **{r"steps=(10|30|100)\b": "steps=2", "bfloat16": "float32"},
+        **{'"num_frames": 33, "height": 480, "width": 832': '"num_frames": 5, "height": 32, "width": 32'},
+        **{r"Wan-AI/[\w.-]+": "WanPipeline", r"stabilityai/[\w.-]+": "StableAudioPipeline"},
+        **{r'"audio_end_in_s": 10.0': '"audio_end_in_s": 4.0', r"\[0\] / 2\)": "[0] / 2, windows=(4, 8))"},
+    },
 }
 ELSEWHERE = {"your-pipeline.md", "coming-from.md", "your-network.md"}  # above, on pipelines of their own
 ELSEWHERE |= {"start-from-an-image.md", "inverse-problems.md"}  # below
@@ -225,6 +232,9 @@ def before(page, tmp_path, monkeypatch):
     if page == "families.md":
         of("sd3").make().save_pretrained("sd3")
         names["vectors"] = torch.zeros(1, 8)
+    if page == "video-and-sound.md":
+        for name in ("WanPipeline", "StableAudioPipeline"):
+            media_pipeline(name).save_pretrained(name)
     if page == "many-gpus.md":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -295,11 +305,20 @@ def test_tuning_ends_in_the_files_that_the_page_names(before, page):
 
 
 @pytest.mark.parametrize(
-    "page", ["many-gpus.md", "choosing-an-adjoint.md", "surrogates.md", "families.md", "index.md"]
+    "page",
+    [
+        "many-gpus.md",
+        "choosing-an-adjoint.md",
+        "surrogates.md",
+        "families.md",
+        "index.md",
+        "video-and-sound.md",
+    ],
 )
 @pytest.mark.filterwarnings(
     "ignore:`torch_dtype` is deprecated"
 )  # the lowest diffusers knows no other name
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 def test_the_blocks_of_a_page_run_in_their_order(before, page, capsys):
     ran(page, before)
 

@@ -37,7 +37,7 @@ def film(video: UInt8[Tensor, "frames c h w"], rate: float | int) -> bytes:
         >>> torch.equal((255 * read_film(film(video, 8), 8)).round().to(torch.uint8), video)
         True
     """
-    return _webp([_picture(frame) for frame in video], rate, lossless=True, method=1)
+    return _webp([_opened(frame) for frame in video], rate, lossless=True, method=1)
 
 
 def strip(video: UInt8[Tensor, "frames c h w"], rate: float | int) -> bytes:
@@ -52,10 +52,10 @@ def strip(video: UInt8[Tensor, "frames c h w"], rate: float | int) -> bytes:
     """
     if max(video.shape[-2:]) <= LONGEST:
         return film(video, rate)
-    pictures = [_picture(frame) for frame in video]
-    for each in pictures:
+    images = [_opened(frame) for frame in video]
+    for each in images:
         each.thumbnail((LONGEST, LONGEST))
-    return _webp(pictures, rate, quality=85)
+    return _webp(images, rate, quality=85)
 
 
 def read_film(content: bytes, rate: float | int) -> Float[Tensor, "frames c h w"]:
@@ -77,8 +77,8 @@ def read_film(content: bytes, rate: float | int) -> Float[Tensor, "frames c h w"
     return torch.stack(frames)
 
 
-def _webp(pictures: list[Image.Image], rate: float | int, **options: bool | int) -> bytes:
-    first, *rest = pictures
+def _webp(images: list[Image.Image], rate: float | int, **options: bool | int) -> bytes:
+    first, *rest = images
     buffer = io.BytesIO()
     first.save(
         buffer, "WEBP", save_all=True, append_images=rest, duration=_duration(rate), loop=0, **options
@@ -90,6 +90,6 @@ def _duration(rate: float | int) -> int:
     return max(1, round(1000 / rate))
 
 
-def _picture(frame: Tensor) -> Image.Image:
+def _opened(frame: Tensor) -> Image.Image:
     content = frame[0] if len(frame) == 1 else frame.permute(1, 2, 0)
     return Image.fromarray(content.contiguous().numpy()).convert("RGB")

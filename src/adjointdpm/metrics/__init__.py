@@ -17,6 +17,7 @@ from .pixels import BackgroundColour, Chroma, PixelDistance, Pixels
 from .preprocess import CLIP, IMAGENET, Preprocess
 from .similarity import psnr, ssim
 from .sliced_wasserstein import SlicedWasserstein, patches_and_details
+from .spectrogram import SpectrogramDistance
 from .style_content import Content, ContentDistance, HiddenStates, Layers, Style, gram
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Preprocess",
     "Prompted",
     "SlicedWasserstein",
+    "SpectrogramDistance",
     "Style",
     "Sum",
     "Weighable",

@@ -9,12 +9,13 @@ decoded alone. A causal or 3D decoder, as Wan's and LTX's, makes a frame of its 
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from ..adjoints.recompute import without_graph
 from .call_signature import call_names, default_of
 from .gradient_proxy import gradient_proxy
 
@@ -31,7 +32,7 @@ def medium_of(pipe: Any) -> Literal["image", "video", "audio"]:
     return "video" if "num_frames" in call_names(type(pipe)) else "image"
 
 
-def rate_of(pipe: Any, given: float | None) -> float | None:
+def rate_of(pipe: Any, given: float | int | None) -> float | None:
     """Return the frames or samples in a second.
 
     Args:
@@ -62,8 +63,7 @@ def made_shape(pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, ...]:
     """
     other = gradient_proxy(pipe, _Unchanged())
     vars(other)["_progress_bar_config"] = {"disable": True}
-    with torch.no_grad():
-        out = other(**arguments)
+    out = without_graph(partial(other, **arguments))
     return tuple(out[0].shape[1:])
 
 

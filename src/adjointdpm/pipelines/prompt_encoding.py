@@ -177,7 +177,7 @@ def _encode_prompt_results(pipe: Any, takes: Arguments, given: dict[str, Any]) -
 
 
 def _text_encoder_results(pipe: Any, _: Arguments, given: dict[str, Any]) -> dict[str, Any]:
-    """The results of the text encoder and their masks; a negative prompt's rows beyond the mask are zeros, as there."""
+    """The results of the text encoder and their masks, by which the pipeline itself turns rows off."""
     results: list[tuple[Tensor, Tensor]] = []
 
     def encode(ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
@@ -192,8 +192,7 @@ def _text_encoder_results(pipe: Any, _: Arguments, given: dict[str, Any]) -> dic
     run_until(pipe, exchanged, given, StopAtFirstCall())
     found: dict[str, Any] = {}
     for prefix, (rows, mask) in zip(("", "negative_"), results, strict=False):
-        kept = torch.where(mask.bool()[:, :, None], rows, 0.0) if prefix else rows
-        found |= {f"{prefix}prompt_embeds": kept, f"{prefix}attention_mask": mask}
+        found |= {f"{prefix}prompt_embeds": rows, f"{prefix}attention_mask": mask}
     return found
 
 
