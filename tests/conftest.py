@@ -1,5 +1,6 @@
 """Small real models: a conditional UNet, and a whole Stable Diffusion pipeline, built on the spot."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from adjointdpm.flow.schedules import Schedule
 from adjointdpm.pipelines.pipeline_model import UNetDenoiser
 from tests.tiny.parts import clip, ddim, kl, unet2d
 
+# One thread here and in every process that a test starts: on some processors two threads round otherwise than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
