@@ -127,7 +127,7 @@ def test_flow_sigmas_of_a_scheduler_that_also_has_alphas():
     [
         ("StableDiffusionImg2ImgPipeline", "takes no latents"),
         ("DiTPipeline", "needs class_labels"),
-        ("WanPipeline", "one denoising network"),
+        ("WanPipeline", "makes video, which FlowSampler"),
     ],
 )
 def test_pipelines_that_take_other_things_are_refused(name, message):

@@ -282,7 +282,7 @@ EDGES = [
         ["--pretrained_model_name_or_path", "model", "--variant", "*"],
         ["--pretrained_model_name_or_path", "model", "--revision", "main"],
         ["--pretrained_model_name_or_path", "model", "--width", "9"],
-        ["--mixed_precision", "bf16"],
+        ["--pretrained_model_name_or_path", "model", "--mixed_precision", "bf16"],
     )),
     *(["sample", "--prompt", "a cat", "--noise", path] for path in ("nowhere", "file", "pipe", "/dev/zero", ".", "")),
     ["sample", "--prompt", "a cat", "--output_format", "gif"],

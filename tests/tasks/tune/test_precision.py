@@ -1,5 +1,7 @@
 """Weights are trained in float32 over a network of any dtype, with plain autograd's gradient."""
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -67,9 +69,12 @@ def test_small_steps_are_not_rounded_away_and_the_network_keeps_its_dtype(tmp_pa
     settings = TuneSettings(
         max_train_steps=3, learning_rate=3e-3, num_validation_images=1, validation_steps=1
     )
+    validations = itertools.count()
     found = tune(
         ours, lambda images: images.square().mean((1, 2, 3)), ["a cat"], ["a pear"], output=tmp_path,
         weights=Subset(("*.to_k.weight",)), settings=settings, run=RunOptions(quiet=True),
+        # The last weights are the best: what three small steps gain may be less than the images' rounding.
+        validation_metric=lambda images: 0 * images.flatten(1).sum(1) - next(validations),
     )  # fmt: skip
     assert {n: p.dtype for n, p in network.state_dict().items()} == {n: p.dtype for n, p in before.items()}
     for name, master in load_file(found.artefact).items():
