@@ -6,11 +6,11 @@
 The image of an effect is one of the model's own, of a cat, with the effect applied. Patches are compared for cats of
 other noise alone, so that nothing but the effect brings the images closer to the reference; the content is kept for
 some other concepts, too, which shows the token what else it must leave alone. No held-out prompt has a cat or one of
-these in it. Aims, on unseen concepts and noise: the style judge names the effect in 80 % and the judge names the concept in
-90 %, for at least 3 of the 4 effects that one image can show. The same effect applied to the images without the token
-is what a perfect token would reach, and the model's images of the effect's own word are what some token does reach.
-Both judges are part of no loss, the content is compared by a network of another architecture that sees the coarse
-shapes alone, and the token never starts from the effect's own word.
+these in it. Aims, on unseen concepts and noise: the style judge names the effect in 80 % and the judge names the
+concept in 90 %, for at least 3 of the 4 effects that one image can show. The same effect applied to the images
+without the token is what a perfect token would reach, and the model's images of the effect's own word are what some
+token does reach. Both judges are part of no loss, the content is compared by a network of another architecture that
+sees the coarse shapes alone, and the token never starts from the effect's own word.
 
 `--survey` learns nothing: for candidate metrics it says how many times the own word's value the next lower one is, of
 the images without a word and those of the other words. The metric, its settings and those of the optimization were
