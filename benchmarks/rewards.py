@@ -1,15 +1,18 @@
 """Does tuning to a reward work, with which gradient, where is it hacked, and what does a step cost?
 
-    OMP_NUM_THREADS=1 python benchmarks/rewards.py [--parts tuning hacking cost] [--seeds 1] [--calls 1536]
+    OMP_NUM_THREADS=1 python benchmarks/rewards.py [--parts rates tuning hacking cost] [--seeds 3] [--calls 1536]
         [--minutes 60] [--state outputs/rewards.pt] [--output docs/rewards.json] [--plot docs/rewards.png]
 
 The bundled model, DPM-Solver++(2M), guidance 4, a LoRA of rank 4, Adam, a cosine learning rate, the last weights (none
 are chosen). `tuning`: every gradient has the same number of denoiser calls, forward and backward, in all its steps;
 images of held-out prompts and noise are measured by the trained reward, by a judge of other data and
 architecture, by a classifier (is the concept there?) and by the distance between two noises of one prompt in the
-classifier's features. `hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a step
-of `tune` beside a hand-written loop of DRaFT-K, in interleaved rounds. It is saved after each run, and when it is
-started again it goes on from there. `--seeds`, `--calls` and the prompts say how small this is.
+classifier's features. `rates` chooses the learning rate of each gradient first, on prompts that are neither trained on
+nor held out, and on a seed of their own: the rate with the highest trained reward of those at which the concept is
+recognized in at most 2 points less of the images, or the lowest rate if there is none. `hacking`: the curves of reward
+and judge over the steps, without and with guards. `cost`: a step of `tune` beside a hand-written loop of DRaFT-K, in
+interleaved rounds. It is saved after each run, and when it is started again it goes on from there. `--seeds`, `--calls`
+and the prompts say how small this is.
 """
 
 import argparse
@@ -84,17 +87,25 @@ class Bench:
         self.args = args
         colours = list(about["colours"])
         items = list(about["phrases"].items())
-        chosen = items[:: max(1, len(items) // (args.prompts + args.held_out))]
+        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
 
-        def prompt(i: int, phrase: str) -> str:
-            return f"{phrase} on a {colours[i % len(colours)]} background"
+        def part(first: int, number: int) -> list[tuple[str, str]]:
+            """So many labels and prompts; no concept is in two parts."""
+            chosen = [items[i] for i in order[first : first + number]]
+            return [
+                (label, f"{phrase} on a {colours[i % len(colours)]} background")
+                for i, (label, phrase) in enumerate(chosen)
+            ]
 
-        texts = [prompt(i, phrase) for i, (_, phrase) in enumerate(chosen)]
-        held = [i for i in range(len(chosen)) if i % 3 == 2][: args.held_out]
-        self.prompts = [text for i, text in enumerate(texts) if i not in held][: args.prompts]
-        self.held_out = [texts[i] for i in held for _ in range(2)]
+        self.prompts = [text for _, text in part(0, args.prompts)]
         self.judge = adp.load_classifier("emoji/judge")
-        self.labels = torch.tensor([self.judge.index(chosen[i][0]) for i in held for _ in range(2)])
+        # Two noises a prompt.
+        self.sets = {
+            "held out": [each for each in part(args.prompts, args.held_out) for _ in range(2)],
+            "validation": [
+                each for each in part(args.prompts + args.held_out, args.validation) for _ in range(2)
+            ],
+        }
         self.features = adp.metrics.HiddenStates(self.judge.model, self.judge.normalized, [-1])
         self.rewards = {
             "preference": (
@@ -106,32 +117,50 @@ class Bench:
             ),
         }
 
-    def images(self, sampler: adp.FlowSampler) -> Tensor:
-        """Held-out images, two noises a prompt, as their files hold them."""
-        noise = noise_of(sampler, [key(self.args.seed, "held out", i) for i in range(len(self.held_out))])
+    def images(self, sampler: adp.FlowSampler, which: str = "held out") -> Tensor:
+        """Images of a set of prompts, as their files hold them."""
+        texts = [text for _, text in self.sets[which]]
+        noise = noise_of(sampler, [key(self.args.seed, which, i) for i in range(len(texts))])
         with torch.no_grad():
             made = [
-                sampler(noise[i : i + 16], sampler.encode(self.held_out[i : i + 16]))
+                sampler(noise[i : i + 16], sampler.encode(texts[i : i + 16]))
                 for i in range(0, len(noise), 16)
             ]
         return as_8_bit(torch.cat(made)).float() / 255
 
-    def measured(self, images: Tensor, reward: str) -> dict[str, Any]:
-        """What is reported of held-out images: each value's mean and its standard error."""
+    def values(self, images: Tensor, reward: str, which: str = "held out") -> dict[str, Tensor]:
+        """What is measured of each image, or of each pair of a prompt's images."""
+        labels, texts = zip(*self.sets[which], strict=True)
         with torch.no_grad():
-            score, judge = (-for_prompts(each, self.held_out)(images) for each in self.rewards[reward])
-            right = (self.judge(images).argmax(1) == self.labels).double()
+            score, judge = (-for_prompts(each, list(texts))(images) for each in self.rewards[reward])
+            truth = torch.tensor([self.judge.index(label) for label in labels])
+            right = (self.judge(images).argmax(1) == truth).double()
             (hidden,) = self.features(images)
         pooled = hidden.flatten(2).mean(2)
         apart = (pooled[0::2] - pooled[1::2]).norm(dim=1)
-        found = {"reward": score, "judge": judge, "concept": right, "diversity": apart}
+        return {"reward": score, "judge": judge, "concept": right, "diversity": apart}
+
+    def measured(
+        self, images: Tensor, reward: str, which: str = "held out", than: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Each value's mean and standard error; with the untuned images, also those of what the judge gives more."""
+        found = self.values(images, reward, which)
+        if than is not None:
+            found["judge_gain"] = found["judge"] - self.values(than, reward, which)["judge"]
         return {
             name: {"mean": float(v.mean()), "error": float(v.std() / len(v) ** 0.5)}
             for name, v in found.items()
         }
 
     def tuned(
-        self, reward: str, way: Method, steps: int, seed: int, watch: int = 0, ema: float | None = None
+        self,
+        reward: str,
+        way: Method,
+        steps: int,
+        seed: int,
+        rate: float,
+        watch: int = 0,
+        ema: float | None = None,
     ) -> tuple[adp.FlowSampler, list[dict[str, Any]], float]:
         """A tuned sampler, the curve of its held-out measures, and seconds."""
         args = self.args
@@ -156,7 +185,7 @@ class Bench:
             validation_steps=watch or steps, ema_decay=ema, run=RunOptions(quiet=True),
         )  # fmt: skip
         start = time.perf_counter()
-        optimize(task, lambda v: torch.optim.Adam(v, args.learning_rate), loop)
+        optimize(task, lambda v: torch.optim.Adam(v, rate), loop)
         return sampler, curve, time.perf_counter() - start
 
 
@@ -314,20 +343,23 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", default=["tuning", "hacking", "cost"])
+    parser.add_argument("--parts", nargs="+", default=["rates", "tuning", "hacking", "cost"])
     parser.add_argument("--rewards", nargs="+", default=["preference", "clip"])
     for name, value in {
-        "seeds": 1,
+        "seeds": 3,
         "seed": 0,
         "calls": 1536,
         "sampling": 8,
         "prompts": 64,
-        "held_out": 32,
+        "held_out": 64,
+        "validation": 32,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in {"batch": 4, "hacking_steps": 80, "watch": 10, "rounds": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--learning_rate", type=float, default=6e-3)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2], help="one is chosen")
+    parser.add_argument("--learning_rate", type=float, default=6e-3, help="of the curves")
+    parser.add_argument("--hacked", nargs="+", default=["preference"], help="rewards of the curves")
     parser.add_argument("--kl", type=float, default=0.01)
     parser.add_argument(
         "--guards", type=float, nargs="+", default=[0.05, 0.01], help="kl_weight of each curve"
@@ -345,14 +377,23 @@ def main(argv: list[str]) -> None:
         "sampling",
         "prompts",
         "held_out",
+        "validation",
         "batch",
         "hacking_steps",
         "watch",
         "learning_rate",
+        "rates",
         "kl",
     )
     settings = {name: getattr(args, name) for name in names}
-    state: dict[str, Any] = {"settings": settings, "runs": {}, "curves": {}, "cost": None, "images": {}}
+    state: dict[str, Any] = {
+        "settings": settings,
+        "rates": {},
+        "runs": {},
+        "curves": {},
+        "cost": None,
+        "images": {},
+    }
     if args.state.exists() and (before := torch.load(args.state))["settings"] == settings:
         state = before
     args.state.parent.mkdir(parents=True, exist_ok=True)
@@ -366,25 +407,48 @@ def main(argv: list[str]) -> None:
 
     ways = methods(args.sampling, args.kl)
     plain = adp.load_bundled("emoji", steps=args.sampling, guidance_scale=4.0)
-    untuned = bench.images(plain)
+    untuned = {which: bench.images(plain, which) for which in bench.sets}
+
+    def shown(*what: Any, row: dict[str, Any]) -> None:
+        print(*what, {k: round(v["mean"], 3) for k, v in row.items() if isinstance(v, dict)}, flush=True)
+
+    def run(reward: str, name: str, seed: int, rate: float, which: str) -> tuple[dict[str, Any], Tensor]:
+        """A row of measures at equal calls, and the images."""
+        steps = max(1, round(args.calls / (args.batch * ways[name].calls)))
+        sampler, _, seconds = bench.tuned(reward, ways[name], steps, seed, rate)
+        images = bench.images(sampler, which)
+        row = bench.measured(images, reward, which, untuned[which])
+        shown(which, reward, name, seed, rate, f"{seconds:.0f} s", row=row)
+        return row | {"rate": rate, "steps": steps, "seconds": seconds}, images
+
+    tried = [(reward, name, rate) for reward in args.rewards for name in ways for rate in args.rates]
+    for each in tried if "rates" in args.parts else ():
+        if each not in state["rates"] and not late():
+            reward, name, rate = each
+            state["rates"][each], _ = run(reward, name, args.seed + 1000, rate, "validation")
+            save()
+
+    def chosen(reward: str, name: str) -> float | None:
+        """The learning rate; None where not all were tried."""
+        rows = {rate: state["rates"].get((reward, name, rate)) for rate in args.rates}
+        if None in rows.values():
+            return None
+        least = bench.measured(untuned["validation"], reward, "validation")["concept"]["mean"] - 0.02
+        kept = [rate for rate, row in rows.items() if row["concept"]["mean"] >= least]
+        return max(kept, key=lambda rate: rows[rate]["reward"]["mean"]) if kept else min(args.rates)
+
     for seed in range(args.seeds if "tuning" in args.parts else 0):
         for reward in args.rewards:
-            state["runs"].setdefault((reward, "untuned", 0), bench.measured(untuned, reward))
-            state["images"].setdefault((reward, "untuned"), as_8_bit(untuned[:12:2]))
-            for name, way in ways.items():
-                if (reward, name, seed) in state["runs"] or late():
+            state["runs"].setdefault((reward, "untuned", 0), bench.measured(untuned["held out"], reward))
+            state["images"].setdefault((reward, "untuned"), as_8_bit(untuned["held out"][:12:2]))
+            for name in ways:
+                rate = chosen(reward, name)
+                if rate is None or (reward, name, seed) in state["runs"] or late():
                     continue
-                steps = max(1, round(args.calls / (args.batch * way.calls)))
-                sampler, _, seconds = bench.tuned(reward, way, steps, seed)
-                images = bench.images(sampler)
-                row = bench.measured(images, reward) | {"steps": steps, "seconds": seconds}
+                row, images = run(reward, name, seed, rate, "held out")
                 state["runs"][reward, name, seed] = row
                 state["images"].setdefault((reward, name), as_8_bit(images[:12:2]))
                 save()
-                print(
-                    reward, name, seed, steps, f"{seconds:.0f} s",
-                    {k: round(v["mean"], 3) for k, v in row.items() if isinstance(v, dict)}, flush=True,
-                )  # fmt: skip
     guarded = {
         "no guard": (ways["exact"], None),
         **{
@@ -395,11 +459,14 @@ def main(argv: list[str]) -> None:
             for kl in args.guards
         },
     }
-    for name, (way, ema) in guarded.items() if "hacking" in args.parts else ():
-        if name not in state["curves"] and not late():
-            _, curve, _ = bench.tuned("preference", way, args.hacking_steps, 0, args.watch, ema)
-            state["curves"][name] = curve
-            save()
+    for reward in args.hacked if "hacking" in args.parts else ():
+        for name, (way, ema) in guarded.items():
+            if (reward, name) not in state["curves"] and not late():
+                _, curve, _ = bench.tuned(
+                    reward, way, args.hacking_steps, 0, args.learning_rate, args.watch, ema
+                )
+                state["curves"][reward, name] = curve
+                save()
     if "cost" in args.parts and not late():
         state["cost"] = cost(bench, args.rounds)
         save()
@@ -410,8 +477,13 @@ def main(argv: list[str]) -> None:
             {"tuned_to": reward, "method": name, "seed": seed} | row
             for (reward, name, seed), row in state["runs"].items()
         ],
+        "rates": [
+            {"tuned_to": reward, "method": name, "chosen": rate == chosen(reward, name)} | row
+            for (reward, name, rate), row in state["rates"].items()
+        ],
         "hacking": {
-            name: {"parted": parted(curve), "curve": curve} for name, curve in state["curves"].items()
+            f"{reward}, {name}": {"parted": parted(curve), "curve": curve}
+            for (reward, name), curve in state["curves"].items()
         },
         "cost": state["cost"],
     }

@@ -144,6 +144,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
                 *(*cat, "--adjoint", "flowbp:bridge", "--solver", "pipeline"),
             ],
             "--clip_model is not used by these metrics": [*cat, "--clip_model", "x"],
+            "--reward_device is not used by these metrics": [*cat, "--reward_device", "cpu"],
+            "the device 'moon' cannot be used here": [*cat, "--reward_device", "moon"],
         },
     )
 

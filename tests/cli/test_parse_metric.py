@@ -17,6 +17,7 @@ from adjointdpm.metrics import (
     for_prompts,
     load_clip,
 )
+from adjointdpm.metrics.clip import image_features
 from adjointdpm.metrics.rewards import Aesthetic, ClipScore, PickScore, load_aesthetic
 from tests.tiny.metrics import tiny_clip
 from tests.tiny.parts import tokenizer
@@ -112,6 +113,18 @@ def test_rewards_of_clip_are_those_of_their_folder(emoji, tmp_path):
     save_file({"0.weight": torch.ones(1, 7)}, tmp_path / "wide.safetensors")
     with pytest.raises(adp.InputError, match=r"embeddings of 7 numbers, but those of .* have 5"):
         read(f"aesthetic:{tmp_path / 'wide.safetensors'}")
+
+
+def test_rewards_and_clip_lie_on_the_device_that_was_asked_for(emoji, tmp_path):
+    networks = Networks(emoji, clip_model="emoji/clip", reward_device=torch.device("meta"))
+    clip, _, preprocess = networks.clip()
+    save_file({"0.weight": torch.ones(1, clip.config.projection_dim)}, tmp_path / "head.safetensors")
+    liked = metric_of([f"aesthetic:{tmp_path / 'head.safetensors'}"], networks)
+    for each in (clip, liked.head, networks.preference("emoji/preference").model):
+        assert {str(weight.device) for weight in each.parameters()} == {"meta"}
+    # Images are moved to the tower, which would refuse them otherwise.
+    assert image_features(clip, preprocess, images()).device.type == "meta"
+    assert "reward_device" in networks.used and networks.device.type == "cpu"
 
 
 def test_bundled_rewards_are_found_by_their_names(emoji):

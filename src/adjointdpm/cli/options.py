@@ -22,7 +22,7 @@ from ..samplers.base import Sampler
 from ..tasks.methods import MethodsResult
 from .flags import ForBundled, Given, LabelsOf, PromptTexts
 from .parse_metric import Networks
-from .parse_sampler import SOLVERS, classifier_of, sampler_of
+from .parse_sampler import SOLVERS, classifier_of, device_of, sampler_of
 from .trackers import tracker_of
 
 __all__ = [
@@ -212,17 +212,20 @@ class NetworkOptions:
         layer: Index of a hidden state to compare. May be repeated; the first three are compared by default.
         clip_model: CLIP model for the metrics and rewards of CLIP.
         classifier: Classifier for the metrics label and margin.
+        reward_device: Device of the networks of CLIP and of rewards, such as cuda:1; that of the images by default.
     """
 
     features: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
     layer: Annotated[tuple[int, ...], Range(-1000, 1000)] = ()
     clip_model: Annotated[str | None, ForBundled("emoji/clip", Networks.clip_model)] = None
     classifier: Annotated[str | None, ForBundled("emoji/resnet", None)] = None
+    reward_device: str | None = None
 
     def networks(self, sampler: Sampler) -> Networks:
         """Return the networks."""
         clip = self.clip_model or Networks.clip_model
-        return Networks(sampler, self.features, self.layer, self.classifier, clip)
+        place = None if self.reward_device is None else device_of(self.reward_device)
+        return Networks(sampler, self.features, self.layer, self.classifier, clip, place)
 
 
 def in_one_process(command: str) -> None:
@@ -310,7 +313,7 @@ def check_calls(given: Given) -> None:
 
 def check_networks(given: Given, networks: Networks) -> None:
     """Refuse flags of networks that no metric needs."""
-    names = {"features", "layer", "classifier", "clip_model"} & set(given.values)
+    names = {"features", "layer", "classifier", "clip_model", "reward_device"} & set(given.values)
     given.refuse_unused(sorted(names - networks.used), "by these metrics")
 
 

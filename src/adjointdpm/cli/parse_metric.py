@@ -114,6 +114,7 @@ class Networks:
         layer: indices of the hidden states; the first three if there are none.
         classifier: for labels; None for none.
         clip_model: a CLIP model: bundled, a folder, or a name on a hub.
+        reward_device: where the networks of CLIP and of rewards are; with the images if None.
     """
 
     sampler: Sampler
@@ -121,12 +122,20 @@ class Networks:
     layer: tuple[int, ...] = ()
     classifier: str | None = "emoji/resnet"
     clip_model: str = "openai/clip-vit-base-patch32"
+    reward_device: torch.device | None = None
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
         """Where the images are."""
         return self.sampler.noise(1).device
+
+    @property
+    def rewards_at(self) -> torch.device:
+        """Where the networks of CLIP and of rewards are."""
+        if self.reward_device is None:
+            return self.device
+        return self._once("reward_device", lambda: self.reward_device)
 
     @property
     def used(self) -> set[str]:
@@ -163,14 +172,14 @@ class Networks:
         def load() -> tuple[Any, Any, Any]:
             with using(f"the CLIP model {source!r}"):
                 model, tokenizer, preprocess = load_clip(source, processor=processor)
-                return model.to(self.device), tokenizer, preprocess
+                return model.to(self.rewards_at), tokenizer, preprocess
 
         return self._once("clip_model" if name is None else f"clip {name}", load)
 
     def preference(self, name: str) -> Preference:
         """Return a preference by its name."""
         with using(f"the preference {name!r}"):
-            return self._once(f"preference {name}", lambda: load_preference(name, device=self.device))
+            return self._once(f"preference {name}", lambda: load_preference(name, device=self.rewards_at))
 
     def image(self, path: str, same: bool = False) -> Tensor:
         """Return an image where the networks are."""
@@ -329,7 +338,7 @@ def _own(name: str, found: Any) -> Any:
 
 def _aesthetic(path: str, networks: Networks) -> Aesthetic:
     model, _, preprocess = networks.clip()
-    head, width = load_aesthetic(path).to(networks.device), int(model.config.projection_dim)
+    head, width = load_aesthetic(path).to(networks.rewards_at), int(model.config.projection_dim)
     first = next(head.parameters())
     if first.shape[1] != width:
         raise InputError(

@@ -46,7 +46,8 @@ class ClipDistance(Weighable):
 
     def __call__(self, images: Images) -> Values:
         found = image_features(self.model, self.preprocess, images)
-        return 1 - functional.cosine_similarity(found, self.goal.to(found).expand_as(found), dim=1)
+        distance = 1 - functional.cosine_similarity(found, self.goal.to(found).expand_as(found), dim=1)
+        return distance.to(images.device)
 
     @classmethod
     def of_text(
@@ -132,12 +133,14 @@ def image_features(model: Any, preprocess: Callable[[Tensor], Tensor], images: T
     Args:
         model: a transformers CLIPModel, of any dtype.
         preprocess: a function from images in [0, 1] to the image tower's input.
-        images: (batch, 3, height, width), in [0, 1].
+        images: (batch, 3, height, width), in [0, 1], on any device.
 
     Returns:
-        (batch, width), not normalized; projected in float32 or wider, whatever the tower's dtype is.
+        (batch, width), not normalized, on the model's device; projected in float32 or wider, whatever the tower's dtype
+            is.
     """
-    pooled = model.vision_model(pixel_values=preprocess(images).to(model.dtype)).pooler_output
+    pixels = preprocess(images.to(next(model.parameters()).device)).to(model.dtype)
+    pooled = model.vision_model(pixel_values=pixels).pooler_output
     return _projected(model.visual_projection, pooled).to(images.dtype)
 
 

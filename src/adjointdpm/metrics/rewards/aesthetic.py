@@ -52,7 +52,7 @@ class Aesthetic(Reward):
 
     def scores(self, images: AnyImages, prompts: Sequence[str] = ()) -> Values:
         weight = next(self.head.parameters())
-        found = image_features(self.model, self.preprocess, images.to(next(self.model.parameters()).device))
+        found = image_features(self.model, self.preprocess, images)
         return self.head(functional.normalize(found.to(weight), dim=1))[:, 0].to(images)
 
 

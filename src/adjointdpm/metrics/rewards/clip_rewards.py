@@ -37,7 +37,7 @@ class _ClipReward(Reward):
         for each in dict.fromkeys(prompts):
             if each not in self.known:
                 self.known[each] = text_features(self.model, self.tokenizer, each)
-        found = image_features(self.model, self.preprocess, images.to(next(self.model.parameters()).device))
+        found = image_features(self.model, self.preprocess, images)
         texts = torch.stack([self.known[each] for each in prompts]).to(found)
         return functional.cosine_similarity(found, texts, dim=1).to(images)
 
