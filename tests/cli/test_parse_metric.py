@@ -124,7 +124,8 @@ def test_rewards_and_clip_lie_on_the_device_that_was_asked_for(emoji, tmp_path):
         assert {str(weight.device) for weight in each.parameters()} == {"meta"}
     # Images are moved to the tower, which would refuse them otherwise.
     assert image_features(clip, preprocess, images()).device.type == "meta"
-    assert "reward_device" in networks.used and networks.device.type == "cpu"
+    assert "reward_device" in networks.used
+    assert networks.device.type == "cpu"
 
 
 def test_bundled_rewards_are_found_by_their_names(emoji):
