@@ -296,9 +296,7 @@ def plot(path: Path, record: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     curves = record["hacking"]
-    figure, axes = plt.subplots(
-        1, len(curves), figsize=(4.2 * len(curves), 3.4), sharey=True, squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.4), squeeze=False)
     for axis, (name, each) in zip(axes[0], curves.items(), strict=True):
         steps = [row["step"] for row in each["curve"]]
         for what, text in (("reward", "trained reward"), ("judge", "judge, in no loss")):

@@ -460,20 +460,24 @@ def rewards(record: Record) -> str:
         [
             "reward",
             "gradient",
+            "learning rate",
             "steps",
             "seeds",
             "trained reward",
             "judge",
             "concept recognized",
             "diversity",
+            "judge's gain",
         ],
         [
             [
                 reward,
                 method,
+                f"{rows[0]['rate']:g}" if "rate" in rows[0] else "",
                 str(rows[0].get("steps", "")),
                 str(len(rows)) if "steps" in rows[0] else "",
                 *(over(rows, what) for what in names),
+                over(rows, "judge_gain") if "judge_gain" in rows[0] else "",
             ]
             for (reward, method), rows in runs.items()
         ],

@@ -53,7 +53,7 @@ def test_a_constant_change_of_eps_has_the_divergence_of_girsanov(schedule, predi
     leaves, start = {"shift": model.denoiser.shift}, {"shift": torch.zeros(())}
     with torch.no_grad():
         model.denoiser.shift.fill_(0.2)
-    kl, _ = ReferenceDistance.parts(ivp, ours.noise(2, 5), leaves, start, [1, 2], 3)
+    kl = ReferenceDistance(kl_weight=1.0)(ivp, ours.noise(2, 5), leaves, start, [1, 2], 3)
     first, last = (ivp.grid[0], ivp.grid[4])
     rho = [float(t.sigma / t.alpha) for t in (first, last)] if ends is None else [(1 - e) / e for e in ends]
     expected = 12 * 0.04 * abs(math.log(rho[0] / rho[1]))
@@ -69,13 +69,13 @@ def test_only_a_longer_velocity_is_penalized():
     for shift in (-3.0, 0.0, 3.0):
         with torch.no_grad():
             model.denoiser.shift.fill_(shift)
-        found[shift] = ReferenceDistance.parts(ivp, latents, leaves, start, [1], 3)[1].item()
+        found[shift] = ReferenceDistance(norm_weight=1.0)(ivp, latents, leaves, start, [1], 3).item()
     assert found[0.0] == 0
     assert found[3.0] > 0.5
     with torch.no_grad():
         model.denoiser.shift.fill_(0.0)
     longer = {"shift": torch.tensor(3.0)}  # the untuned model's velocity is the longer one
-    assert ReferenceDistance.parts(ivp, latents, leaves, longer, [1], 3)[1].item() == 0
+    assert ReferenceDistance(norm_weight=1.0)(ivp, latents, leaves, longer, [1], 3).item() == 0
 
 
 @pytest.mark.parametrize("adjoint", [adp.Checkpointed(), adp.Checkpointed(keep=1), adp.Truncated()])

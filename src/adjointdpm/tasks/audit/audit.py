@@ -36,7 +36,7 @@ from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
 from ..evaluation import example, labels_of, predict
 from ..noise_optimization import Judged, Stages
-from ..report import About, as_csv, write_report
+from ..report import About, as_csv, steps_of, write_report
 from ..sampling import noise_of, rows, sampled, saved
 from ..settings import checkpointed
 from .attack import Attack, Objective
@@ -148,8 +148,7 @@ def audit(
     )
     result = work.result(others, began)
     if Processes.here().first:
-        solver = type(sampler if sampler.solver is None else sampler.solver).__name__
-        given: dict[str, Any] = {"scheduler": solver, "steps": sampler.steps}
+        given: dict[str, Any] = {"scheduler": steps_of(sampler), "steps": sampler.steps}
         save_noise(folder / "noise.safetensors", result.after.noise, **given)
         save_noise(folder / "start.safetensors", result.start, **given, seed=settings.seed)
         save_noise(folder / "smallest.safetensors", result.smallest.noise, **given)

@@ -31,9 +31,8 @@ from ...optimization.progress import progress
 from ...optimization.run_folder import alone
 from ...optimization.seeds import forked, key
 from ...optimization.task import RunOptions
-from ...samplers.base import Sampler
 from ...samplers.purified import Purified
-from ..report import About, as_csv, write_report
+from ..report import About, as_csv, steps_of, write_report
 from ..sampling import parts
 from .image_report import page_of_images
 from .image_result import ImageAuditResult
@@ -163,11 +162,6 @@ def _named(classifier: nn.Module, images: Tensor) -> Labelled:
     return PlainClassifier(inner, names)
 
 
-def _stepper(sampler: Sampler) -> str:
-    """Return the name of what takes a sampler's steps, a solver or a pipeline's scheduler."""
-    return type(sampler.pipe.scheduler if sampler.solver is None else sampler.solver).__name__
-
-
 @dataclass(frozen=True, eq=False)
 class _ImageAudit:
     """One audit under way."""
@@ -195,7 +189,7 @@ class _ImageAudit:
             sampler = self.single.sampler
             defence = {"t": self.single.t, "purification_steps": self.single.steps}
             defence |= {
-                "solver": repr(sampler.solver or _stepper(sampler)),
+                "solver": repr(sampler.solver or steps_of(sampler)),
                 "adjoint": repr(sampler.adjoint),
             }
         own = {"gradient": self.gradient, "votes": self.votes, "controls": self.controls}
@@ -337,7 +331,7 @@ class _ImageAudit:
         page.facts["Classifier"] = str(self.run.config.get("classifier") or kind)
         page.facts["Images"] = f"{len(result.files)} given ones, {len(found)} of them attacked"
         if isinstance(self.single, Purified):
-            of = _stepper(self.single.sampler)
+            of = steps_of(self.single.sampler)
             page.facts["Purification"] = f"t = {self.single.t:g}, {self.single.steps} steps of {of}"
         said = {
             "exact": "The loss on the classifier's logits, through every step of the purification where there is one, "

@@ -63,19 +63,6 @@ class ReferenceDistance:
             seeds: of eps, one a row.
             draw: seed of the instant, which a batch shares.
         """
-        kl, norm = self.parts(ivp, latents, variables, untuned, seeds, draw)
-        return self.kl_weight * kl + self.norm_weight * norm
-
-    @staticmethod
-    def parts(
-        ivp: IVP,
-        latents: Tensor,
-        variables: Mapping[str, Tensor],
-        untuned: Mapping[str, Tensor],
-        seeds: list[int],
-        draw: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Return both without their weights; see above."""
         schedule, denoiser = ivp.flow.schedule, ivp.flow.denoiser
         ends = [ivp.grid[len(ivp.grid)], ivp.grid[0]]
         shares = [min(max(float(t.sigma / (t.alpha + t.sigma)), END), 1 - END) for t in ends]
@@ -99,5 +86,5 @@ class ReferenceDistance:
             eps_0, v_0 = found()
         eps_theta, v_theta = found()
         kl = (high - low) * (eps_theta - eps_0).square().flatten(1).sum(1)
-        norms = [torch.linalg.vector_norm(v.flatten(1), dim=1) for v in (v_theta, v_0)]
-        return kl, (norms[0] / norms[1] - 1).relu()
+        norm_theta, norm_0 = (torch.linalg.vector_norm(v.flatten(1), dim=1) for v in (v_theta, v_0))
+        return self.kl_weight * kl + self.norm_weight * (norm_theta / norm_0 - 1).relu()
