@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from adjointdpm.cli.main import app
+from adjointdpm.cli.parse_metric import Networks, metric_of
+from adjointdpm.cli.parse_sampler import sampler_of
 from adjointdpm.files.images import image_file
+from adjointdpm.metrics.rewards import ClipScore
 from adjointdpm.studio.choice import VARIABLES
-from adjointdpm.studio.jobs import First, Progress, finished
+from adjointdpm.studio.jobs import First, Loaded, Progress, finished
 from adjointdpm.tasks import load_result
+from adjointdpm.zoo import load_clip
 from tests.tiny.studios import choice, load, model, tensors
 
 
@@ -44,6 +48,24 @@ def test_a_run_reports_every_step_and_its_command_makes_the_same_file(variable, 
     assert program == "adjointdpm"
     app.main([*arguments, "--quiet", "--output_dir", str(tmp_path / "again")], standalone_mode=False)
     assert tensors(tmp_path / "again" / done.artefact.name) == tensors(done.artefact)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_reward_reads_the_prompt_of_the_run(variable, tmp_path):
+    def with_clip():
+        sampler = sampler_of("emoji", steps=2, guidance_scale=None)
+        networks = Networks(sampler, clip_model="emoji/clip")
+        return Loaded(sampler, lambda texts: metric_of(texts, networks))
+
+    given = choice(
+        variable=variable, prompt="a red apple", metric=("clip-score",), steps=1, sampling_steps=10
+    )
+    done = finished(model(load=with_clip), with_clip(), given, tmp_path, lambda: False, lambda _: None)
+    reward = ClipScore(*load_clip("emoji/clip"))
+    asked = reward.for_prompts(["a red apple"])(image_file(done.before)[None])
+    other = reward.for_prompts(["a blue house"])(image_file(done.before)[None])
+    assert done.values[0] == pytest.approx(float(asked), abs=1)  # the file is clamped, of 8 bits
+    assert abs(float(other) - float(asked)) > 10
 
 
 def test_a_run_that_is_stopped_keeps_what_it_reached(tmp_path):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.metrics import BackgroundColour, Pixels, beside
+from adjointdpm.metrics import BackgroundColour, Pixels, beside, for_prompts
+from adjointdpm.metrics.rewards import FunctionReward
+from adjointdpm.metrics.rewards.reward import reads_prompts
 from adjointdpm.studio.watch import Watch, heat
 from adjointdpm.tasks.invert.goals import MetricGoal
 
@@ -51,6 +53,19 @@ def test_a_paired_metric_is_watched_beside_its_images():
     assert torch.equal(beside(watch, others)(images), expected)
     assert torch.equal(watch.images, images)
     assert watch.value == pytest.approx(float(expected.mean()))
+
+
+def test_a_reward_is_watched_for_its_prompts():
+    lengths = FunctionReward(
+        lambda images, prompts: images.mean((1, 2, 3)) * torch.tensor([len(p) for p in prompts])
+    )
+    metric, images = lengths + Pixels(), torch.rand(2, 3, 8, 8)
+    watch, prompts = Watch(metric, "lengths + pixels"), ["a cat", "a red apple"]
+    expected = beside(for_prompts(metric, prompts), 0 * images)(images)
+    assert torch.equal(beside(for_prompts(watch, prompts), 0 * images)(images), expected)
+    assert torch.equal(for_prompts(beside(watch, 0 * images), prompts)(images), expected)
+    assert watch.value == pytest.approx(float(expected.mean()))
+    assert reads_prompts(watch)
 
 
 def test_reports_name_the_metric_that_is_watched():

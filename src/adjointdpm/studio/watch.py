@@ -6,21 +6,22 @@
 Tasks are not changed: they are given the metric and a sampler with torch's own hooks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._types import Stats
-from ..metrics import beside
-from ..metrics.base import Paired, Plain
+from ..metrics import beside, for_prompts
+from ..metrics.base import Composed, Plain
 from ..samplers.base import Sampler
 
 __all__ = ["Watch", "heat"]
 
 
-class Watch(Paired):
+class Watch(Composed):
     """A metric that passes on what it sees; what it was given last is kept.
 
     Args:
@@ -36,20 +37,33 @@ class Watch(Paired):
     """
 
     def __init__(self, metric: Any, name: str) -> None:
-        self.metric, self.__qualname__ = metric, name
+        self.metric, self._name = metric, name
         self.images: Tensor | None = None
         self.value: float | None = None
         self.maps: dict[str, Tensor] = {}
         self._stats: list[Stats] = []
         self._newest: Stats | None = None
 
+    @property
+    def parts(self) -> Sequence[Plain]:
+        """The metric that is watched."""
+        return [self.metric]
+
+    @property
+    def name(self) -> str:
+        """How reports name it."""
+        return self._name
+
     def beside(self, others: Tensor) -> Plain:
         """Return the metric beside the given images; what it sees is kept, too."""
-        inner = beside(self.metric, others)
-        return lambda images: self._seen(images, inner)
+        return _Watched(self, self.metric).beside(others)
+
+    def for_prompts(self, prompts: Sequence[str]) -> Plain:
+        """Return the metric for the given prompts; what it sees is kept, too."""
+        return _Watched(self, self.metric).for_prompts(prompts)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self._seen(images, self.metric)
+        return self.seen(images, self.metric)
 
     def attach(self, sampler: Sampler, first: Callable[[Tensor], None]) -> None:
         """Watch the calls of a sampler.
@@ -87,7 +101,8 @@ class Watch(Paired):
         """Bytes saved for the newest backward pass; None before one, or where torch cannot count them."""
         return None if self._newest is None else self._newest.bytes_saved
 
-    def _seen(self, images: Tensor, metric: Plain) -> Tensor:
+    def seen(self, images: Tensor, metric: Plain) -> Tensor:
+        """Return a metric of images, and keep them, the value and, in a backward pass, the gradient."""
         values = metric(images)
         self.images, self.value = images.detach(), float(values.detach().mean())
         if images.requires_grad:
@@ -99,6 +114,31 @@ class Watch(Paired):
             self.maps[name] = heat(gradient[0])
 
         return keep
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched(Composed):
+    """A watched metric that has been given images of comparison or prompts."""
+
+    watch: Watch
+    metric: Plain
+
+    @property
+    def parts(self) -> Sequence[Plain]:
+        return [self.metric]
+
+    @property
+    def name(self) -> str:
+        return self.watch.name
+
+    def beside(self, others: Tensor) -> Plain:
+        return _Watched(self.watch, beside(self.metric, others))
+
+    def for_prompts(self, prompts: Sequence[str]) -> Plain:
+        return _Watched(self.watch, for_prompts(self.metric, prompts))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.watch.seen(images, self.metric)
 
 
 def heat(gradient: Tensor) -> Tensor:
