@@ -8,11 +8,11 @@ are chosen). `tuning`: every gradient has the same number of denoiser calls, for
 images of held-out prompts and noise are measured by the trained reward, by a judge of other data and
 architecture, by a classifier (is the concept there?) and by the distance between two noises of one prompt in the
 classifier's features. `rates` chooses the learning rate of each gradient first, on prompts that are neither trained on
-nor held out, and on a seed of their own: the rate with the highest trained reward of those at which the concept is
-recognized in at most 2 points less of the images, or the lowest rate if there is none. `hacking`: the curves of reward
-and judge over the steps, without and with guards. `cost`: a step of `tune` beside a hand-written loop of DRaFT-K, in
-interleaved rounds. It is saved after each run, and when it is started again it goes on from there. `--seeds`, `--calls`
-and the prompts say how small this is.
+nor held out, and on a seed of their own: rates are tried from the lowest on, as long as each raises the trained reward
+and the concept is recognized in at most 2 points less of the images than without tuning; the last of these is taken.
+`hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a step of `tune` beside a
+hand-written loop of DRaFT-K, in interleaved rounds. It is saved after each run, and when it is started again it goes on
+from there. `--seeds`, `--calls` and the prompts say how small this is.
 """
 
 import argparse
@@ -355,7 +355,9 @@ def main(argv: list[str]) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in {"batch": 4, "hacking_steps": 80, "watch": 10, "rounds": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2], help="one is chosen")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2, 3e-2], help="one is chosen"
+    )
     parser.add_argument("--learning_rate", type=float, default=6e-3, help="of the curves")
     parser.add_argument("--hacked", nargs="+", default=["preference"], help="rewards of the curves")
     parser.add_argument("--kl", type=float, default=0.01)
@@ -419,28 +421,32 @@ def main(argv: list[str]) -> None:
         shown(which, reward, name, seed, rate, f"{seconds:.0f} s", row=row)
         return row | {"rate": rate, "steps": steps, "seconds": seconds}, images
 
-    tried = [(reward, name, rate) for reward in args.rewards for name in ways for rate in args.rates]
-    for each in tried if "rates" in args.parts else ():
-        if each not in state["rates"] and not late():
-            reward, name, rate = each
-            state["rates"][each], _ = run(reward, name, args.seed + 1000, rate, "validation")
-            save()
-
     def chosen(reward: str, name: str) -> float | None:
-        """The learning rate; None where not all were tried."""
-        rows = {rate: state["rates"].get((reward, name, rate)) for rate in args.rates}
-        if None in rows.values():
-            return None
+        """The learning rate; None where one that is to be tried was not."""
         least = bench.measured(untuned["validation"], reward, "validation")["concept"]["mean"] - 0.02
-        kept = [rate for rate, row in rows.items() if row["concept"]["mean"] >= least]
-        return max(kept, key=lambda rate: rows[rate]["reward"]["mean"]) if kept else min(args.rates)
+        best: dict[str, Any] | None = None
+        for rate in args.rates:
+            if (reward, name, rate) not in state["rates"]:
+                if late() or "rates" not in args.parts:
+                    return None
+                row, _ = run(reward, name, args.seed + 1000, rate, "validation")
+                state["rates"][reward, name, rate] = row
+                save()
+            row = state["rates"][reward, name, rate]
+            lower = best is not None and row["reward"]["mean"] < best["reward"]["mean"]
+            if lower or row["concept"]["mean"] < least:
+                break
+            best = row
+        return args.rates[0] if best is None else best["rate"]
 
+    tuned = {(reward, name): chosen(reward, name) for reward in args.rewards for name in ways}
+    print({each: rate for each, rate in tuned.items() if rate is not None}, flush=True)
     for seed in range(args.seeds if "tuning" in args.parts else 0):
         for reward in args.rewards:
             state["runs"].setdefault((reward, "untuned", 0), bench.measured(untuned["held out"], reward))
             state["images"].setdefault((reward, "untuned"), as_8_bit(untuned["held out"][:12:2]))
             for name in ways:
-                rate = chosen(reward, name)
+                rate = tuned[reward, name]
                 if rate is None or (reward, name, seed) in state["runs"] or late():
                     continue
                 row, images = run(reward, name, seed, rate, "held out")
@@ -476,7 +482,7 @@ def main(argv: list[str]) -> None:
             for (reward, name, seed), row in state["runs"].items()
         ],
         "rates": [
-            {"tuned_to": reward, "method": name, "chosen": rate == chosen(reward, name)} | row
+            {"tuned_to": reward, "method": name, "chosen": rate == tuned.get((reward, name))} | row
             for (reward, name, rate), row in state["rates"].items()
         ],
         "hacking": {
