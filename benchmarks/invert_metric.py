@@ -154,21 +154,21 @@ def sheet(output: Path, rows: int, names: list[str]) -> None:
 
 def main() -> None:
     """Run the protocol."""
-    parser = flags_of(__doc__, steps=180, prompts=32, held_out=33, noises=1, sampling=8)
+    parser = flags_of(__doc__, steps=120, prompts=16, held_out=33, noises=1, sampling=8)
     parser.set_defaults(guidance=2.0)
     parser.add_argument(
-        "--first", type=int, default=4, help="held out is every seventh concept from this one"
+        "--first", type=int, default=5, help="held out is every seventh concept from this one"
     )
     parser.add_argument("--survey", action="store_true", help="candidate metrics alone")
     order = ["sepia", "line drawing", "blurred", "night", "inverted", "pixel art"]
     parser.add_argument("--effects", nargs="+", default=order)
     parser.add_argument("--background", default="blue", help="color in all prompts; left out if empty")
     parser.add_argument("--content_layers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--content", type=float, default=0.08, help="weight of the content")
+    parser.add_argument("--content", type=float, default=0.15, help="weight of the content")
     parser.add_argument(
         "--shapes", type=int, default=24, help="size of the coarse luminance that the content sees"
     )
-    parser.add_argument("--vectors", type=int, default=2, help="vectors of the new token")
+    parser.add_argument("--vectors", type=int, default=1, help="vectors of the new token")
     words = ["a", "gray", "black"]
     parser.add_argument("--initializers", nargs="+", default=words, help="known words, which are screened")
     parser.add_argument(
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument(
         "--others",
         type=int,
-        default=24,
+        default=8,
         help="how many of the learning prompts have other concepts than the cat",
     )
     flags = parser.parse_args()
