@@ -48,6 +48,7 @@ def solve(
     *,
     iterations: int = 40,
     newton: int = 6,
+    memory: int = _MEMORY,
 ) -> Root:
     """Solve r(z) = 0 for each sample of a batch.
 
@@ -58,6 +59,7 @@ def solve(
         tolerance: the largest |r| / |scale| at which an iteration stops.
         iterations: the most iterations of the accelerated fixed point, at least 1.
         newton: the most iterations of Newton's method; 0 for none.
+        memory: how many iterates Anderson's acceleration combines; more where an iteration is expensive.
 
     Returns:
         the best iterates, whether or not they reach the tolerance.
@@ -81,7 +83,7 @@ def solve(
         marks.append(worst)
         if len(marks) > _PATIENCE and worst > _FALL * marks[-1 - _PATIENCE]:
             break
-        zs, rs = [*zs[-_MEMORY:], z], [*rs[-_MEMORY:], r]
+        zs, rs = [*zs[-memory:], z], [*rs[-memory:], r]
         z = z + r + _correction(zs, rs)
         if not bool(torch.isfinite(z).all()):
             break
