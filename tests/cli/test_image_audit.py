@@ -108,9 +108,6 @@ def test_what_cannot_be_audited_is_refused_in_a_line(folder, tmp_path):
             "but no --prompt with that label": [
                 *("audit", *images, "--start", "images", "--solver", "heun", "--prompt", "a zebra"),
             ],
-            "depends on the steps before it": [
-                *("audit", *images, "--start", "images", "--solver", "dpm++", *prompts),
-            ],
             "did you mean cat": ["audit", "--images", str(unknown)],
             "and --solver pipeline takes those of the pipeline's": [
                 *("audit", *images, "--defense", "purify:eta=1", "--solver", "pipeline"),
