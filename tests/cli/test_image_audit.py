@@ -77,7 +77,6 @@ def test_a_plain_classifier_needs_no_model(folder, tmp_path):
 
 def test_what_cannot_be_audited_is_refused_in_a_line(folder, tmp_path):
     images = ["--images", str(folder)]
-    prompts = [word for each in folder.iterdir() for word in ("--prompt", f"a {each.name}")]
     small = tmp_path / "small"
     (small / "cat").mkdir(parents=True)
     (small / "cat" / "1.png").write_bytes(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))

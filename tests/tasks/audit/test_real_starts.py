@@ -81,7 +81,7 @@ class Sometimes(adp.FlowSampler):
 
 
 def test_what_has_no_start_is_refused(tmp_path):
-    with pytest.raises(adp.InputError, match="use sampler.invert_coupled"):
+    with pytest.raises(adp.InputError, match=r"use sampler\.invert_coupled"):
         audited(tmp_path / "a", given(), SAMPLER.replace(solver=adp.Coupled(adp.Euler())))
     with pytest.raises(adp.InputError, match="adds noise in its steps"):
         audited(tmp_path / "b", given(), SAMPLER.replace(solver=adp.EulerMaruyama()))
