@@ -5,9 +5,10 @@
 Of each method: the PSNR of the image that comes back, and of the latents that come back the error relative to their
 norm, beside the denoiser calls of the inversion. "Autoencoder" is the PSNR of an image that is encoded and decoded
 only, which no inversion of latents can pass except by chance. DDIM's takes z_i = z_{i+1} - h f(z_{i+1}, t_i); the
-others solve step(z_i) = z_{i+1}. Nothing is left out where an iteration does not converge: the states are the best that
-were found, and `converged` is the share of the images whose latents come back within 1e-3. The calls are of a batch,
-whose iterations end when its slowest image has converged. Started again, it goes on where it ended.
+others solve step(z_i) = z_{i+1}, and DPM++(2M) its whole sampling at once. Nothing is left out where an iteration does
+not converge: the states are the best that were found, and `converged` is the share of the images whose latents come
+back within 1e-3. The calls are of a batch, whose iterations end when its slowest image has converged. Started again, it
+goes on where it ended.
 """
 
 import json
@@ -23,12 +24,14 @@ from torch import Tensor
 
 import adjointdpm as adp
 from adjointdpm.adjoints.inversion import solution
+from adjointdpm.samplers.inversion import whole_inverse
 from adjointdpm.solvers.integrate import IVP
 
 METHODS: dict[str, adp.Solver] = {
     "DDIM": adp.Euler(),
     "Euler": adp.Euler(),
     "Heun": adp.Heun(),
+    "DPM++(2M)": adp.DPMSolverPP(2),
     "Coupled(Euler)": adp.Coupled(adp.Euler()),
 }
 
@@ -50,6 +53,11 @@ def returned(
     if isinstance(sampler.solver, adp.Coupled):
         noise, sampler = sampler.invert_coupled(images, cond)
         calls = sampler.solver.calls(sampler.steps)
+    elif not sampler.solver.one_step:
+        stats = adp.Stats()
+        inverse = whole_inverse(sampler, sampler, cond, stats)
+        y, _ = inverse.found(sampler.model.encode_image(images), 1e-4)
+        noise, calls = inverse.noise(y, y), stats.nfe_forward
     else:
         ivp, prior = sampler.backwards(images, cond)
         stats = adp.Stats()

@@ -1,12 +1,14 @@
 """The gradient of an inversion, against finite differences and against the inverse of the Jacobian."""
 
+import pytest
 import torch
 
 import adjointdpm as adp
-from adjointdpm.adjoints.inversion import inverse, solution
+from adjointdpm.adjoints.inversion import cotangent_of, inverse, solution
 from adjointdpm.flow.grids import TimeGrid
 from adjointdpm.flow.probability_flow import ProbabilityFlow
 from adjointdpm.solvers.integrate import IVP, integrate
+from adjointdpm.solvers.inversion import InversionError
 from tests.conftest import standard_mixture
 
 SCHEDULE = adp.VPLinear()
@@ -66,3 +68,13 @@ def test_calls_are_counted():
     clean, shift = clean_and_shift()
     solution(problem(clean, shift, adp.Euler()), stats, 1e-6)
     assert stats.nfe_forward >= 6
+
+
+def test_a_gradient_that_gmres_does_not_find_is_an_error():
+    g = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    onto_first = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    assert torch.equal(cotangent_of(lambda v: v @ onto_first, g[:1], "Take Heun()"), g[:1])
+    with pytest.raises(
+        InversionError, match=r"GMRES leaves 7\.1e-01 of the cotangent.*Take Heun\(\); or invert"
+    ):
+        cotangent_of(lambda v: v @ onto_first, g, "Take Heun()")

@@ -108,7 +108,7 @@ def test_what_cannot_be_audited_is_refused_in_a_line(folder, tmp_path):
             "but no --prompt with that label": [
                 *("audit", *images, "--start", "images", "--solver", "heun", "--prompt", "a zebra"),
             ],
-            "depends on the steps before it": [
+            "takes a one-step solver of our own": [
                 *("audit", *images, "--start", "images", "--solver", "dpm++", *prompts),
             ],
             "did you mean cat": ["audit", "--images", str(unknown)],

@@ -71,7 +71,9 @@ def test_guidance_for_want_of_negative_embeddings_is_an_error():
         sampler.replace(guidance_scale=5.0)(noise, cond)
 
 
-def test_a_pipelines_own_steps_are_not_inverted():
-    pipeline = adp.PipelineSampler(adp.load_bundled("emoji").model.pipe, steps=2)
-    with pytest.raises(adp.InputError, match=r"PipelineSampler .* FlowSampler.from_pipeline"):
-        pipeline.invert(torch.zeros(1, 3, 64, 64), adp.Cond())
+def test_a_sampler_without_an_inversion_says_so():
+    sampler = adp.load_bundled("emoji", steps=2)
+    with pytest.raises(
+        adp.InputError, match=r"FlowSampler has no inversion of its own; use .* override invert"
+    ):
+        adp.Sampler.invert(sampler, torch.zeros(1, 3, 64, 64), adp.Cond())

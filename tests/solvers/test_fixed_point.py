@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from adjointdpm.solvers.fixed_point import gmres, solve
@@ -52,5 +53,9 @@ def test_gmres_agrees_with_a_direct_solution():
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(4, 9, 9, dtype=torch.float64, generator=generator)
     b = torch.randn(4, 9, dtype=torch.float64, generator=generator)
-    x = gmres(lambda v: torch.einsum("bij,bj->bi", matrices, v), b, 1e-12, most=9)
+    x, left = gmres(lambda v: torch.einsum("bij,bj->bi", matrices, v), b, 1e-12, most=9)
     torch.testing.assert_close(x, torch.linalg.solve(matrices, b))
+    assert left < 1e-10
+    early, left = gmres(lambda v: torch.einsum("bij,bj->bi", matrices, v), b, 1e-12, most=5)
+    away = (torch.einsum("bij,bj->bi", matrices, early) - b).norm(dim=1) / b.norm(dim=1)
+    assert left == pytest.approx(float(away.max()))

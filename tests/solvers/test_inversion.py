@@ -5,7 +5,7 @@ import adjointdpm as adp
 from adjointdpm.flow.grids import TimeGrid
 from adjointdpm.flow.probability_flow import ProbabilityFlow
 from adjointdpm.solvers.integrate import integrate
-from adjointdpm.solvers.inversion import check_invertible, coupled_inverse, inverted
+from adjointdpm.solvers.inversion import Backwards, check_invertible, coupled_inverse, inverted
 from tests.conftest import standard_mixture
 
 SCHEDULE = adp.VPLinear()
@@ -50,8 +50,6 @@ def test_a_coupled_sampling_from_both_copies_returns_to_rounding():
     [
         (adp.EulerMaruyama(), "adds noise"),
         (adp.SDEDPMSolverPP(2), "adds noise"),
-        (adp.DPMSolverPP(2), "depends on the steps before"),
-        (adp.AdamsBashforth(3), "depends on the steps before"),
         (adp.Coupled(adp.Euler()), "invert_coupled"),
     ],
     ids=repr,
@@ -59,3 +57,37 @@ def test_a_coupled_sampling_from_both_copies_returns_to_rounding():
 def test_solvers_without_an_inverse_of_one_state_are_refused(solver, words):
     with pytest.raises(adp.InputError, match=words):
         check_invertible(solver)
+
+
+@pytest.mark.parametrize("solver", [adp.DPMSolverPP(2), adp.AdamsBashforth(3)], ids=repr)
+def test_a_step_that_depends_on_others_is_not_inverted_alone(solver):
+    f, grid, start = problem()
+    with pytest.raises(adp.InputError, match="depends on the steps before it"):
+        inverted(f, start, grid, solver)
+
+
+@torch.no_grad()
+def test_the_flow_backwards_meets_a_sampling_at_second_order():
+    away = []
+    for steps in (40, 80):
+        f, grid, start = problem(steps)
+        (end,) = integrate(f, (start,), grid, adp.RK4())
+        (back,) = integrate(f, (end,), grid.reversed(), Backwards())
+        away.append(float((back - start).norm()))
+    assert 3.2 < away[0] / away[1] < 5.0
+
+
+@torch.no_grad()
+def test_the_flow_is_not_evaluated_at_clean_data():
+    schedule = adp.RectifiedFlow()
+    times = []
+
+    def f(state, time):
+        times.append(float(time.t))
+        return state
+
+    grid = TimeGrid(schedule, adp.grids.uniform(schedule, 3)).reversed()
+    assert float(grid[0].sigma) == 0
+    integrate(f, (torch.ones(1, 2),), grid, Backwards())
+    assert min(times) > 0
+    assert len(times) == 5

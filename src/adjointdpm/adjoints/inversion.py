@@ -8,6 +8,7 @@ from the noisy end to the clean one. Each linear system is solved by GMRES with 
 memory is the states and that graph, whatever iterations found the states.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from .evaluation import Counted
 from .recompute import autocast_now
 from .vjp import Leaves
 
-__all__ = ["inverse", "solution"]
+__all__ = ["cotangent_of", "inverse", "solution"]
 
 _GRADIENT = 1e-6  # of GMRES in the backward pass
 _PRODUCTS = 100
+_ACCEPTED = 1e-4  # of the cotangent, where GMRES ends without reaching its aim
 _AIM = 1e-4  # of the residual of each step, however large an error is accepted at the end
 
 
@@ -34,6 +36,30 @@ def _derivative(ivp: IVP) -> Derivative:
         return (ivp.velocity(state[0], time),)
 
     return f
+
+
+def cotangent_of(product: Callable[[Tensor], Tensor], g: Tensor, instead: str) -> Tensor:
+    """Solve A^T u = g as exactly as a gradient needs.
+
+    Args:
+        product: v to A^T v, of (batch, *shape).
+        g: the right side, (batch, *shape).
+        instead: a sentence that says what to change where it fails.
+
+    Returns:
+        u, (batch, *shape).
+
+    Raises:
+        InversionError: GMRES does not come near enough.
+    """
+    u, left = gmres(product, g, tolerance=_GRADIENT, most=_PRODUCTS)
+    if not left <= _ACCEPTED:
+        raise InversionError(
+            f"the gradient of the inversion was not found: GMRES leaves {left:.1e} of the cotangent after "
+            f"{_PRODUCTS} products, and {_ACCEPTED:g} is accepted. {instead}; or invert under torch.no_grad() if you "
+            "need no gradient"
+        )
+    return u
 
 
 def solution(ivp: IVP, stats: Stats, tolerance: float) -> Trajectory:
@@ -135,7 +161,7 @@ class _Inverse(torch.autograd.Function):
                 stats.nfe_backward += calls
                 return torch.autograd.grad(after, z, v, retain_graph=True)[0]
 
-            g = gmres(product, g, tolerance=_GRADIENT, most=_PRODUCTS)
+            g = cotangent_of(product, g, "Take more steps, a lower guidance scale, or Heun()")
             if targets:
                 shares = torch.autograd.grad(after, targets, g, materialize_grads=True)
                 for total, share in zip(sums, shares, strict=True):

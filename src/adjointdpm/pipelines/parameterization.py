@@ -51,6 +51,17 @@ class Parameterization:
         """
         return t if self.sigma_data is None else t.log() / 4
 
+    def schedule_time(self, t: Tensor) -> Tensor:
+        """The schedule's times of times in the pipeline's unit: the inverse of `time_input`.
+
+        Args:
+            t: the network's times.
+
+        Returns:
+            the schedule's times.
+        """
+        return t if self.sigma_data is None else (4 * t).exp()
+
     def precondition(self, x: Tensor, t: Scalar) -> Tensor:
         """The network's input, c_in x.
 

@@ -196,12 +196,25 @@ class PipelineModel(DiffusionModel):
             self.latent_shape, *size = self._call.sizes(like)
             self.image_shape = (3, *size)
         self.guidance_scale = self._call.takes.default
-        self.grid: Grid = self._own_times if isinstance(self.schedule, RectifiedFlow) else uniform
+        self._parameterization = parameterization
+        self.grid: Grid = self.visited if isinstance(self.schedule, RectifiedFlow) else uniform
 
-    def _own_times(self, schedule: Schedule, steps: int) -> Tensor:
-        """The pipeline's own times, shifted for its resolution, down to clean data."""
-        times = self._call.times(steps, next(self.denoiser.parameters()))
-        return times if float(times[-1]) == schedule.end else torch.cat([times, times.new_zeros(1)])
+    def visited(self, schedule: Schedule, steps: int) -> Tensor:
+        """The times that the pipeline's own scheduler visits, shifted for its resolution, down to clean data.
+
+        Args:
+            schedule: the model's, whose clean end follows the scheduler's last time.
+            steps: the number of steps that the scheduler is set to.
+
+        Returns:
+            the times, decreasing, in float64.
+        """
+        times = self._parameterization.schedule_time(
+            self._call.times(steps, next(self.denoiser.parameters()))
+        )
+        times = times.unique().flip(0)  # schedulers of two calls a step visit them twice
+        end = times.new_tensor([schedule.end])
+        return times if float(times[-1]) <= schedule.end else torch.cat([times, end])
 
     def encode(self, prompts: Sequence[str], negative: str, guidance_scale: float) -> Cond:
         self._check_words([*prompts, negative])

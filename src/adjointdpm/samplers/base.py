@@ -164,11 +164,10 @@ class Sampler(nn.Module, ABC):
             the noise.
 
         Raises:
-            InputError: the steps are not this library's own, so that they cannot be inverted.
+            InputError: the sampler has no inverse.
         """
         raise InputError(
-            f"{type(self).__name__} does not know the steps of its scheduler as equations that can be inverted; use "
-            "FlowSampler.from_pipeline(pipe, solver=Heun()).invert(images, cond)"
+            f"{type(self).__name__} has no inversion of its own; use FlowSampler or PipelineSampler, or override invert"
         )
 
     def replace(

@@ -31,6 +31,7 @@ from ..solvers import Coupled, DPMSolverPP, Heun, Solver
 from ..solvers.integrate import IVP
 from ..solvers.inversion import check_invertible, coupled_inverse
 from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal, with_scale
+from .inversion import check_images, inverted
 
 __all__ = ["FlowSampler"]
 
@@ -269,12 +270,13 @@ class FlowSampler(Sampler):
 
             latents(invert(images)) = encode_image(images)        to the tolerance
 
-        The steps of the sampler are inverted themselves, from data to noise: step(z_i) = z_{i+1} is solved for z_i by
-        an accelerated fixed point and Newton's method. So it holds with guidance, unlike the usual one of DDIM,
-        which replaces z_i by z_{i+1} in the network. `stats` has the calls, and in `drift` the distance at which a
-        sampling from the noise ends. Use it to edit an image, or to begin an optimization at it. The image comes back
-        as the autoencoder gives it back. At high guidance and few steps of Euler some images are not in the sampler's
-        reach at all; Heun() reaches more. The gradient is that of the implicit function theorem.
+        The steps of a one-step solver are inverted themselves, from data to noise: step(z_i) = z_{i+1} is solved for
+        z_i by an accelerated fixed point and Newton's method. So it holds with guidance, unlike the usual one of DDIM,
+        which replaces z_i by z_{i+1} in the network. The sampling of a multistep solver is inverted as a whole, by the
+        same iterations. `stats` has the calls, and in `drift` the distance at which a sampling from the noise ends.
+        Use it to edit an image, or to begin an optimization at it. The image comes back as the autoencoder gives it
+        back. At high guidance some images are not in the sampler's reach at all; Heun() reaches the most. The gradient
+        is that of the implicit function theorem.
 
         Args:
             images: (batch, *image_shape), in [0, 1].
@@ -286,12 +288,13 @@ class FlowSampler(Sampler):
             noise, (batch, *latent_shape), of the kind that `forward` takes. Its norm need not be that of random noise.
 
         Raises:
-            InputError: images of another size, a model that cannot encode an image, or a solver that is not inverted
-                step by step: stochastic, multistep or `Coupled`.
+            InputError: images of another size, a model that cannot encode an image, or a solver that is stochastic or
+                `Coupled`.
             InversionError: it does not converge; the message names the step, the residual, and what to change.
 
         References:
-            Song et al., 2021, arXiv 2010.02502 (inversion of DDIM); Pan et al., 2023, arXiv 2309.04907 (fixed point).
+            Song et al., 2021, arXiv 2010.02502 (inversion of DDIM); Pan et al., 2023, arXiv 2309.04907 (fixed point);
+            Stetter, 1978, Numerische Mathematik 29 (defect correction).
 
         Examples:
             >>> import adjointdpm as adp
@@ -305,6 +308,10 @@ class FlowSampler(Sampler):
         """
         in_range("tolerance", tolerance, 0, open_low=True)
         check_invertible(self.solver)
+        if not self.solver.one_step:
+            latents, instead = self._latents_of(images), "a one-step solver of second order (Heun())"
+            noise, self.stats = inverted(self, self, latents, cond, tolerance, instead)
+            return noise
         ivp, prior = self.backwards(images, cond)
         self.stats = Stats()
         return inverse(ivp, self.stats, tolerance) * prior
@@ -431,12 +438,26 @@ class FlowSampler(Sampler):
         Raises:
             InputError: images of another size, or a model that cannot encode an image.
         """
-        if tuple(images.shape[1:]) != tuple(self.image_shape) or not len(images):
-            raise InputError(
-                f"this sampler makes images of {tuple(self.image_shape)}, but {tuple(images.shape)} are to be "
-                "inverted; give (batch, channels, height, width), resized to that"
-            )
-        latents, cond = self._checked(self.model.encode_image(images), cond)
+        return self.problem_from(self._latents_of(images), cond)
+
+    def _latents_of(self, images: Tensor) -> Tensor:
+        check_images(images, tuple(self.image_shape))
+        return self.model.encode_image(images)
+
+    def problem_from(self, latents: Tensor, cond: Cond) -> tuple[IVP, Tensor]:
+        """Like `backwards`, from the latents of images.
+
+        Args:
+            latents: (batch, *latent_shape), at the clean end.
+            cond: from `encode`.
+
+        Returns:
+            the problem, and the factor from its first state to noise.
+
+        Raises:
+            InputError: as in `backwards`.
+        """
+        latents, cond = self._checked(latents, cond)
         grid = self._times()
         last, first = grid[len(grid)], grid[0]
         if last.scale == 0:

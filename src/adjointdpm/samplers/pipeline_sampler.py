@@ -37,6 +37,7 @@ from .base import (
     normal,
     with_scale,
 )
+from .pipeline_inversion import inverted_by_pipeline
 
 __all__ = ["PipelineSampler"]
 
@@ -238,19 +239,77 @@ class PipelineSampler(Sampler):
                 that is required.
             NonFiniteError: the denoiser returned NaN or infinity; the message names the step.
         """
-        cond = self._checked(noise, cond)
         exchanged = None
         if frames is not None:
             self._refuse_frames(frames)
             exchanged = of_frames(frames) if decodes_frames_alone(self.pipe) else None
+        made = self._made(self._sampled(noise, cond, exchanged=exchanged), noise.dtype)
+        return made if frames is None or exchanged is not None else made[:, list(frames)]
+
+    def _sampled(self, noise: Tensor, cond: Cond, output: str = "pt", exchanged: Any = None) -> Any:
+        """What the pipeline returns for a noise, of one of its output types."""
+        cond = self._checked(noise, cond)
         steps = cond[_STEP_NOISE].unbind(1) if _STEP_NOISE in cond else ()
         draws = Draws([noise, *steps])
-        arguments = self._arguments(self._takes, len(noise), cond)
+        arguments = {**self._arguments(self._takes, len(noise), cond), "output_type": output}
         named = {"noise": noise, **cond}
         out = self._run(self.pipe, arguments, named, draws, self._step_seed, exchanged)
         self._refuse_undrawn(draws, len(steps))
-        made = self._made(out, noise.dtype)
-        return made if frames is None or exchanged is not None else made[:, list(frames)]
+        return out
+
+    def latents(self, noise: Tensor, cond: Cond) -> Tensor:
+        """The latents at the end of the pipeline's steps, as it returns them for output_type="latent".
+
+        Args:
+            noise: as in `forward`.
+            cond: as in `forward`.
+
+        Returns:
+            the latents, (batch, *shape); packed where the pipeline packs them.
+        """
+        return self._sampled(noise, cond, "latent")[0].to(noise.dtype)
+
+    def invert(self, images: Images, cond: Cond, *, tolerance: float = 1e-3) -> Tensor:
+        """Return the noise from which this pipeline makes given images, differentiable.
+
+            latents(invert(images)) = encode_image(images)        to the tolerance
+
+        The pipeline's own sampling is inverted as a whole, for any scheduler that adds no noise, as
+        `FlowSampler.invert` does it for a multistep solver. `stats` has the calls, and the distance in `drift`.
+
+        Args:
+            images: (batch, *image_shape), in [0, 1].
+            cond: as in `forward`.
+            tolerance: the largest accepted distance of the latents, as a fraction of their norm, above 0.
+
+        Returns:
+            noise, (batch, *latent_shape).
+
+        Raises:
+            InputError: the scheduler adds noise in its steps; images of another size; or a pipeline that makes no
+                images, packs its latents, or that `FlowSampler.from_pipeline` refuses.
+            InversionError: it does not converge; the message has the residual, and what to change.
+
+        Examples:
+            >>> import torch
+            >>> import adjointdpm as adp
+            >>> sampler = adp.PipelineSampler(adp.load_bundled("emoji").model.pipe, steps=4, guidance_scale=1.0)
+            >>> sampler.invert(torch.rand(1, 3, 64, 64), sampler.encode("a cat"), tolerance=0.2).shape
+            torch.Size([1, 8, 16, 16])
+        """
+        noise, self.stats = inverted_by_pipeline(self, images, cond, tolerance)
+        return noise
+
+    def draws(self) -> int:
+        """How often a sampling draws noise, found by a run of the pipeline without its networks."""
+        drawn = Draws()
+
+        def run(arguments: dict[str, Any]) -> None:
+            with Watch(draws=drawn):
+                made_shape(self.pipe, {**arguments, "output_type": "latent"})
+
+        self._before_sampling(run)
+        return len(drawn.shapes)
 
     def image_to_image(
         self, images: Images, cond: Cond, *, strength: float, seeds: Sequence[int]

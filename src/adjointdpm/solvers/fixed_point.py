@@ -48,6 +48,7 @@ def solve(
     *,
     iterations: int = 40,
     newton: int = 6,
+    memory: int = _MEMORY,
 ) -> Root:
     """Solve r(z) = 0 for each sample of a batch.
 
@@ -58,6 +59,7 @@ def solve(
         tolerance: the largest |r| / |scale| at which an iteration stops.
         iterations: the most iterations of the accelerated fixed point, at least 1.
         newton: the most iterations of Newton's method; 0 for none.
+        memory: how many iterates Anderson's acceleration combines; more where an iteration is expensive.
 
     Returns:
         the best iterates, whether or not they reach the tolerance.
@@ -81,7 +83,7 @@ def solve(
         marks.append(worst)
         if len(marks) > _PATIENCE and worst > _FALL * marks[-1 - _PATIENCE]:
             break
-        zs, rs = [*zs[-_MEMORY:], z], [*rs[-_MEMORY:], r]
+        zs, rs = [*zs[-memory:], z], [*rs[-memory:], r]
         z = z + r + _correction(zs, rs)
         if not bool(torch.isfinite(z).all()):
             break
@@ -139,7 +141,7 @@ def _newton_step(residual: Callable[[Tensor], Tensor], best: _Best, tolerance: f
         step = _beside(step.to(z.dtype), z)
         return (residual(z + step * v) - r) / step
 
-    direction = gmres(product, -r, tolerance=0.1, most=_KRYLOV)
+    direction, _ = gmres(product, -r, tolerance=0.1, most=_KRYLOV)
     length = (before > tolerance).to(z.dtype)
     for _ in range(_HALVINGS):
         moved = z + _beside(length, z) * direction
@@ -152,7 +154,9 @@ def _newton_step(residual: Callable[[Tensor], Tensor], best: _Best, tolerance: f
     return bool((best.size[open_] < 0.7 * before[open_]).any())
 
 
-def gmres(product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, most: int = _KRYLOV) -> Tensor:
+def gmres(
+    product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, most: int = _KRYLOV
+) -> tuple[Tensor, float]:
     """Solve A x = b for each sample by GMRES (Saad and Schultz, 1986), with A given by its products.
 
     Args:
@@ -162,14 +166,16 @@ def gmres(product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, most
         most: the most products.
 
     Returns:
-        x, (batch, *shape).
+        x, (batch, *shape), and the largest |A x - b| / |b|, whether or not it reaches the tolerance.
 
     Examples:
         >>> import torch
-        >>> gmres(lambda v: 2 * v, torch.ones(1, 3), 1e-6)
-        tensor([[0.5000, 0.5000, 0.5000]])
+        >>> x, residual = gmres(lambda v: 2 * v, torch.ones(1, 3), 1e-6)
+        >>> x, residual < 1e-6
+        (tensor([[0.5000, 0.5000, 0.5000]]), True)
     """
     size = _norm(b)
+    left = size
     unit = b / _beside(size.clamp(min=1e-30), b).to(b.dtype)
     basis = [unit]
     batch = len(b)
@@ -194,7 +200,7 @@ def gmres(product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, most
     total = torch.zeros_like(b)
     for j in range(y.shape[1]):
         total = total + _beside(y[:, j, 0], b).to(b.dtype) * basis[j]
-    return total
+    return total, float((left / size.clamp(min=1e-30)).max())
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -2,23 +2,25 @@
 
     one-step solvers     step(z_i) = z_{i+1}                             solved for z_i, from the last step to the first
     Coupled              w = w' + Psi_{-h}(y'),  y = (y' - (1 - c) w - Psi_h(w)) / c      explicit, of both copies
+    Backwards            z_i = z_{i+1} - h/2 (f_i + f_{i+1}),  f_i at the Euler prediction of z_i     to its order alone
 
 The usual inversion of DDIM takes z_i = z_{i+1} - h f(z_{i+1}) instead: one call a step, and wrong by a term of the
 order of h^2 that guidance makes large. The equation above is that of the step that the sampler takes, so the sampler
-returns to the clean state itself. It is solved by the iterations of `fixed_point`.
+returns to the clean state itself. It is solved by the iterations of `fixed_point`. A step of a multistep solver depends
+on states that are not known yet; `Backwards` is what its inversion begins with.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .._types import AdjointDPMError, Derivative, InputError
+from .._types import AdjointDPMError, Derivative, InputError, State
 from ..flow.grids import TimeGrid
-from .base import Solver
+from .base import History, Solver, combine
 from .fixed_point import solve
 from .reversible import Coupled
 
-__all__ = ["InversionError", "Trajectory", "check_invertible", "coupled_inverse", "inverted"]
+__all__ = ["Backwards", "InversionError", "Trajectory", "check_invertible", "coupled_inverse", "inverted"]
 
 
 class InversionError(AdjointDPMError, ArithmeticError):
@@ -45,16 +47,48 @@ class Trajectory:
         return max(range(len(self.residuals)), key=lambda i: self.residuals[i])
 
 
+@dataclass(frozen=True)
+class Backwards(Solver):
+    """Heun's method from data to noise, which never evaluates the flow at sigma = 0.
+
+        z_i = z_{i+1} + h/2 (f(z_{i+1}) + f_i),     f_i = f(z_{i+1} + h f(z_{i+1}))
+        z_i = z_{i+1} + h f(z_{i+1}, t_i)           in a step that departs from sigma = 0
+
+    It solves the flow, and so inverts the steps of any solver of the flow, but only as exactly as both of them solve
+    it. The grid is that of the sampling, reversed.
+    """
+
+    order: int = 2  # type: ignore[misc]
+
+    @property
+    def one_step(self) -> bool:
+        return True
+
+    def step(
+        self, f: Derivative, state: State, grid: TimeGrid, i: int, history: History
+    ) -> tuple[State, History]:
+        clean, noisy = grid[i], grid[i + 1]
+        h = noisy.tau - clean.tau
+        if clean.sigma == 0:
+            return combine(state, [(h, f(state, noisy))]), ()
+        slope = f(state, clean)
+        ahead = f(combine(state, [(h, slope)]), noisy)
+        return combine(state, [(h / 2, slope), (h / 2, ahead)]), ()
+
+    def calls(self, steps: int, clean: bool = False) -> int:
+        return 2 * steps
+
+
 def check_invertible(solver: Solver) -> None:
-    """Raise unless each step of a solver is a function of one state alone.
+    """Raise unless a sampling by a solver is determined by its end.
 
     Args:
         solver: the solver.
 
     Raises:
-        InputError: it adds noise in its steps, keeps two states, or uses the steps before.
+        InputError: it adds noise in its steps, or keeps two states.
     """
-    known = "Euler(), Midpoint(), Heun(), RK4() or DPMSolverPP(1)"
+    known = "Heun() or DPMSolverPP()"
     if solver.drift != 1:
         raise InputError(
             f"{type(solver).__name__} adds noise in its steps, so its sampling cannot be inverted; use {known}: "
@@ -64,11 +98,6 @@ def check_invertible(solver: Solver) -> None:
         raise InputError(
             "Coupled carries two states, and its noise is the pair of both; use sampler.invert_coupled(images, cond), "
             f"or one of {known}"
-        )
-    if not solver.one_step:
-        raise InputError(
-            f"a step of {solver!r} depends on the steps before it, which an image does not determine one by one; "
-            f"invert with {known}: sampler.replace(solver=Heun())"
         )
 
 
@@ -100,6 +129,11 @@ def inverted(
         (5, True)
     """
     check_invertible(solver)
+    if not solver.one_step:
+        raise InputError(
+            f"a step of {solver!r} depends on the steps before it, which its end does not determine; a sampling by it "
+            "is inverted as a whole (FlowSampler.invert), or take Heun()"
+        )
     states, residuals = [clean], list[float]()
     for i in reversed(range(len(grid))):
         target, guess = states[0], states[0]

@@ -81,8 +81,10 @@ class Sometimes(adp.FlowSampler):
 
 
 def test_what_has_no_start_is_refused(tmp_path):
-    with pytest.raises(adp.InputError, match="depends on the steps before it"):
-        audited(tmp_path / "a", given(), SAMPLER.replace(solver=adp.DPMSolverPP(2)))
+    with pytest.raises(adp.InputError, match=r"use sampler\.invert_coupled"):
+        audited(tmp_path / "a", given(), SAMPLER.replace(solver=adp.Coupled(adp.Euler())))
+    with pytest.raises(adp.InputError, match="takes a one-step solver of our own"):
+        audited(tmp_path / "b", given(), SAMPLER.replace(solver=adp.DPMSolverPP(2)))
     with pytest.raises(adp.InputError, match="adds noise in its steps"):
         audited(tmp_path / "b", given(), SAMPLER.replace(solver=adp.EulerMaruyama()))
     with pytest.raises(adp.InputError, match="for each of 4 prompts"):

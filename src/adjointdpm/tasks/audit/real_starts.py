@@ -9,7 +9,7 @@ from torch import Tensor
 from ..._types import Cond, InputError
 from ...optimization.progress import progress
 from ...samplers.base import Sampler
-from ...solvers.inversion import InversionError
+from ...solvers.inversion import InversionError, check_invertible
 from ..sampling import rows
 from .settings import AuditSettings
 
@@ -26,8 +26,16 @@ def check_images(images: Tensor, sampler: Sampler, prompts: int, settings: Audit
         settings: of the audit.
 
     Raises:
-        InputError: another number or size of images, or settings that ask for several starts of one image.
+        InputError: another number or size of images, settings that ask for several starts of one image, or steps that
+            cannot be inverted one by one.
     """
+    if sampler.solver is not None:
+        check_invertible(sampler.solver)
+    if sampler.solver is None or not sampler.solver.one_step:
+        raise InputError(
+            "an audit from images inverts the sampler's steps one by one, which takes a one-step solver of our own, such "
+            "as Heun() (--solver heun). Other samplings are inverted as a whole, which takes long for each image"
+        )
     if tuple(images.shape) != (prompts, *sampler.image_shape):
         raise InputError(
             f"images must be one of {tuple(sampler.image_shape)} for each of {prompts} prompts, but are "
