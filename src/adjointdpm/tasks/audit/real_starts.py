@@ -33,8 +33,8 @@ def check_images(images: Tensor, sampler: Sampler, prompts: int, settings: Audit
         check_invertible(sampler.solver)
     if sampler.solver is None or not sampler.solver.one_step:
         raise InputError(
-            "an audit from images inverts the sampler's steps one by one, which takes a one-step solver of our own, such "
-            "as Heun() (--solver heun). Other samplings are inverted as a whole, which takes long for each image"
+            "an audit from images inverts the sampler's steps one by one, which takes a one-step solver of our own, "
+            "such as Heun() (--solver heun). Other samplings are inverted as a whole, which takes long for each image"
         )
     if tuple(images.shape) != (prompts, *sampler.image_shape):
         raise InputError(
