@@ -27,7 +27,7 @@ from ...samplers.flow_sampler import FlowSampler
 from ..methods import Evaluation, MethodsResult, write_methods
 from ..report import About, write_report
 from ..sampling import needs_rgb, noise_of
-from ..settings import Count, Length
+from ..settings import Count
 from .solvers import METHODS, solved
 
 __all__ = ["SolveResult", "SolveSettings", "solve"]
@@ -42,7 +42,6 @@ class SolveSettings:
     Args:
         method: Solver: d-flow, look-ahead, dps or flowchef; all compares them.
         calls: Denoiser calls of each solver for an image, forward and backward; at least 20.
-        learning_rate: Step length of the optimizer (Adam) of d-flow, above 0.
         num_validation_images: Number of reconstructions, each from noise of its own.
         seed: Random seed.
 
@@ -52,7 +51,6 @@ class SolveSettings:
 
     method: Annotated[str, OneOf(("all", *METHODS))] = "all"
     calls: Annotated[int, Range(_FEWEST)] = 200
-    learning_rate: Length = 0.1
     num_validation_images: Count = 2
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
 
@@ -115,7 +113,7 @@ def solve(
     chosen = METHODS if s.method == "all" else (s.method,)
     with progress("solve", len(chosen), run.quiet) as bar:
         for name in chosen:
-            made = solved(name, sampler, metric, noise, cond, s.calls, s.learning_rate)
+            made = solved(name, sampler, metric, noise, cond, s.calls)
             methods[name] = evaluate(made.images, made.losses, made.calls)
             bar.update()
     result = SolveResult(

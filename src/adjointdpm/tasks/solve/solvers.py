@@ -22,16 +22,19 @@ from ...flow.grids import uniform
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
 from ..guide.look_ahead import Guided, LookAhead, guided, polyak
+from .moment_matching import moment_matched
+from .noise_space import optimized_noise
 
 __all__ = ["METHODS", "TARGET", "solved"]
 
-METHODS = ("d-flow", "look-ahead", "dps", "flowchef")
+METHODS = ("d-flow", "look-ahead", "dps", "flowchef", "mmps")
 """The names of the solvers."""
 
 TARGET = 0.5
 """The metric where what is left of the measurement is its noise."""
 
 _MOST_STEPS = 200
+_ITERATIONS = 3  # of conjugate gradients of MMPS
 _AHEAD = 2  # steps that the look-ahead sees
 _FREELY = 1e6  # Polyak's length alone limits its moves
 
@@ -43,7 +46,6 @@ def solved(
     noise: Tensor,
     cond: Cond,
     budget: int,
-    rate: float = 0.1,
 ) -> Guided:
     """Solve an inverse problem by one method within a number of denoiser calls.
 
@@ -55,45 +57,18 @@ def solved(
         noise: as of the sampler.
         cond: as of the sampler.
         budget: denoiser calls of an image, forward and backward, at least those of one step of the method.
-        rate: step length of D-Flow's optimizer (Adam).
 
     Returns:
         Guided: the images, the metric on the way, and the calls that were made.
     """
     if method == "d-flow":
-        return _d_flow(sampler, metric, noise, cond, budget, rate)
+        return optimized_noise(sampler, metric, noise, cond, budget, TARGET)
+    if method == "mmps":
+        steps = min(_MOST_STEPS, max(1, budget // (1 + _ITERATIONS)))
+        return moment_matched(_with_steps(sampler, steps), metric, noise, cond, _ITERATIONS)
     if method == "look-ahead":
         return _look_ahead(sampler, metric, noise, cond, budget)
     return _stepwise(sampler, metric, noise, cond, budget, through=method == "dps")
-
-
-def _d_flow(
-    sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int, rate: float
-) -> Guided:
-    """Optimize the noise on its sphere through the exact trajectory, and keep each image's best."""
-    leaf = noise.clone().requires_grad_()
-    norm = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
-    optimizer = torch.optim.Adam([leaf], rate)
-    best, made, losses, calls = torch.full((len(noise),), torch.inf), None, list[float](), 0
-    while True:
-        images = sampler(leaf, cond)
-        forward = sampler.stats.nfe_forward
-        values = score(metric, images)
-        found = values.detach().to(best)
-        made = images.detach() if made is None else made
-        made = torch.where((found < best).view(-1, 1, 1, 1).to(made.device), images.detach(), made)
-        best, calls = torch.minimum(found, best), calls + forward
-        losses.append(float(best.mean()))
-        if calls + 2 * forward > budget:  # a backward pass, and the sampling after it
-            return Guided(made, losses, calls)
-        optimizer.zero_grad()
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (1 - calls / budget)
-        values.sum().backward()
-        calls += forward
-        optimizer.step()
-        with torch.no_grad():
-            leaf.mul_(norm / leaf.flatten(1).norm(dim=1).clamp(min=1e-12).view_as(norm))
 
 
 def _look_ahead(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int) -> Guided:
