@@ -26,7 +26,11 @@ def gaussian(steps, schedule=None):
 def posterior(weights, y, mean, spread):
     """Mean and covariance of u, N(mean, spread^2 I), given y = weights (0.5 + B u) + noise."""
     A = weights @ B
-    gain = spread**2 * A.T @ torch.linalg.inv(spread**2 * A @ A.T + SIGMA**2 * torch.eye(len(y), dtype=torch.float64))
+    gain = (
+        spread**2
+        * A.T
+        @ torch.linalg.inv(spread**2 * A @ A.T + SIGMA**2 * torch.eye(len(y), dtype=torch.float64))
+    )
     rest = y - 0.5 * weights.sum(1) - A @ mean
     return mean + gain @ rest, spread**2 * (torch.eye(2, dtype=torch.float64) - gain @ A)
 

@@ -25,12 +25,24 @@ from ...metrics.measured import Measured
 from ...samplers.flow_sampler import FlowSampler
 from ..guide.look_ahead import Guided
 
-__all__ = ["moment_matched"]
+__all__ = ["check_linearized", "moment_matched"]
 
 
-def moment_matched(
-    sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, iterations: int
-) -> Guided:
+def check_linearized(sampler: FlowSampler, metric: Measured, noise: Tensor) -> None:
+    """Raise before any long work if the decoder or the operator cannot be linearized.
+
+    Args:
+        sampler: the model.
+        metric: the measurement.
+        noise: as of the sampler; for its shape, type and device.
+
+    Raises:
+        InputError: one of them has no forward-mode derivative.
+    """
+    _pushed(sampler, metric, torch.zeros_like(noise[:1]), torch.zeros_like(noise[:1]))
+
+
+def moment_matched(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, iterations: int) -> Guided:
     """Sample from the posterior of a measurement, with the sampler's own time grid.
 
     Args:
@@ -110,6 +122,7 @@ def _pushed(sampler: FlowSampler, metric: Measured, latents: Tensor, tangent: Te
 
     Raises:
         InputError: a part of it has no forward-mode derivative.
+        RuntimeError: the decoder or the operator raised it for another reason.
     """
     try:
         # PyTorch compiles its forward-mode rules by its own deprecated torch.jit.script when they are first used, and
