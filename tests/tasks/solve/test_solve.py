@@ -26,7 +26,7 @@ def test_every_solver_comes_nearer_to_the_measurement_at_equal_calls(tmp_path):
         run=QUIET,
     )
     plain, *others = found.methods.values()
-    assert len(others) == 4
+    assert len(others) == 5
     for each in others:
         assert each.means["metric"] < 0.7 * plain.means["metric"]
         assert each.calls <= 40
@@ -48,6 +48,18 @@ def test_a_measurement_that_is_no_image_has_a_page_too(tmp_path):
     assert list(found.methods) == ["no measurement", "flowchef"]
 
 
+class Rounded(torch.autograd.Function):
+    """Eight bits, whose derivative is taken for the identity's."""
+
+    @staticmethod
+    def forward(context, images):
+        return (images * 255).round() / 255
+
+    @staticmethod
+    def backward(context, cotangent):
+        return cotangent
+
+
 def test_what_cannot_be_solved_is_refused(tmp_path):
     sampler = adp.load_bundled("emoji", steps=2)
     y = torch.zeros(1, 3, 16, 16)
@@ -59,6 +71,10 @@ def test_what_cannot_be_solved_is_refused(tmp_path):
     ]:
         with pytest.raises(adp.InputError, match=words):
             solve(sampler, metric, "", output=tmp_path, truth=truth)
+    quantized = lambda images: Rounded.apply(images)  # noqa: E731
+    with pytest.raises(adp.InputError, match=r"mmps needs the forward-mode.*choose dps"):
+        solve(sampler, Measured(quantized, torch.zeros(1, 3, 64, 64)), "", output=tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
     with pytest.raises(adp.InputError, match="method is one of all, d-flow"):
         SolveSettings(method="magic")
     with pytest.raises(adp.InputError, match="calls must be at least 20"):

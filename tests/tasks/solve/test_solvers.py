@@ -4,11 +4,13 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.flow.denoisers import GaussianMixture
 from adjointdpm.metrics import Measured
 from adjointdpm.tasks.guide.look_ahead import polyak
 from adjointdpm.tasks.sampling import noise_of
+from adjointdpm.tasks.solve import solvers
 from adjointdpm.tasks.solve.solvers import METHODS, solved
-from tests.tiny.tasks import mixture_sampler
+from tests.tiny.tasks import Dots, mixture_sampler
 
 
 def problem(batch=4):
@@ -67,3 +69,36 @@ def test_a_time_grid_of_ones_own_gives_way_to_the_steps_of_a_method():
     sampler = sampler.replace(grid=sampler.times())
     assert solved("dps", sampler, metric, noise, cond, 8).calls == 8
     assert isinstance(sampler, adp.FlowSampler)
+
+
+def test_the_mean_has_no_part_that_is_affine_in_the_noise():
+    """Of one Gaussian, and with nothing to correct, a sampling is affine: the mean is the image of no noise."""
+    sampler = mixture_sampler(6)
+    model = Dots(sampler.model.schedule)
+    model.denoiser = GaussianMixture(model.schedule, torch.tensor([[0.4, -0.3]], dtype=torch.float64), 0.3)
+    sampler = sampler.replace(model=model, solver=adp.Euler())
+    noise, cond = noise_of(sampler, [1, 2]).double(), sampler.encode(["x"] * 2)
+    metric = Measured(lambda images: images, torch.zeros(1, 3, 1, 1, dtype=torch.float64), 100.0)
+    found = solved("dps-mean", sampler, metric, noise, cond, 40)
+    assert found.calls == 40
+    with torch.no_grad():
+        middle = sampler.replace(steps=5)(torch.zeros_like(noise), cond)
+    torch.testing.assert_close(found.images, middle, rtol=1e-10, atol=1e-10)
+    one = solved("dps", sampler, metric, noise, cond, 10).images
+    assert float((one - middle).abs().max()) > 0.01
+
+
+def test_the_mean_is_of_four_starts_with_a_quarter_of_the_calls_and_moves_to_the_measurement(monkeypatch):
+    sampler, metric, noise, cond = problem(2)
+    reverse = noise.flip(1)
+    parts = [solved("dps", sampler, metric, n, cond, 10) for n in (noise, -noise, reverse, -reverse)]
+    mean = sum(each.images for each in parts) / 4
+    moved = solved("dps-mean", sampler, metric, noise, cond, 43)
+    assert moved.calls == sum(each.calls for each in parts) == 40
+    assert torch.equal(moved.images, solved("dps-mean", sampler, metric, noise, cond, 43).images)
+    before, after = metric(mean), metric(moved.images)
+    assert (before > 1).all()
+    # Polyak's length halves the distance of a quadratic metric of one number, down to its target.
+    assert (after < 0.6).all()
+    monkeypatch.setattr(solvers, "_MOVES", 0)
+    torch.testing.assert_close(solved("dps-mean", sampler, metric, noise, cond, 43).images, mean)

@@ -27,7 +27,8 @@ from ...samplers.flow_sampler import FlowSampler
 from ..methods import Evaluation, MethodsResult, write_methods
 from ..report import About, write_report
 from ..sampling import needs_rgb, noise_of
-from ..settings import Count, Length
+from ..settings import Count
+from .moment_matching import check_linearized
 from .solvers import METHODS, solved
 
 __all__ = ["SolveResult", "SolveSettings", "solve"]
@@ -40,9 +41,8 @@ class SolveSettings:
     """How an inverse problem is solved.
 
     Args:
-        method: Solver: d-flow, look-ahead, dps or flowchef; all compares them.
+        method: Solver: d-flow, dps-mean, dps, flowchef or mmps; all compares them.
         calls: Denoiser calls of each solver for an image, forward and backward; at least 20.
-        learning_rate: Step length of the optimizer (Adam) of d-flow, above 0.
         num_validation_images: Number of reconstructions, each from noise of its own.
         seed: Random seed.
 
@@ -52,7 +52,6 @@ class SolveSettings:
 
     method: Annotated[str, OneOf(("all", *METHODS))] = "all"
     calls: Annotated[int, Range(_FEWEST)] = 200
-    learning_rate: Length = 0.1
     num_validation_images: Count = 2
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
 
@@ -92,7 +91,8 @@ def solve(
 
     Raises:
         InputError: another kind of sampler or of images, a measurement of several images or one that the operator's
-            output does not fit, a truth of another size, or a folder that cannot be written.
+            output does not fit, a truth of another size, mmps with an operator or a decoder that has no forward-mode
+            derivative, or a folder that cannot be written.
     """
     if not isinstance(sampler, FlowSampler):
         raise InputError(
@@ -104,6 +104,9 @@ def solve(
     folder, s, began = output_folder(output), settings or SolveSettings(), time.perf_counter()
     n = s.num_validation_images
     noise = noise_of(sampler, [key(s.seed, "solve", i) for i in range(n)])
+    chosen = METHODS if s.method == "all" else (s.method,)
+    if "mmps" in chosen:
+        check_linearized(sampler, metric, noise)
     cond = sampler.encode([prompt] * n)
     measures: dict[str, Any] = {"metric": metric}
     if truth is not None:
@@ -112,10 +115,9 @@ def solve(
         plain = sampler(noise, cond)
     evaluate = Evaluation(measures, [prompt] * n, plain, None, None, None)
     methods = {"no measurement": evaluate(plain, calls=sampler.stats.nfe_forward)}
-    chosen = METHODS if s.method == "all" else (s.method,)
     with progress("solve", len(chosen), run.quiet) as bar:
         for name in chosen:
-            made = solved(name, sampler, metric, noise, cond, s.calls, s.learning_rate)
+            made = solved(name, sampler, metric, noise, cond, s.calls)
             methods[name] = evaluate(made.images, made.losses, made.calls)
             bar.update()
     result = SolveResult(
@@ -131,9 +133,9 @@ def solve(
             sampler,
             f"measurement by {metric.operator!r} with noise of {metric.sigma:g}",
             "lower is better, 0.5 is the noise",
-            "The metric through the decoder; for d-flow also through every step of the sampling, for look-ahead "
-            "through the next two steps, for dps through one call, and for flowchef through no call. Denoiser calls "
-            "are counted forward and backward, without recomputation.",
+            "The metric through the decoder; for d-flow also through every step of the sampling, for dps, dps-mean "
+            "and mmps through one call, and for flowchef through no call. Denoiser calls are counted forward and "
+            "backward, without recomputation.",
             "the reconstruction whose measurement is nearest to the given one",
             [f'image = adjointdpm.files.images.image_file("{result.artefact}")'],
         )

@@ -1,15 +1,23 @@
 """Solvers of inverse problems: images whose measurement is the given one, by the gradient of `metrics.Measured`.
 
-    d-flow       min over |x_T| = |x_T^0| of L(x(x_T, c)), through the whole sampling
-    look-ahead   `guide.look_ahead`: each state moves by where the next n steps lead
+    d-flow       `noise_space`: min over |x_T| = |x_T^0| of L(x(x_T, c)), through the whole sampling
     dps          z_{i+1} = step(z_i) - s g,   g = d L(decode(x0(z_i))) / d z_i, through the network
+    dps-mean     the mean of the latents of dps from n, -n and both in reversed order, each with a quarter of the calls,
+                 and moves of it like those of dps through the decoder alone
     flowchef     the same with d x0 / d z = 1, so that no network is differentiated
+    mmps         `moment_matching`: each prediction x0(z_i) is corrected by its covariance and the measurement
 
-L is 1/2 where what is left is noise of the measurement, and that is what all but the first aim at: their moves have
-Polyak's length, s = (L - 1/2) / |g|^2, in place of a constant that is tuned for each operator.
+L is 1/2 where what is left is noise of the measurement. dps and flowchef aim at that: their moves have Polyak's length,
+s = (L - 1/2) / |g|^2, in place of a constant that is tuned for each operator.
+
+The mean of the posterior has the smallest squared error of all estimates, and half of that of an exact sample; dps-mean
+estimates it. What is affine in the noise cancels between n and -n (antithetic variables; Hammersley and Morton, 1956).
+The moves of the mean restore its agreement with the measurement without a denoiser call (hard consistency; Song et al.,
+2023, arXiv 2307.08123).
 
 References: Chung et al., 2022, arXiv 2209.14687 (DPS); Patel et al., 2024, arXiv 2412.00100 (FlowChef); Ben-Hamu et
-al., 2024, arXiv 2402.14017 (D-Flow).
+al., 2024, arXiv 2402.14017 (D-Flow); Rozet et al., 2024, arXiv 2405.13712 (MMPS); Hammersley and Morton, 1956,
+Mathematical Proceedings of the Cambridge Philosophical Society 52.
 """
 
 from typing import Any
@@ -21,19 +29,21 @@ from ..._types import Cond
 from ...flow.grids import uniform
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
-from ..guide.look_ahead import Guided, LookAhead, guided, polyak
+from ..guide.look_ahead import Guided, polyak
+from .moment_matching import moment_matched
+from .noise_space import optimized_noise
 
 __all__ = ["METHODS", "TARGET", "solved"]
 
-METHODS = ("d-flow", "look-ahead", "dps", "flowchef")
+METHODS = ("d-flow", "dps-mean", "dps", "flowchef", "mmps")
 """The names of the solvers."""
 
 TARGET = 0.5
 """The metric where what is left of the measurement is its noise."""
 
 _MOST_STEPS = 200
-_AHEAD = 2  # steps that the look-ahead sees
-_FREELY = 1e6  # Polyak's length alone limits its moves
+_MOVES = 12  # of the mean of dps, through the decoder alone
+_ITERATIONS = 3  # of conjugate gradients of MMPS
 
 
 def solved(
@@ -43,7 +53,6 @@ def solved(
     noise: Tensor,
     cond: Cond,
     budget: int,
-    rate: float = 0.1,
 ) -> Guided:
     """Solve an inverse problem by one method within a number of denoiser calls.
 
@@ -51,57 +60,53 @@ def solved(
         method: one of `METHODS`.
         sampler: the model, its guidance and its steps, which D-Flow takes; the others take as many steps as the calls
             allow.
-        metric: of finished images; a `Measured`, or any metric that is 0.5 where it is good enough.
+        metric: of finished images; a `Measured`, or for all but mmps any metric that is 0.5 where it is good enough.
         noise: as of the sampler.
         cond: as of the sampler.
         budget: denoiser calls of an image, forward and backward, at least those of one step of the method.
-        rate: step length of D-Flow's optimizer (Adam).
 
     Returns:
         Guided: the images, the metric on the way, and the calls that were made.
+
+    Raises:
+        InputError: mmps with another metric than a `Measured`, or with an operator or a decoder that has no
+            forward-mode derivative.
     """
     if method == "d-flow":
-        return _d_flow(sampler, metric, noise, cond, budget, rate)
-    if method == "look-ahead":
-        return _look_ahead(sampler, metric, noise, cond, budget)
-    return _stepwise(sampler, metric, noise, cond, budget, through=method == "dps")
+        return optimized_noise(sampler, metric, noise, cond, budget, TARGET)
+    if method == "mmps":
+        steps = min(_MOST_STEPS, max(1, budget // (1 + _ITERATIONS)))
+        return moment_matched(_with_steps(sampler, steps), metric, noise, cond, _ITERATIONS)
+    if method == "dps-mean":
+        latents, losses, calls = _mean(sampler, metric, noise, cond, budget)
+    else:
+        latents, losses, calls = _stepwise(sampler, metric, noise, cond, budget, through=method == "dps")
+    with torch.no_grad():
+        return Guided(sampler.decode(latents), losses, calls)
 
 
-def _d_flow(
-    sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int, rate: float
-) -> Guided:
-    """Optimize the noise on its sphere through the exact trajectory, and keep each image's best."""
-    leaf = noise.clone().requires_grad_()
-    norm = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
-    optimizer = torch.optim.Adam([leaf], rate)
-    best, made, losses, calls = torch.full((len(noise),), torch.inf), None, list[float](), 0
-    while True:
-        images = sampler(leaf, cond)
-        forward = sampler.stats.nfe_forward
-        values = score(metric, images)
-        found = values.detach().to(best)
-        made = images.detach() if made is None else made
-        made = torch.where((found < best).view(-1, 1, 1, 1).to(made.device), images.detach(), made)
-        best, calls = torch.minimum(found, best), calls + forward
-        losses.append(float(best.mean()))
-        if calls + 2 * forward > budget:  # a backward pass, and the sampling after it
-            return Guided(made, losses, calls)
-        optimizer.zero_grad()
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (1 - calls / budget)
-        values.sum().backward()
-        calls += forward
-        optimizer.step()
-        with torch.no_grad():
-            leaf.mul_(norm / leaf.flatten(1).norm(dim=1).clamp(min=1e-12).view_as(norm))
+def _mean(
+    sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int
+) -> tuple[Tensor, list[float], int]:
+    """Return the mean of the latents of dps from several noises, which share the calls, moved to the measurement."""
+    starts = _starts(noise)
+    parts = [_stepwise(sampler, metric, each, cond, budget // len(starts), through=True) for each in starts]
+    latents = torch.stack([part[0] for part in parts]).mean(0)
+    losses = [sum(each) / len(parts) for each in zip(*(part[1] for part in parts), strict=True)]
+    for _ in range(_MOVES):
+        leaf = latents.detach().requires_grad_()
+        with torch.enable_grad():
+            values = score(metric, sampler.decode(leaf))
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        losses.append(float(values.detach().mean()))
+        latents = latents - polyak(values.detach() - TARGET, gradient)
+    return latents, losses, sum(part[2] for part in parts)
 
 
-def _look_ahead(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int) -> Guided:
-    """Guide the trajectory with one move a step, of as many steps as the calls allow."""
-    steps = min(_MOST_STEPS, max(1, budget // (2 * _AHEAD + 1)))
-    sampler = _with_steps(sampler, steps)
-    ahead = LookAhead(look_ahead=min(_AHEAD, steps), strength=_FREELY, target=TARGET)
-    return guided(sampler, metric, noise, cond, ahead)
+def _starts(noise: Tensor) -> list[Tensor]:
+    """Return the noise, the same in reversed order, and both with the other sign."""
+    reverse = noise.flatten(1).flip(1).view_as(noise)
+    return [noise, -noise, reverse, -reverse]
 
 
 def _with_steps(sampler: FlowSampler, steps: int) -> FlowSampler:
@@ -112,8 +117,12 @@ def _with_steps(sampler: FlowSampler, steps: int) -> FlowSampler:
 
 def _stepwise(
     sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int, through: bool
-) -> Guided:
-    """Move each state, after its step, down the gradient of the metric of the predicted clean image."""
+) -> tuple[Tensor, list[float], int]:
+    """Move each state, after its step, down the gradient of the metric of the predicted clean image.
+
+    Returns:
+        the final latents, the mean metric of each prediction, and the denoiser calls.
+    """
     steps = min(_MOST_STEPS, max(1, budget // (2 if through else 1)))
     sampler = _with_steps(sampler, steps)
     ivp = sampler.problem(noise, cond)
@@ -128,6 +137,4 @@ def _stepwise(
         losses.append(float(values.detach().mean()))
         z = z + (grid[i + 1].tau - grid[i].tau) * slope.detach()
         z = z - polyak(values.detach() - TARGET, gradient)
-    with torch.no_grad():
-        images = sampler.decode(ivp.flow.sample(z, grid[steps]))
-    return Guided(images, losses, steps * (2 if through else 1))
+    return ivp.flow.sample(z, grid[steps]), losses, steps * (2 if through else 1)

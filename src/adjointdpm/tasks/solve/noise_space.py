@@ -1,0 +1,113 @@
+"""D-Flow: the noise is optimized through the exact trajectory, by L-BFGS.
+
+    min over |x_T| = |x_T^0| of L(x(x_T, c)),      x_T <- |x_T^0| u / |u|,   u = x_T - t H g
+
+H approximates the inverse Hessian by the last moves s and differences of gradients y, for each image its own (Nocedal,
+1980). There is no step length to choose: where no pair has s.y > 0 yet, H is Polyak's length, (L - L*) / |g|^2; t is 1,
+and a quarter of what it was after each trial that is not better than the best noise so far.
+
+References: Ben-Hamu et al., 2024, arXiv 2402.14017 (D-Flow, with L-BFGS); Nocedal, 1980, Mathematics of Computation 35.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._types import Cond
+from ...metrics.check import score
+from ...samplers.flow_sampler import FlowSampler
+from ..guide.look_ahead import Guided
+
+__all__ = ["lbfgs_move", "optimized_noise"]
+
+Pair = tuple[Tensor, Tensor]
+
+_PAIRS = 10
+_SHORTER = 0.25
+
+
+def optimized_noise(
+    sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int, target: float
+) -> Guided:
+    """Optimize the noise on its sphere through the exact trajectory, and keep each image's best.
+
+    Args:
+        sampler: the model, its guidance and its steps.
+        metric: of finished images.
+        noise: as of the sampler.
+        cond: as of the sampler.
+        budget: denoiser calls of an image, forward and backward; one sampling is made even if it takes more.
+        target: value of the metric that is aimed at where no curvature is known.
+
+    Returns:
+        Guided: the images, the mean of the best metric after each sampling, and the calls that were made.
+    """
+    norm = _norm(noise)
+    best, gradient, scale = noise.detach(), torch.zeros_like(noise), torch.ones_like(norm)
+    trial, made, value = best, None, torch.full_like(norm.flatten(), torch.inf)
+    pairs, losses, calls = list[Pair](), list[float](), 0
+    while True:
+        leaf = trial.clone().requires_grad_()
+        images = sampler(leaf, cond)
+        forward = sampler.stats.nfe_forward
+        values = score(metric, images)
+        found = values.detach().to(value)
+        better, calls = found < value, calls + forward
+        made = images.detach() if made is None else _where(better, images.detach(), made)
+        losses.append(float(torch.minimum(found, value).mean()))
+        if calls + 2 * forward > budget:  # a backward pass, and the sampling after it
+            return Guided(made, losses, calls)
+        if bool(better.any()):
+            (slope,) = torch.autograd.grad(values.sum(), leaf)
+            calls += forward
+            moved = (better & value.isfinite()).to(slope).view_as(norm)  # a pair of zeros has no effect
+            pairs = [*pairs, (moved * (trial - best), moved * (slope - gradient))][-_PAIRS:]
+            gradient = _where(better, slope, gradient)
+        scale = torch.where(better.view_as(scale), 1.0, _SHORTER * scale)
+        best, value = _where(better, trial, best), torch.minimum(found, value)
+        length = (value - target).clamp(min=0) / gradient.flatten(1).square().sum(1).clamp(min=1e-24)
+        trial = best - scale * lbfgs_move(gradient, pairs, length.to(gradient))
+        trial = trial * (norm / _norm(trial))
+
+
+def lbfgs_move(gradient: Tensor, pairs: list[Pair], length: Tensor) -> Tensor:
+    """Return H g by the two loops of L-BFGS, for each sample by itself.
+
+    Args:
+        gradient: g, (batch, *shape).
+        pairs: moves s and differences of gradients y, each (batch, *shape), the oldest first. A pair with s.y <= 0 is
+            not used.
+        length: H of a sample without a pair, (batch,); others begin with s.y / y.y of their last one.
+
+    Returns:
+        the move, (batch, *shape).
+    """
+    q, coefficients = gradient, list[Tensor]()
+    shape = (-1, *[1] * (gradient.ndim - 1))
+    curvatures = [_dot(s, y) for s, y in pairs]
+    inverses = [torch.where(each > 0, 1 / each.clamp(min=1e-30), 0.0).view(shape) for each in curvatures]
+    for (s, y), inverse in zip(reversed(pairs), reversed(inverses), strict=True):
+        coefficients.append(inverse * _dot(s, q).view(shape))
+        q = q - coefficients[-1] * y
+    for (_, y), curvature in zip(pairs, curvatures, strict=True):
+        length = torch.where(curvature > 0, curvature / _dot(y, y).clamp(min=1e-30), length)
+    q = length.view(shape) * q
+    for (s, y), inverse, coefficient in zip(pairs, inverses, reversed(coefficients), strict=True):
+        q = q + (coefficient - inverse * _dot(y, q).view(shape)) * s
+    return q
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each sample, (batch,)."""
+    return (a * b).flatten(1).sum(1)
+
+
+def _norm(z: Tensor) -> Tensor:
+    """Return the norm of each sample, (batch, 1, ...), above 0."""
+    return z.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1] * (z.ndim - 1))
+
+
+def _where(better: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return the samples of a where it is better, and of b elsewhere."""
+    return torch.where(better.view(-1, *[1] * (a.ndim - 1)).to(a.device), a, b)
