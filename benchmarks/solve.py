@@ -1,4 +1,4 @@
-"""Inverse problems on fresh renders: five solvers at equal denoiser calls, four linear operators.
+"""Inverse problems on fresh renders: six solvers at equal denoiser calls, four linear operators.
 
     python benchmarks/solve.py --record docs/solve.json
 

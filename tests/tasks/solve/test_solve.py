@@ -26,7 +26,7 @@ def test_every_solver_comes_nearer_to_the_measurement_at_equal_calls(tmp_path):
         run=QUIET,
     )
     plain, *others = found.methods.values()
-    assert len(others) == 5
+    assert len(others) == 6
     for each in others:
         assert each.means["metric"] < 0.7 * plain.means["metric"]
         assert each.calls <= 40
@@ -46,6 +46,15 @@ def test_a_measurement_that_is_no_image_has_a_page_too(tmp_path):
     settings = SolveSettings(method="flowchef", calls=20, num_validation_images=1)
     found = solve(sampler, metric, "", output=tmp_path, settings=settings, run=QUIET)
     assert list(found.methods) == ["no measurement", "flowchef"]
+
+
+def test_of_all_solvers_one_that_cannot_run_is_left_out_with_a_warning(tmp_path):
+    sampler = adp.load_bundled("emoji", steps=2)
+    metric = Measured(lambda images: Rounded.apply(images), torch.full((1, 3, 64, 64), 0.5), 0.1)
+    settings = SolveSettings(calls=20, num_validation_images=1)
+    with pytest.warns(UserWarning, match=r"mmps is left out: mmps needs the forward-mode"):
+        found = solve(sampler, metric, "a cat", output=tmp_path, settings=settings, run=QUIET)
+    assert list(found.methods) == ["no measurement", "d-flow", "look-ahead", "dps-mean", "dps", "flowchef"]
 
 
 class Rounded(torch.autograd.Function):
@@ -72,8 +81,9 @@ def test_what_cannot_be_solved_is_refused(tmp_path):
         with pytest.raises(adp.InputError, match=words):
             solve(sampler, metric, "", output=tmp_path, truth=truth)
     quantized = lambda images: Rounded.apply(images)  # noqa: E731
+    metric, alone = Measured(quantized, torch.zeros(1, 3, 64, 64)), SolveSettings(method="mmps")
     with pytest.raises(adp.InputError, match=r"mmps needs the forward-mode.*choose dps"):
-        solve(sampler, Measured(quantized, torch.zeros(1, 3, 64, 64)), "", output=tmp_path / "new")
+        solve(sampler, metric, "", output=tmp_path / "new", settings=alone)
     assert not list((tmp_path / "new").iterdir())
     with pytest.raises(adp.InputError, match="method is one of all, d-flow"):
         SolveSettings(method="magic")

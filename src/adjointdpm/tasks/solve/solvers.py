@@ -1,14 +1,15 @@
 """Solvers of inverse problems: images whose measurement is the given one, by the gradient of `metrics.Measured`.
 
     d-flow       `noise_space`: min over |x_T| = |x_T^0| of L(x(x_T, c)), through the whole sampling
+    look-ahead   `guide.look_ahead`: each state moves by where the next n steps lead
     dps          z_{i+1} = step(z_i) - s g,   g = d L(decode(x0(z_i))) / d z_i, through the network
     dps-mean     the mean of the latents of dps from n, -n and both in reversed order, each with a quarter of the calls,
                  and moves of it like those of dps through the decoder alone
     flowchef     the same with d x0 / d z = 1, so that no network is differentiated
     mmps         `moment_matching`: each prediction x0(z_i) is corrected by its covariance and the measurement
 
-L is 1/2 where what is left is noise of the measurement. dps and flowchef aim at that: their moves have Polyak's length,
-s = (L - 1/2) / |g|^2, in place of a constant that is tuned for each operator.
+L is 1/2 where what is left is noise of the measurement. look-ahead, dps and flowchef aim at that: their moves have
+Polyak's length, s = (L - 1/2) / |g|^2, in place of a constant that is tuned for each operator.
 
 The mean of the posterior has the smallest squared error of all estimates, and half of that of an exact sample; dps-mean
 estimates it. What is affine in the noise cancels between n and -n (antithetic variables; Hammersley and Morton, 1956).
@@ -29,19 +30,21 @@ from ..._types import Cond
 from ...flow.grids import uniform
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
-from ..guide.look_ahead import Guided, polyak
+from ..guide.look_ahead import Guided, LookAhead, guided, polyak
 from .moment_matching import moment_matched
 from .noise_space import optimized_noise
 
 __all__ = ["METHODS", "TARGET", "solved"]
 
-METHODS = ("d-flow", "dps-mean", "dps", "flowchef", "mmps")
+METHODS = ("d-flow", "look-ahead", "dps-mean", "dps", "flowchef", "mmps")
 """The names of the solvers."""
 
 TARGET = 0.5
 """The metric where what is left of the measurement is its noise."""
 
 _MOST_STEPS = 200
+_AHEAD = 2  # steps that the look-ahead sees
+_FREELY = 1e6  # Polyak's length alone limits its moves
 _MOVES = 12  # of the mean of dps, through the decoder alone
 _ITERATIONS = 3  # of conjugate gradients of MMPS
 
@@ -74,6 +77,8 @@ def solved(
     """
     if method == "d-flow":
         return optimized_noise(sampler, metric, noise, cond, budget, TARGET)
+    if method == "look-ahead":
+        return _look_ahead(sampler, metric, noise, cond, budget)
     if method == "mmps":
         steps = min(_MOST_STEPS, max(1, budget // (1 + _ITERATIONS)))
         return moment_matched(_with_steps(sampler, steps), metric, noise, cond, _ITERATIONS)
@@ -83,6 +88,14 @@ def solved(
         latents, losses, calls = _stepwise(sampler, metric, noise, cond, budget, through=method == "dps")
     with torch.no_grad():
         return Guided(sampler.decode(latents), losses, calls)
+
+
+def _look_ahead(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int) -> Guided:
+    """Guide the trajectory with one move a step, of as many steps as the calls allow."""
+    steps = min(_MOST_STEPS, max(1, budget // (2 * _AHEAD + 1)))
+    sampler = _with_steps(sampler, steps)
+    ahead = LookAhead(look_ahead=min(_AHEAD, steps), strength=_FREELY, target=TARGET)
+    return guided(sampler, metric, noise, cond, ahead)
 
 
 def _mean(
