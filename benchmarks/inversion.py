@@ -74,6 +74,7 @@ def main() -> None:
     parser = flags_of(__doc__, images=100, batch=25, sampling=25)
     parser.add_argument("--guidances", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     flags = parser.parse_args()
     images, captions, _ = renders(flags.images)
     path: Path | None = flags.record
@@ -86,9 +87,10 @@ def main() -> None:
         limit = float(psnr(back, images).mean())
         for steps in flags.steps:
             for guidance in flags.guidances:
-                for method, solver in METHODS.items():
+                for method in flags.methods:
                     if (method, guidance, steps) in done:
                         continue
+                    solver = METHODS[method]
                     sampler = base.replace(steps=steps, guidance_scale=guidance, solver=solver)
                     parts: list[tuple[Tensor, Tensor, int, Tensor]] = []
                     for k in range(0, len(images), flags.batch):
