@@ -518,7 +518,23 @@ def rewards(record: Record) -> str:
             for row in record["cost"] or []
         ],
     )
-    return "\n\n".join([table, hacking, cost])
+    tried: dict[tuple[str, str], dict[float, Record]] = {}
+    for row in record.get("rates", []):
+        tried.setdefault((row["tuned_to"], row["method"]), {})[row["rate"]] = row
+    every = sorted({rate for rows in tried.values() for rate in rows})
+
+    def cell(row: Record | None) -> str:
+        """The trained reward and the concept's share, in bold where the rate was chosen."""
+        if row is None:
+            return ""
+        said = f"{row['reward']['mean']:.2f}, {100 * row['concept']['mean']:.0f} %"
+        return f"**{said}**" if row["chosen"] else said
+
+    rates = markdown(
+        ["reward", "gradient", *(f"learning rate {rate:g}" for rate in every)],
+        [[*names, *(cell(rows.get(rate)) for rate in every)] for names, rows in tried.items()],
+    )
+    return "\n\n".join([table, *([rates] if tried else []), hacking, cost])
 
 
 def inversion(record: Record) -> str:
