@@ -397,5 +397,5 @@ def test_the_page_of_inverse_problems_runs(tmp_path, monkeypatch):
     (code,) = blocks("inverse-problems.md").values()
     names: dict[str, object] = {}
     exec(code.replace("calls=100", "calls=20").replace("steps=10", "steps=2"), names)
-    assert len(names["found"].methods) == 5
+    assert len(names["found"].methods) == 7
     assert (tmp_path / "outputs" / "solve" / "index.html").is_file()
