@@ -143,10 +143,10 @@ class Bench:
     def measured(
         self, images: Tensor, reward: str, which: str = "held out", than: Tensor | None = None
     ) -> dict[str, Any]:
-        """Each value's mean and standard error; with the untuned images, also those of what the judge gives more."""
+        """Each value's mean and standard error; with the judge's of the untuned images, also those of its gain."""
         found = self.values(images, reward, which)
         if than is not None:
-            found["judge_gain"] = found["judge"] - self.values(than, reward, which)["judge"]
+            found["judge_gain"] = found["judge"] - than
         return {
             name: {"mean": float(v.mean()), "error": float(v.std() / len(v) ** 0.5)}
             for name, v in found.items()
@@ -409,21 +409,25 @@ def main(argv: list[str]) -> None:
     plain = adp.load_bundled("emoji", steps=args.sampling, guidance_scale=4.0)
     untuned = {which: bench.images(plain, which) for which in bench.sets}
 
-    def shown(*what: Any, row: dict[str, Any]) -> None:
-        print(*what, {k: round(v["mean"], 3) for k, v in row.items() if isinstance(v, dict)}, flush=True)
+    without = {
+        (reward, which): bench.values(untuned[which], reward, which)
+        for reward in args.rewards
+        for which in bench.sets
+    }
 
     def run(reward: str, name: str, seed: int, rate: float, which: str) -> tuple[dict[str, Any], Tensor]:
         """A row of measures at equal calls, and the images."""
         steps = max(1, round(args.calls / (args.batch * ways[name].calls)))
         sampler, _, seconds = bench.tuned(reward, ways[name], steps, seed, rate)
         images = bench.images(sampler, which)
-        row = bench.measured(images, reward, which, untuned[which])
-        shown(which, reward, name, seed, rate, f"{seconds:.0f} s", row=row)
+        row = bench.measured(images, reward, which, without[reward, which]["judge"])
+        means = {what: round(each["mean"], 3) for what, each in row.items()}
+        print(which, reward, name, seed, rate, f"{seconds:.0f} s", means, flush=True)
         return row | {"rate": rate, "steps": steps, "seconds": seconds}, images
 
     def chosen(reward: str, name: str) -> float | None:
         """The learning rate; None where one that is to be tried was not."""
-        least = bench.measured(untuned["validation"], reward, "validation")["concept"]["mean"] - 0.02
+        least = float(without[reward, "validation"]["concept"].mean()) - 0.02
         best: dict[str, Any] | None = None
         for rate in args.rates:
             if (reward, name, rate) not in state["rates"]:
