@@ -1,7 +1,8 @@
 """Does tuning to a reward work, with which gradient, where is it hacked, and what does a step cost?
 
     OMP_NUM_THREADS=1 python benchmarks/rewards.py [--parts rates tuning hacking cost] [--seeds 3] [--calls 1536]
-        [--minutes 60] [--state outputs/rewards.pt] [--output docs/rewards.json] [--plot docs/rewards.png]
+        [--minutes 60] [--state outputs/rewards.pt] [--output docs/rewards.json]
+        [--images docs/rewards.png] [--plot docs/rewards-curves.png]
 
 The bundled model, DPM-Solver++(2M), guidance 4, a LoRA of rank 4, Adam, a cosine learning rate, the last weights (none
 are chosen). `tuning`: every gradient has the same number of denoiser calls, forward and backward, in all its steps;
@@ -12,10 +13,13 @@ nor held out, and on a seed of their own: rates are tried from the lowest on, as
 and the concept is recognized in at most 2 points less of the images than without tuning; the last of these is taken.
 `hacking`: the curves of reward and judge over the steps, without and with guards. `cost`: a step of `tune` beside a
 hand-written loop of DRaFT-K, in interleaved rounds. It is saved after each run, and when it is started again it goes on
-from there. `--seeds`, `--calls` and the prompts say how small this is.
+from there. What --output holds of other rewards and parts is kept where its settings are the same. `--images` and
+`--plot` are written for each reward, with its name after theirs. `--seeds`, `--calls` and the prompts say how small
+this is.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -291,12 +295,13 @@ def parted(curve: list[dict[str, Any]]) -> int | None:
     return best["step"] if falls and last["reward"]["mean"] > best["reward"]["mean"] else None
 
 
-def plot(path: Path, record: dict[str, Any]) -> None:
-    """The two curves, without and with the guards."""
+def plot(path: Path, curves: dict[str, Any]) -> None:
+    """The curves of reward and judge, without and with the guards."""
     import matplotlib.pyplot as plt
 
-    curves = record["hacking"]
-    figure, axes = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.4), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(curves), figsize=(4.2 * len(curves), 3.4), squeeze=False, sharey=True
+    )
     for axis, (name, each) in zip(axes[0], curves.items(), strict=True):
         steps = [row["step"] for row in each["curve"]]
         for what, text in (("reward", "trained reward"), ("judge", "judge, in no loss")):
@@ -313,27 +318,33 @@ def plot(path: Path, record: dict[str, Any]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def grid(path: Path, images: dict[tuple[str, str], Tensor]) -> None:
-    """Images of equal prompts and noise: a column of six for each reward, a row for each method."""
+def grid(path: Path, images: dict[str, Tensor]) -> None:
+    """Images of equal prompts and noise, a row for each method."""
     import matplotlib.pyplot as plt
 
-    rewards = list(dict.fromkeys(reward for reward, _ in images))
-    names = list(dict.fromkeys(name for _, name in images))
-    figure, axes = plt.subplots(
-        len(names), len(rewards), figsize=(4.6 * len(rewards), 0.78 * len(names) + 0.3), squeeze=False
-    )
-    for i, name in enumerate(names):
-        for j, reward in enumerate(rewards):
-            axis = axes[i, j]
-            if (reward, name) in images:
-                axis.imshow(torch.cat(list(images[reward, name]), dim=2).permute(1, 2, 0).numpy())
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if i == 0:
-                axis.set_title(f"tuned to the reward {reward}", fontsize=9)
-        axes[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    figure, axes = plt.subplots(len(images), 1, figsize=(6.0, 0.78 * len(images)), squeeze=False)
+    for axis, (name, each) in zip(axes[:, 0], images.items(), strict=True):
+        axis.imshow(torch.cat(list(each), dim=2).permute(1, 2, 0).numpy())
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=100)
+
+
+def kept(path: Path | None, record: dict[str, Any], rewards: list[str]) -> dict[str, Any]:
+    """A record with what an earlier one, of the same settings, holds of other rewards and parts."""
+    if path is None or not path.exists():
+        return record
+    before = json.loads(path.read_text())
+    if before["settings"] != record["settings"]:
+        return record
+    rows = {
+        name: [row for row in before[name] if row["tuned_to"] not in rewards] + record[name]
+        for name in ("runs", "rates")
+    }
+    cost = record["cost"] or before["cost"]
+    return record | rows | {"hacking": before["hacking"] | record["hacking"], "cost": cost}
 
 
 def main(argv: list[str]) -> None:
@@ -495,11 +506,20 @@ def main(argv: list[str]) -> None:
         },
         "cost": state["cost"],
     }
-    write_record(args.output, "rewards.py", argv, **record)
-    if args.images is not None:
-        grid(args.images, state["images"])
-    if args.plot is not None and state["curves"]:
-        plot(args.plot, record)
+    write_record(args.output, "rewards.py", argv, **kept(args.output, record, args.rewards))
+    for reward in args.rewards:
+        made = {name: each for (of, name), each in state["images"].items() if of == reward}
+        if args.images is not None and made:
+            grid(args.images.with_stem(f"{args.images.stem}-{reward}"), made)
+    for reward in args.hacked:
+        first = f"{reward}, "
+        curves = {
+            name.removeprefix(first): each
+            for name, each in record["hacking"].items()
+            if name.startswith(first)
+        }
+        if args.plot is not None and curves:
+            plot(args.plot.with_stem(f"{args.plot.stem}-{reward}"), curves)
 
 
 if __name__ == "__main__":

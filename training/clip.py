@@ -185,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=list(KINDS))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--lr", type=float, help="the highest learning rate")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--cache", type=int, default=16_384)
     parser.add_argument("--halved", type=int, default=800, help="steps with half of the patches")
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--save_every", type=int, default=100)
     parser.add_argument("--glyphs", type=Path, help="a folder of RGBA pictures instead of the font's")
     parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--package", type=Path, help="a packaged CLIP of this kind to go on from")
     args = parser.parse_args()
 
     kind, renderer = KINDS[args.name], Renderer(args.glyphs)
@@ -214,7 +216,10 @@ def main() -> None:
 
     stored = cached(args.runs / f"glyphs-{kind.data_seed}", args.cache, make)
     torch.manual_seed(kind.seed)
-    model = build_clip(kind, tokenizer).train()
+    model = build_clip(kind, tokenizer)
+    if args.package:
+        model.load_state_dict(CLIPModel.from_pretrained(args.package, dtype=torch.float32).state_dict())
+    model.train()
     heads = nn.Linear(kind.vision["hidden_size"], sum(counts))
     dropout = Dropout()
     model.vision_model.embeddings.register_forward_hook(dropout)
@@ -224,7 +229,7 @@ def main() -> None:
     run = Run(
         args.runs / args.name,
         args.steps or kind.steps,
-        kind.lr,
+        args.lr or kind.lr,
         kind.seed,
         save_every=args.save_every,
         sample_every=200,
@@ -267,7 +272,7 @@ def main() -> None:
 
     modules = {"clip": model, "heads": heads, "average": average}
     run.train(
-        loss_at, modules, Muon(weights, kind.lr), lambda step: average.update(model, step), sample=report
+        loss_at, modules, Muon(weights, args.lr or kind.lr), lambda step: average.update(model, step), sample=report
     )
 
 
