@@ -46,7 +46,7 @@ _MOST_STEPS = 200
 _AHEAD = 2  # steps that the look-ahead sees
 _FREELY = 1e6  # Polyak's length alone limits its moves
 _MOVES = {"dps-mean": 12, "dps": 0, "flowchef": 0}  # of the final latents, through the decoder alone
-_ITERATIONS = 3  # of conjugate gradients of MMPS
+_ITERATIONS = 1  # of conjugate gradients of MMPS
 
 
 def solved(
