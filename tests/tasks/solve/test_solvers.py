@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm import InputError
 from adjointdpm.flow.denoisers import GaussianMixture
 from adjointdpm.metrics import Measured
 from adjointdpm.tasks.guide.look_ahead import polyak
 from adjointdpm.tasks.sampling import noise_of
-from adjointdpm.tasks.solve import solvers
 from adjointdpm.tasks.solve.solvers import METHODS, solved
 from tests.tiny.tasks import Dots, mixture_sampler
 
@@ -88,7 +88,7 @@ def test_the_mean_has_no_part_that_is_affine_in_the_noise():
     assert float((one - middle).abs().max()) > 0.01
 
 
-def test_the_mean_is_of_four_starts_with_a_quarter_of_the_calls_and_moves_to_the_measurement(monkeypatch):
+def test_the_mean_is_of_four_starts_with_a_quarter_of_the_calls_and_moves_to_the_measurement():
     sampler, metric, noise, cond = problem(2)
     reverse = noise.flip(1)
     parts = [solved("dps", sampler, metric, n, cond, 10) for n in (noise, -noise, reverse, -reverse)]
@@ -100,5 +100,20 @@ def test_the_mean_is_of_four_starts_with_a_quarter_of_the_calls_and_moves_to_the
     assert (before > 1).all()
     # Polyak's length halves the distance of a quadratic metric of one number, down to its target.
     assert (after < 0.6).all()
-    monkeypatch.setattr(solvers, "_MOVES", 0)
-    torch.testing.assert_close(solved("dps-mean", sampler, metric, noise, cond, 43).images, mean)
+    still = solved("dps-mean", sampler, metric, noise, cond, 43, decoder_moves=0)
+    torch.testing.assert_close(still.images, mean)
+
+
+def test_decoder_moves_of_dps_and_flowchef_take_no_call_and_others_refuse_them():
+    sampler, metric, noise, cond = problem(2)
+    for name in ("dps", "flowchef"):
+        still, moved = (solved(name, sampler, metric, noise, cond, 8, decoder_moves=n) for n in (0, 12))
+        assert torch.equal(still.images, solved(name, sampler, metric, noise, cond, 8).images)
+        assert moved.calls == still.calls
+        # Polyak's length leads to the target of 0.5, and leaves alone what is below.
+        target = metric(still.images).clamp(max=0.5)
+        torch.testing.assert_close(metric(moved.images), target, rtol=0, atol=0.01)
+    with pytest.raises(
+        InputError, match="decoder_moves are of dps-mean, dps, flowchef, but the solver is mmps"
+    ):
+        solved("mmps", sampler, metric, noise, cond, 8, decoder_moves=2)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._types import Cond
+from ..._types import Cond, InputError
 from ...flow.grids import uniform
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
@@ -45,8 +45,8 @@ TARGET = 0.5
 _MOST_STEPS = 200
 _AHEAD = 2  # steps that the look-ahead sees
 _FREELY = 1e6  # Polyak's length alone limits its moves
-_MOVES = 12  # of the mean of dps, through the decoder alone
-_ITERATIONS = 3  # of conjugate gradients of MMPS
+_MOVES = {"dps-mean": 12, "dps": 0, "flowchef": 0}  # of the final latents, through the decoder alone
+_ITERATIONS = 1  # of conjugate gradients of MMPS
 
 
 def solved(
@@ -56,6 +56,7 @@ def solved(
     noise: Tensor,
     cond: Cond,
     budget: int,
+    decoder_moves: int | None = None,
 ) -> Guided:
     """Solve an inverse problem by one method within a number of denoiser calls.
 
@@ -67,14 +68,20 @@ def solved(
         noise: as of the sampler.
         cond: as of the sampler.
         budget: denoiser calls of an image, forward and backward, at least those of one step of the method.
+        decoder_moves: moves of the final latents through the decoder alone, for dps-mean (12 if None), dps and flowchef
+            (none if None).
 
     Returns:
         Guided: the images, the metric on the way, and the calls that were made.
 
     Raises:
-        InputError: mmps with another metric than a `Measured`, or with an operator or a decoder that has no
-            forward-mode derivative.
+        InputError: decoder_moves for another solver; mmps with another metric than a `Measured`, or with an operator or
+            a decoder that has no forward-mode derivative.
     """
+    if decoder_moves is not None and method not in _MOVES:
+        raise InputError(
+            f"decoder_moves are of {', '.join(_MOVES)}, but the solver is {method}; leave them out"
+        )
     if method == "d-flow":
         return optimized_noise(sampler, metric, noise, cond, budget, TARGET)
     if method == "look-ahead":
@@ -86,6 +93,13 @@ def solved(
         latents, losses, calls = _mean(sampler, metric, noise, cond, budget)
     else:
         latents, losses, calls = _stepwise(sampler, metric, noise, cond, budget, through=method == "dps")
+    for _ in range(_MOVES[method] if decoder_moves is None else decoder_moves):
+        leaf = latents.detach().requires_grad_()
+        with torch.enable_grad():
+            values = score(metric, sampler.decode(leaf))
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        losses.append(float(values.detach().mean()))
+        latents = latents - polyak(values.detach() - TARGET, gradient)
     with torch.no_grad():
         return Guided(sampler.decode(latents), losses, calls)
 
@@ -101,18 +115,11 @@ def _look_ahead(sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, bu
 def _mean(
     sampler: FlowSampler, metric: Any, noise: Tensor, cond: Cond, budget: int
 ) -> tuple[Tensor, list[float], int]:
-    """Return the mean of the latents of dps from several noises, which share the calls, moved to the measurement."""
+    """Return the mean of the latents of dps from several noises, which share the calls."""
     starts = _starts(noise)
     parts = [_stepwise(sampler, metric, each, cond, budget // len(starts), through=True) for each in starts]
     latents = torch.stack([part[0] for part in parts]).mean(0)
     losses = [sum(each) / len(parts) for each in zip(*(part[1] for part in parts), strict=True)]
-    for _ in range(_MOVES):
-        leaf = latents.detach().requires_grad_()
-        with torch.enable_grad():
-            values = score(metric, sampler.decode(leaf))
-            (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        losses.append(float(values.detach().mean()))
-        latents = latents - polyak(values.detach() - TARGET, gradient)
     return latents, losses, sum(part[2] for part in parts)
 
 
