@@ -72,8 +72,9 @@ def weights(runs, name):
         ("diffusion.py", ["--cache", "12"], "diffusion"),
         ("diffusion.py", ["--cache", "12", "--optimizer", "muon"], "diffusion"),
         ("classifier.py", ["judge-style"], "judge-style"),
+        ("clip.py", ["clip", "--cache", "12", "--halved", "3"], "clip"),
     ],
-    ids=["vae", "text", "diffusion", "diffusion-muon", "classifier"],
+    ids=["vae", "text", "diffusion", "diffusion-muon", "classifier", "clip"],
 )
 def test_a_killed_run_ends_in_the_same_weights(tmp_path, glyphs, request, script, arguments, name):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
