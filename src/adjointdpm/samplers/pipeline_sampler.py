@@ -19,7 +19,7 @@ from ..adjoints import Adjoint, Checkpointed
 from ..pipelines.call_signature import Arguments, arguments_of
 from ..pipelines.checks import explained, followed
 from ..pipelines.differentiable import PipelineCall
-from ..pipelines.gradient_proxy import denoisers, parts
+from ..pipelines.gradient_proxy import denoisers, parts, plain_copy
 from ..pipelines.image_to_image import image_to_image
 from ..pipelines.media import decodes_frames_alone, made_shape, medium_of, of_frames, rate_of
 from ..pipelines.prompt_encoding import as_given, encoded, read_prompts
@@ -505,12 +505,12 @@ class PipelineSampler(Sampler):
         return next(next(iter(denoisers(self.pipe).values())).parameters())
 
     def _devices(self) -> list[torch.device]:
-        device = self.pipe._execution_device
+        device = plain_copy(self.pipe)._execution_device
         return [device] if device.type == "cuda" else []
 
     def _arguments(self, takes: Arguments, batch: int, cond: Cond) -> dict[str, Any]:
         """The arguments to pass to a pipeline's call: those of ours that its signature has, and the conditioning."""
-        generator = torch.Generator(self.pipe._execution_device).manual_seed(self._step_seed)
+        generator = torch.Generator(plain_copy(self.pipe)._execution_device).manual_seed(self._step_seed)
         ours = {
             "num_inference_steps": self.steps,
             "output_type": "pt",
