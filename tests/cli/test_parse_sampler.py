@@ -5,6 +5,9 @@ import torch
 
 import adjointdpm as adp
 from adjointdpm.cli.parse_sampler import adjoint_of, check_memory, device_of, sampler_of
+from adjointdpm.pipelines.text_device import encoders_apart
+from tests.tiny.families import of
+from tests.tiny.second_device import opened
 
 
 def test_devices_by_name(monkeypatch):
@@ -89,6 +92,7 @@ def test_adjoints_by_name():
         ({"adjoint": "continuous", "solver": "pipeline"}, "need our own steps, but the solver is pipeline"),
         ({"adjoint": "leapalign", "solver": "pipeline"}, "choose another solver, or adjoint flowbp:sparse"),
         ({"adjoint": "drtune", "solver": "pipeline"}, "choose another solver, or adjoint flowbp:sparse"),
+        ({"text_device": "moon"}, "the device 'moon' cannot be used here"),
     ],
 )
 def test_models_that_are_none(given, message):
@@ -106,3 +110,21 @@ def test_a_reversible_solver_and_a_budget_by_their_names():
     assert sampler_of("emoji", adjoint="checkpointed:1GiB", **shared).adjoint == adp.Checkpointed(
         budget="1GiB"
     )
+
+
+@pytest.mark.parametrize("solver", ["dpm++", "pipeline"])
+def test_text_encoders_on_a_device_of_their_own(monkeypatch, solver):
+    there = opened(monkeypatch)
+    shared = {"steps": 2, "guidance_scale": None, "solver": solver}
+    whole, parted = sampler_of("emoji", **shared), sampler_of("emoji", text_device="lazy", **shared)
+    assert not encoders_apart(whole.pipe)
+    assert {weight.device for weight in parted.pipe.text_encoder.parameters()} == {there}
+    assert parted.noise(1).device == torch.device("cpu")
+    images = [each(each.noise(1), each.encode("a cat")) for each in (whole, parted)]
+    torch.testing.assert_close(*images, rtol=0, atol=1e-5)
+
+
+def test_a_device_for_the_text_encoders_of_a_model_without_any_raises(tmp_path):
+    of("ddpm").make().save_pretrained(tmp_path)
+    with pytest.raises(adp.InputError, match="DDPMPipeline has no text encoder to be put on cpu"):
+        sampler_of(str(tmp_path), steps=1, guidance_scale=None, text_device="cpu")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import adjointdpm as adp
+from adjointdpm.pipelines.text_device import placed
 from tests.tiny.families import of
 from tests.tiny.memory import sampler_of
 
@@ -63,3 +64,22 @@ def test_model_offload_on_a_gpu(way):
             image = adp.PipelineSampler(pipe, steps=3)(noise, cond).clamp(0, 1)
         found.append(torch.autograd.grad(image.square().sum(), noise)[0])
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4 * float(found[0].abs().max()))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("places", [("cuda:0", "cpu"), ("cpu", "cuda:0")])
+def test_text_encoders_beside_the_gpu(name, places):
+    """On another device than the rest of the pipeline: the gradient of a token is that of one device."""
+    torch.manual_seed(0)
+    pipe, found = of(name).make(), []
+    for device, text_device in (("cpu", None), places):
+        placed(pipe, torch.device(device), text_device and torch.device(text_device))
+        sampler = of(name).sampler(pipe, steps=2, guidance_scale=3.0)
+        rows = adp.TokenRows(pipe, ["cat"])
+        with rows:
+            cond = sampler.encode("a red cat")
+        image = sampler(sampler.noise(1), cond)
+        assert image.device == torch.device(device)
+        found.append([each.cpu() for each in torch.autograd.grad(image.square().sum(), rows.values)])
+    for ours, truth in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-3, atol=1e-4 * float(truth.abs().max()))

@@ -96,9 +96,11 @@ def work(rank: int, world: int, port: int, folder: str) -> None:
 
 
 def sampler_of_a_kind():
-    """A sharded sampler."""
+    """A sharded sampler, whose text encoders are elsewhere."""
     chosen = sampler()
-    shard(chosen)
+    shard(chosen, text_device="meta")
+    assert all(weight.is_meta for weight in chosen.pipe.text_encoder.parameters())
+    assert not any(weight.is_meta for weight in chosen.network.parameters())
     return chosen
 
 

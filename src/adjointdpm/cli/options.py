@@ -75,6 +75,7 @@ class ModelOptions:
             continuous[:steps].
         mixed_precision: Number format of the network: no, fp16 or bf16.
         device: Device to run on, such as cpu, cuda, cuda:1 or mps; auto takes CUDA, else MPS, else the CPU.
+        text_device: Device of the text encoders, such as cuda:1 or cpu; that of the rest by default.
     """
 
     pretrained_model_name_or_path: str = "emoji"
@@ -94,6 +95,7 @@ class ModelOptions:
     adjoint: str = "checkpointed"
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     device: str = "auto"
+    text_device: str | None = None
 
     def sampler(self) -> Sampler:
         """Return the sampler that the flags describe."""
@@ -106,6 +108,7 @@ class ModelOptions:
             adjoint=self.adjoint,
             mixed_precision=self.mixed_precision,
             device=self.device,
+            text_device=self.text_device,
             revision=self.revision,
             variant=self.variant,
             height=self.height,

@@ -38,6 +38,7 @@ from ..adjoints.budget import free_memory
 from ..files.diffusers_files import load_lora, load_textual_inversion
 from ..files.pretrained import load_pretrained_pipeline
 from ..metrics.image_classifier import Classifier
+from ..pipelines.text_device import placed
 from ..samplers.base import Sampler
 from ..samplers.flow_sampler import FlowSampler
 from ..samplers.pipeline_sampler import PipelineSampler
@@ -287,6 +288,7 @@ def sampler_of(
     adjoint: str = "checkpointed",
     mixed_precision: str = "no",
     device: str = "cpu",
+    text_device: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     height: int | None = None,
@@ -309,6 +311,7 @@ def sampler_of(
         solver, adjoint: see the head of this module.
         mixed_precision: no, fp16 or bf16: the network's dtype; states stay in float32.
         device: where it runs; see `device_of`.
+        text_device: where its text encoders run; with the rest if None.
         revision, variant: see `load_pretrained_pipeline`.
         height, width: of the image, in pixels; the model's own if None.
         num_frames, frame_rate, audio_end_in_s: of videos and sound, with solver "pipeline"; the pipeline's own if None.
@@ -317,7 +320,7 @@ def sampler_of(
 
     Raises:
         InputError: an unknown name or word, a folder that holds no pipeline in safetensors, or a pipeline that takes
-            no prompts, does not fit the files or cannot be run.
+            no prompts, has no text encoder for text_device, does not fit the files or cannot be run.
     """
     began = time.perf_counter()
     _choice("solver", solver, [*SOLVERS, "pipeline"])
@@ -326,6 +329,7 @@ def sampler_of(
     if guidance_scale is not None:
         in_range("guidance_scale", guidance_scale)
     made, dtype, place = adjoint_of(adjoint), DTYPES[mixed_precision], device_of(device)
+    text_place = None if text_device is None else device_of(text_device)
     check_steps(solver, made)
     _check_source("model", name)
     for what, path in {"lora": lora, "learned_embeds": learned_embeds}.items():
@@ -349,12 +353,12 @@ def sampler_of(
             ours = load_bundled(
                 name, dtype=dtype, device=place, solver=SOLVERS[solver](), **sizes, **shared
             )
-            words = _extended(ours.pipe, lora, learned_embeds)
+            words = _extended(placed(ours.pipe, place, text_place), lora, learned_embeds)
             ours.model.vocabulary = frozenset(ours.model.vocabulary or ()) | words
             sampler: Sampler = ours
         else:
             pipe = load_pretrained_pipeline(folder(name) if bundled(name) else name, dtype, **files)
-            _extended(pipe.to(place), lora, learned_embeds)
+            _extended(placed(pipe, place, text_place), lora, learned_embeds)
             if solver == "pipeline":
                 rate = lengths.pop("frame_rate", None)
                 given = {key: value for key, value in sizes.items() if value is not None} | lengths

@@ -81,7 +81,7 @@ class Tune:
         folder, run = self.output.start(given)
         sampler = (replace(self.model, device="cpu") if task.shard else self.model).sampler()
         if task.shard:
-            shard(sampler)
+            shard(sampler, text_device=self.model.text_device)
         if task.instance_image is not None and not isinstance(sampler, FlowSampler):
             raise InputError(
                 "--instance_image needs our own steps, not the pipeline's; choose another --solver"

@@ -10,6 +10,7 @@ A proxy is a second object with the attributes of a first one, of a subclass tha
     denoiser    *the same* attributes, one dictionary of two objects; a call of it goes to a handler
     VAE         as the denoiser; a call of its `decode` goes to a handler
     tokenizer   as the denoiser; a call of it warns if a part of a prompt is lost
+    encoder     as the denoiser; a text encoder on another device is called there (see `text_device`)
 
 A denoiser is a network that takes the time: its `forward` has a parameter of that name. Nothing is patched, so nothing
 has to be restored, even after errors, in nested calls and in other threads.
@@ -24,9 +25,10 @@ import torch
 from torch import nn
 
 from .call_signature import own_call
+from .text_device import called_there, encoders_apart, own_device
 from .token_embeddings import read_whole, tokenizers
 
-__all__ = ["CallHandlers", "denoisers", "gradient_proxy", "parts", "routed", "undecorated"]
+__all__ = ["CallHandlers", "denoisers", "gradient_proxy", "parts", "plain_copy", "routed", "undecorated"]
 
 _DECORATED = torch.enable_grad()(lambda: None).__code__  # shared by no_grad, inference_mode and the like
 
@@ -78,11 +80,20 @@ def gradient_proxy(pipe: Any, handlers: CallHandlers) -> Any:
     made = _made(undecorated(type(pipe)), {k: _part(k, v, handlers) for k, v in vars(pipe).items()})
     for name, tokenizer in tokenizers(pipe).items():
         vars(made)[name] = routed(tokenizer, "__call__", functools.partial(read_whole, pipe, name))
+    for name, encoder in encoders_apart(pipe).items():
+        vars(made)[name] = routed(
+            encoder, "__call__", functools.partial(called_there, encoder, own_device(pipe))
+        )
     vars(made).pop("_num_timesteps", None)  # left by an earlier run
     # The method would hook the shared modules again, for the proxy, and move them off the device before the backward
     # pass. A module's own hooks still move it back when it is called again.
     vars(made)["maybe_free_model_hooks"] = lambda: None
     return made
+
+
+def plain_copy(pipe: Any) -> Any:
+    """Return a copy with the same attributes, whose `device` is that of all but the text encoders (`text_device`)."""
+    return _made(_beside_text(type(pipe)), dict(vars(pipe)))
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
@@ -198,9 +209,14 @@ def undecorated(kind: Any, enabling: bool = False) -> Any:
         for name, method in inspect.getmembers(kind, inspect.isfunction)
         if _switches(method)
     }
-    if not enabling:
-        methods["__call__"] = own_call(kind)
-    return _subclass(kind, methods)
+    if enabling:
+        return _subclass(kind, methods)
+    return _subclass(_beside_text(kind), {**methods, "__call__": own_call(kind)})
+
+
+@functools.cache
+def _beside_text(kind: Any) -> Any:
+    return _subclass(kind, {"device": property(own_device)})
 
 
 def _switches(method: Any) -> bool:

@@ -180,13 +180,13 @@ def _text_encoder_results(pipe: Any, _: Arguments, given: dict[str, Any]) -> dic
     """The results of the text encoder and their masks, by which the pipeline itself turns rows off."""
     results: list[tuple[Tensor, Tensor]] = []
 
-    def encode(ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        out = pipe.text_encoder(ids, attention_mask=attention_mask, **kwargs)
+    def encode(own: Callable[..., Any], ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+        out = own(ids, attention_mask=attention_mask, **kwargs)
         results.append((out[0], attention_mask))
         return out
 
-    def exchanged(_: Any) -> dict[str, Any]:
-        routes = {"text_encoder": encode, "projection_model": stop}
+    def exchanged(proxy: Any) -> dict[str, Any]:
+        routes = {"text_encoder": partial(encode, proxy.text_encoder), "projection_model": stop}
         return {name: routed(getattr(pipe, name), "__call__", route) for name, route in routes.items()}
 
     run_until(pipe, exchanged, given, StopAtFirstCall())

@@ -4,14 +4,13 @@
 of it and leave it there. The pipeline itself is never changed: a copy or a proxy of it runs.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from .call_signature import own_call
-from .gradient_proxy import CallHandlers, gradient_proxy
+from .gradient_proxy import CallHandlers, gradient_proxy, plain_copy
 
 __all__ = ["Stop", "StopAtFirstCall", "run_until", "stop"]
 
@@ -69,7 +68,7 @@ def run_until(
         the value that the call was ended with; None if it ended by itself.
     """
     # A fresh object each time, since a call leaves its settings behind on it.
-    other = copy.copy(pipe) if handlers is None else gradient_proxy(pipe, handlers)
+    other = plain_copy(pipe) if handlers is None else gradient_proxy(pipe, handlers)
     vars(other).update(exchanged(other), _progress_bar_config={"disable": True})
     try:
         own_call(type(pipe))(other, **arguments) if handlers is None else other(**arguments)

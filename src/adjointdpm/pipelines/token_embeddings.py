@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._types import InputError
+from .text_device import own_device
 
 __all__ = [
     "TokenRows",
@@ -349,7 +350,7 @@ class TokenRows:
             ids = [forms(name, tokenizer, word) for word in self.words]
             table = encoder.get_input_embeddings()
             self._refuse_ids(name, ids, len(table.weight))
-            start = table.weight[[k[0] for k in ids]].detach().float().clone()
+            start = table.weight[[k[0] for k in ids]].detach().float().to(own_device(pipe), copy=True)
             self.ids.append(ids)
             self.values.append(start.clone().requires_grad_())
             self._readings.append(_Reading(name, encoder, self.words, ids, self.values[-1], start))

@@ -6,7 +6,7 @@ The noise replaces the first draw of the pipeline itself. So the pipeline needs 
 need not know how it packs latents. Every further draw follows from `seed` and is the same in each call.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,42 +17,28 @@ from torch import Tensor, nn
 from .._types import AdjointDPMError, Cond, InputError, Stats, in_range
 from ..adjoints import Adjoint, Checkpointed
 from ..pipelines.call_signature import Arguments, arguments_of
-from ..pipelines.checks import explained, followed
+from ..pipelines.checks import explained
 from ..pipelines.differentiable import PipelineCall
-from ..pipelines.gradient_proxy import denoisers, parts
+from ..pipelines.gradient_proxy import denoisers, parts, plain_copy
 from ..pipelines.image_to_image import image_to_image
 from ..pipelines.media import decodes_frames_alone, made_shape, medium_of, of_frames, rate_of
-from ..pipelines.prompt_encoding import as_given, encoded, read_prompts
+from ..pipelines.prompt_encoding import encoded, read_prompts
 from ..pipelines.run_until import StopAtFirstCall, run_until
 from ..pipelines.torch_interception import Draws, Watch
-from .base import (
-    Images,
-    Sampler,
-    Videos,
-    Waveforms,
-    check_cond,
-    check_noise,
-    for_batch,
-    listed,
-    normal,
-    with_scale,
+from .base import Images, Sampler, Videos, Waveforms, check_noise, listed, normal, with_scale
+from .pipeline_arguments import (
+    STEP_NOISE,
+    call_arguments,
+    check_drawn,
+    check_frames,
+    check_names,
+    check_start,
+    checked_cond,
 )
 from .pipeline_inversion import inverted_by_pipeline
 
 __all__ = ["PipelineSampler"]
 
-_STEP_NOISE = "step_noise"
-_OURS = {  # the pipeline's arguments that the sampler sets, and the setting that each follows from
-    "num_inference_steps": "steps=",
-    "latents": "noise, the sampler's first argument",
-    "output_type": 'nothing, it is "pt"',
-    "return_dict": "nothing, it is False",
-    "generator": "seed=",
-    "num_images_per_prompt": "a noise for each image",
-    "num_videos_per_prompt": "a noise for each video",
-    "num_waveforms_per_prompt": "a noise for each waveform",
-    "frame_rate": "frame_rate=",
-}
 _DIMENSIONS = {"image": 4, "video": 5, "audio": 3}
 
 
@@ -131,8 +117,7 @@ class PipelineSampler(Sampler):
         self.negative_prompt = negative_prompt
         self.adjoint = Checkpointed() if adjoint is None else adjoint
         self.arguments = dict(arguments or {})
-        self._refuse_unknown(self.arguments, type(pipe).__name__)
-        self._refuse_ours(self.arguments)
+        check_names(self._takes, type(pipe).__name__, self.arguments, scale=False)
         self.pipe, self.medium, self.frame_rate = pipe, medium_of(pipe), frame_rate
         if frame_rate is not None:
             in_range("frame_rate", frame_rate, 0, 1000, open_low=True)
@@ -241,20 +226,25 @@ class PipelineSampler(Sampler):
         """
         exchanged = None
         if frames is not None:
-            self._refuse_frames(frames)
+            if self.medium != "video":
+                raise InputError(
+                    f"{type(self.pipe).__name__} makes no video, so it has no frames to choose"
+                )
+            check_frames(frames, self.output_shape[0])
             exchanged = of_frames(frames) if decodes_frames_alone(self.pipe) else None
         made = self._made(self._sampled(noise, cond, exchanged=exchanged), noise.dtype)
         return made if frames is None or exchanged is not None else made[:, list(frames)]
 
     def _sampled(self, noise: Tensor, cond: Cond, output: str = "pt", exchanged: Any = None) -> Any:
         """What the pipeline returns for a noise, of one of its output types."""
-        cond = self._checked(noise, cond)
-        steps = cond[_STEP_NOISE].unbind(1) if _STEP_NOISE in cond else ()
+        cond = self._checked_cond(cond, len(noise))
+        check_noise(noise, self.latent_shape)
+        steps = cond[STEP_NOISE].unbind(1) if STEP_NOISE in cond else ()
         draws = Draws([noise, *steps])
         arguments = {**self._arguments(self._takes, len(noise), cond), "output_type": output}
         named = {"noise": noise, **cond}
         out = self._run(self.pipe, arguments, named, draws, self._step_seed, exchanged)
-        self._refuse_undrawn(draws, len(steps))
+        check_drawn(self.pipe, draws, len(steps), self.steps)
         return out
 
     def latents(self, noise: Tensor, cond: Cond) -> Tensor:
@@ -351,20 +341,7 @@ class PipelineSampler(Sampler):
             2
         """
         self.check_image_to_image()
-        if tuple(images.shape[1:]) != tuple(self.image_shape):
-            raise InputError(
-                f"this sampler makes images of {tuple(self.image_shape)}, but was given {tuple(images.shape[1:])}; "
-                "resize them first"
-            )
-        if not bool(((images >= 0) & (images <= 1)).all()):
-            raise InputError(
-                "images must lie in [0, 1], since pipelines take any below 0 for images in [-1, 1], but "
-                f"they reach from {float(images.min()):g} to {float(images.max()):g}"
-            )
-        if len(seeds) != len(images):
-            raise InputError(f"there are {len(images)} images and {len(seeds)} seeds; give one for each")
-        if _STEP_NOISE in cond:
-            raise InputError("the noise of the steps follows from seeds=; leave cond['step_noise'] out")
+        check_start(images, tuple(self.image_shape), seeds, cond)
         cond, takes = self._checked_cond(cond, len(images)), arguments_of(type(self._img2img))
         arguments = self._arguments(takes, len(images), cond)
         for name in {"height", "width"} - {*takes.names}:
@@ -416,38 +393,6 @@ class PipelineSampler(Sampler):
                 f"{type(self.pipe).__name__} returned {got}, not {self.medium} as tensors; use differentiable(pipe)"
             )
         return made.to(dtype)
-
-    def _refuse_frames(self, frames: Sequence[int]) -> None:
-        """Raise unless a video has all of these frames.
-
-        Raises:
-            InputError: it has not, or there is no video.
-        """
-        if self.medium != "video":
-            raise InputError(f"{type(self.pipe).__name__} makes no video, so it has no frames to choose")
-        count = self.output_shape[0]
-        if not len(frames) or any(not 0 <= frame < count for frame in frames):
-            raise InputError(
-                f"frames are one or more numbers from 0 to {count - 1}, but are {list(frames)}; the video has {count}"
-            )
-
-    def _refuse_undrawn(self, draws: Draws, steps: int) -> None:
-        """Raise unless the pipeline drew the noise, and the noise of every step but the last.
-
-        The last step of most stochastic schedulers adds no noise.
-
-        Raises:
-            InputError: part of the noise was not drawn.
-        """
-        kind, scheduler = type(self.pipe).__name__, type(getattr(self.pipe, "scheduler", None)).__name__
-        if draws.left > steps:
-            raise InputError(f"{kind} draws no noise, so the sampler's noise has no influence on its image")
-        if draws.left and (draws.left > 1 or steps == 1):
-            raise InputError(
-                f"cond['step_noise'] holds noise for {steps} draws, but {scheduler} drew {steps - draws.left} times "
-                f"within its {self.steps} steps, so the rest has no influence and no gradient; use an ancestral or SDE "
-                "scheduler, and give one entry for each draw"
-            )
 
     def replace(
         self,
@@ -505,28 +450,20 @@ class PipelineSampler(Sampler):
         return next(next(iter(denoisers(self.pipe).values())).parameters())
 
     def _devices(self) -> list[torch.device]:
-        device = self.pipe._execution_device
+        device = plain_copy(self.pipe)._execution_device
         return [device] if device.type == "cuda" else []
 
     def _arguments(self, takes: Arguments, batch: int, cond: Cond) -> dict[str, Any]:
         """The arguments to pass to a pipeline's call: those of ours that its signature has, and the conditioning."""
-        generator = torch.Generator(self.pipe._execution_device).manual_seed(self._step_seed)
-        ours = {
-            "num_inference_steps": self.steps,
-            "output_type": "pt",
-            "return_dict": False,
-            "generator": generator,
-            "negative_prompt": None,  # the default of some is "", which they refuse beside embeddings
-        }
+        generator = torch.Generator(plain_copy(self.pipe)._execution_device).manual_seed(self._step_seed)
+        ours: dict[str, Any] = {"num_inference_steps": self.steps, "generator": generator}
         if not any(name.endswith("embeds") for name in cond):
             ours["batch_size"] = batch
         if takes.guidance:
             ours[takes.guidance] = float(self.guidance_scale)
         if self.frame_rate is not None:
             ours["frame_rate"] = self.frame_rate
-        ours = {name: value for name, value in ours.items() if name in takes.names}
-        named = as_given(takes, {k: v for k, v in cond.items() if k != _STEP_NOISE})
-        return {**ours, **self.arguments, **named}
+        return call_arguments(takes, ours, self.arguments, cond)
 
     def _drawn(self) -> tuple[int, ...]:
         """The shape of the pipeline's first noise, found by running the pipeline up to its first denoiser call."""
@@ -560,41 +497,8 @@ class PipelineSampler(Sampler):
                     raise
                 raise reason from error
 
-    def _checked(self, noise: Tensor, cond: Cond) -> Cond:
-        cond = self._checked_cond(cond, len(noise))
-        check_noise(noise, self.latent_shape)
-        return cond
-
     def _checked_cond(self, cond: Cond, batch: int) -> Cond:
-        check_cond(cond)
-        self._refuse_unknown(cond, type(self.pipe).__name__)
-        self._refuse_ours(cond)
-        for name in {*self._takes.conditioning} - self._takes.masks:
-            if name in cond and not cond[name].is_floating_point():
-                raise InputError(f"cond[{name!r}] must be floating point, but is {cond[name].dtype}")
-        scale = cond.get(str(self._takes.guidance))
-        if scale is not None and scale.ndim:
-            raise InputError(
-                f"cond[{self._takes.guidance!r}] must be one number for the whole batch, a 0-dimensional tensor, but "
-                f"has shape {tuple(scale.shape)}"
-            )
-        cond = for_batch(followed(cond), batch)
+        cond = checked_cond(self._takes, type(self.pipe).__name__, cond, batch)
         if self._example is None:
             self._example = cond.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
         return cond
-
-    def _refuse_ours(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name in _OURS or (name == self._takes.guidance and names is self.arguments):
-                instead = _OURS.get(name, "guidance_scale=")
-                raise InputError(
-                    f"the sampler itself passes {name} to the pipeline; give {instead} instead"
-                )
-
-    def _refuse_unknown(self, names: Iterable[str], kind: str) -> None:
-        known = {*self._takes.names, *self._takes.lengths, _STEP_NOISE}
-        unknown = sorted(set(names) - known)
-        if unknown:
-            raise InputError(
-                f"{kind} takes no {', '.join(unknown)}; it takes {', '.join(self._takes.names)}"
-            )

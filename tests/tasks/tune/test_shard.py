@@ -71,6 +71,7 @@ def test_two_processes_agree_with_one_on_each_loss(folder, alone, tmp_path, loss
 
 
 def test_unequal_shares_are_refused(folder):
+    """In a sampler whose text encoders were put on a device of their own (`sampler_of_a_kind`)."""
     for rank in range(2):
         said = (folder / f"odd-{rank}").read_text()
         assert "train_batch_size must be a multiple of the 2 processes, but is 5" in said

@@ -6,13 +6,14 @@ from torch import nn
 from ..._types import InputError
 from ...files.diffusers_files import unwrapped
 from ...optimization.distributed import Processes
+from ...pipelines.text_device import check_text_device, placed
 from ...samplers.base import Sampler
 from ..sampling import network_of, pipeline_of
 
 __all__ = ["shard"]
 
 
-def shard(sampler: Sampler) -> None:
+def shard(sampler: Sampler, *, text_device: str | torch.device | None = None) -> None:
     """Spread the weights of a sampler's denoising network over the processes, by FSDP2 (`fully_shard`).
 
     Each process holds 1 / n of every weight. A block's weights are gathered for its call and freed after it, so that a
@@ -24,9 +25,10 @@ def shard(sampler: Sampler) -> None:
 
     Args:
         sampler: over a pipeline; its network is changed in place and frozen.
+        text_device: where the text encoders go, such as "cpu"; with the rest if None.
 
     Raises:
-        InputError: there is one process only, or the network is sharded already.
+        InputError: there is one process only, the network is sharded already, or there is no text encoder to place.
 
     References:
         Zhao et al., 2023, arXiv 2304.11277; torch.distributed.fsdp.fully_shard.
@@ -47,6 +49,8 @@ def shard(sampler: Sampler) -> None:
         )
     if is_sharded(network):
         raise InputError(f"the weights of {type(network).__name__} are sharded already")
+    pipe, there = pipeline_of(sampler), None if text_device is None else torch.device(text_device)
+    check_text_device(pipe, there)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -59,8 +63,8 @@ def shard(sampler: Sampler) -> None:
         fully_shard(block, mesh=mesh)
     # The outermost would keep its own weights gathered by default.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
-    if device == "cuda":
-        pipeline_of(sampler).to(torch.device("cuda", torch.cuda.current_device()))
+    here = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
+    placed(pipe, here, there)
 
 
 def is_sharded(network: nn.Module) -> bool:
