@@ -51,6 +51,7 @@ def main() -> None:
     """Run the protocol."""
     parser = flags_of(__doc__, images=8, calls=100, sampling=10)
     parser.set_defaults(guidance=2.0)
+    parser.add_argument("--operators", nargs="+", choices=list(OPERATORS), default=list(OPERATORS))
     parser.add_argument("--picture", type=Path, default=None, help="PNG of one render in all rows")
     flags = parser.parse_args()
     strips: Path = flags.output / "solve"
@@ -64,7 +65,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = record.get("rows", []) if record.get("settings") == settings else []
     sampler = model(flags)
     cond, noise = sampler.encode(captions), sampler.noise(flags.images, flags.seed)
-    for name, operator in OPERATORS.items():
+    for name in flags.operators:
+        operator = OPERATORS[name]
         exact = operator(images)
         draw = torch.randn(exact.shape, generator=torch.Generator().manual_seed(flags.seed))
         metric = Measured(operator, exact + SIGMA * draw, SIGMA)
