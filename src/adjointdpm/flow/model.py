@@ -1,5 +1,6 @@
 """`DiffusionModel`: the parts of a diffusion model that a sampler needs."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,6 +125,20 @@ class DiffusionModel(nn.Module):
             cond: the conditioning.
             guidance_scale: w of the sampler.
         """
+
+    def with_denoiser(self, denoiser: Denoiser) -> "DiffusionModel":
+        """Return a copy with another denoiser, which shares everything else.
+
+        Args:
+            denoiser: the denoiser, as a rule a `WrappedDenoiser` of this model's.
+
+        Returns:
+            the copy; this model keeps its own.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # copy.copy shares the dictionary
+        other.denoiser = denoiser
+        return other
 
     def decoder_weights(self) -> list[Tensor]:
         """Return the tensors that decoding may depend on besides the latents: those outside the denoiser."""

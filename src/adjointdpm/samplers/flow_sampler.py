@@ -17,6 +17,7 @@ from ..adjoints import Adjoint, Checkpointed
 from ..adjoints.base import wants_gradient
 from ..adjoints.inversion import inverse
 from ..adjoints.likelihood import LogLikelihood, check_likelihood, log_likelihood
+from ..adjoints.null_text import check_null_text, checked_null_texts, unguided
 from ..flow.denoisers import weight_of
 from ..flow.grids import Grid, TimeGrid, uniform
 from ..flow.influence import Influence, reached
@@ -358,6 +359,57 @@ class FlowSampler(Sampler):
         )
         return y * prior, self.replace(solver=replace(solver, second=w))
 
+    def invert_null_text(
+        self, images: Images, cond: Cond, *, iterations: int = 10, tolerance: float = 0.05
+    ) -> "tuple[Tensor, FlowSampler]":
+        """Return the noise of given images at guidance 1, and a sampler that leads from it to them with guidance.
+
+            null_i = argmin |z*_{i+1} - S_i(z_i; null)|^2,     z_{i+1} = S_i(z_i; null_i),     z_0 = z*_0
+
+        The steps at guidance 1 are inverted, to the states z*_i and noise that is nearly random noise. The negative
+        embedding of each step, of each image its own, is then optimized so that the guided step stays with them. The
+        returned sampler holds these embeddings in place of that of a conditioning. Use it to edit images: it takes any
+        prompt and every adjoint, for these images together and in this order, on these steps. There is no gradient to
+        the images. With the prompt that is inverted as the negative one, a sampling returns without optimization.
+
+        Args:
+            images: (batch, *image_shape), in [0, 1].
+            cond: from `encode`, for one prompt or for as many as the batch, with negative embeddings.
+            iterations: the most iterations in each step, at least 1; each is a denoiser call forward and one backward.
+            tolerance: the largest accepted distance of the sampling's end from the latents, as a fraction of their
+                norm, above 0.
+
+        Returns:
+            noise, (batch, *latent_shape), and the sampler. `stats` has the calls, and in `drift` the distance.
+
+        Raises:
+            InputError: a solver that is stochastic, multistep, `Coupled`, or evaluates the end of a step, as Heun(); no
+                guidance; images of another size; a model that cannot encode an image; or a gradient is required.
+            InversionError: it does not converge.
+
+        References:
+            Mokady et al., 2022, arXiv 2211.09794; Miyake et al., 2023, arXiv 2305.16807 (negative-prompt inversion).
+
+        Examples:
+            >>> import adjointdpm as adp
+            >>> sampler = adp.load_bundled("emoji", steps=4, solver=adp.Euler(), guidance_scale=2.0)
+            >>> cond = sampler.encode("a cat")
+            >>> image = sampler.replace(guidance_scale=1.0)(sampler.noise(), cond).clamp(0, 1)
+            >>> noise, back = sampler.invert_null_text(image, cond, tolerance=0.2)
+            >>> latents = sampler.model.encode_image(image)
+            >>> bool((back.latents(noise, cond) - latents).norm() < 0.2 * latents.norm())
+            True
+        """
+        in_range("iterations", iterations, 1)
+        in_range("tolerance", tolerance, 0, open_low=True)
+        latents, denoiser = self._latents_of(images), self.model.denoiser
+        ivp, prior = self.problem_from(latents, cond)
+        check_null_text(ivp, images)
+        free = replace(ivp, cond=unguided(ivp.cond, denoiser.guidance))
+        self.stats = Stats()
+        found = checked_null_texts(ivp, free, self.stats, iterations, tolerance)
+        return found.start * prior, self.replace(model=self.model.with_denoiser(found.denoiser))
+
     def log_likelihood(
         self,
         images: Images,
@@ -502,12 +554,6 @@ class FlowSampler(Sampler):
 
     def _checked(self, noise: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
         check_noise(noise, tuple(self.model.latent_shape))
-        check_cond(cond)
-        for name, tensor in cond.items():
-            if not tensor.is_floating_point() and name not in self.model.denoiser.masks:
-                raise InputError(
-                    f"cond[{name!r}] must be floating point, but is {tensor.dtype}; integers such as class labels go "
-                    "in under names that the denoiser declares in its attribute `masks`, and have no gradient"
-                )
+        check_cond(cond, self.model.denoiser.masks)
         self.model.check_guidance(cond, self.guidance_scale)
         return noise, for_batch(followed(self.with_guidance(cond)), len(noise))
