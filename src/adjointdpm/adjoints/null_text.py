@@ -184,13 +184,14 @@ def _optimized(step: _Step, null: Tensor, iterations: int, aim: float) -> tuple[
         with torch.enable_grad():
             trial = null.clone().requires_grad_()
             state, squares = step(trial)
+            total = squares.sum()
         found = squares.detach().to(value)
         better = (found < value) & open_
         calls = step.stats.nfe_forward - before
         slope = gradient
         done = k == iterations or bool((torch.minimum(found, value).sqrt() <= aim).all())
         if not done and bool(better.any()):
-            (slope,) = torch.autograd.grad(squares.sum(), trial)
+            (slope,) = torch.autograd.grad(total, trial)
             step.stats.nfe_backward += calls
             moved = _beside((better & value.isfinite()).to(null), null)  # a pair of zeros has no effect
             pairs = [*pairs, (moved * (null - best), moved * (slope - gradient))][-_PAIRS:]
