@@ -319,15 +319,15 @@ def test_null_texts_lead_the_bundled_model_back_at_high_guidance(emoji):
         alone = free.encode("a cat on a blue background")
         image = free.replace(steps=20)(sampler.noise(seed=1), alone).clamp(0, 1)
         latents = sampler.model.encode_image(image)
-        noise, back = sampler.invert_null_text(image, cond, iterations=6, tolerance=0.2)
+        noise, back = sampler.invert_null_text(image, cond, iterations=12, tolerance=0.2)
         stats = sampler.stats
         ends = [back.latents(noise, cond), sampler.latents(noise, cond), free.latents(noise, alone)]
     optimized, replayed, pivot = (float((each - latents).norm() / latents.norm()) for each in ends)
     assert optimized == pytest.approx(stats.drift, rel=1e-3)
-    assert replayed > 6 * optimized
+    assert replayed > 5 * optimized
     assert pivot < 0.01
     assert float(noise.std()) == pytest.approx(1.0, abs=0.2)
-    assert stats.nfe_backward <= 6 * 10
+    assert stats.nfe_backward <= 12 * 10
 
 
 def test_an_inversion_that_does_not_converge_says_what_to_do():
