@@ -117,6 +117,13 @@ def test_calls_are_those_of_the_network():
     assert stats.nfe_backward == 4 * 3
 
 
+def test_a_network_that_returns_nan_is_an_error_of_its_own():
+    ivp, free = problems()
+    cond = ivp.cond.replace(guidance_scale=torch.tensor(torch.inf, dtype=torch.float64))
+    with pytest.raises(adp.NonFiniteError, match="step 0 of 4"):
+        null_texts(replace(ivp, cond=cond), free, adp.Stats(), 1, 1e-9)
+
+
 def test_what_does_not_come_back_is_an_error():
     ivp, free = problems()
     with pytest.raises(adp.InversionError, match=r"tolerance = 1e-09: step \d of 4 .* than 1,"):

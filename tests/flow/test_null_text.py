@@ -66,6 +66,14 @@ def test_a_cast_does_not_move_the_steps():
     assert [denoiser.step_at(t) for t in times[:-1]] == list(range(STEPS))
 
 
+def test_the_embedding_has_the_dtype_of_the_conditioning():
+    inner = Recording()
+    times = adp.grids.uniform(adp.VPDiscrete(scaled_linear()), STEPS)
+    cond = adp.Cond({"negative_prompt_embeds": torch.zeros(1, 3, 6, dtype=torch.float16)})
+    NullText(inner, times, numbered())(torch.ones(1, 2, 4, 4), times[3], cond)
+    assert torch.equal(inner.calls[0][1], numbered()[3].half())
+
+
 def test_split_guidance_inside_is_two_evaluations_to_the_same_image():
     found = []
     for split in (False, True):

@@ -308,6 +308,8 @@ def test_the_original_sampler_keeps_its_own_denoiser():
     _, back = sampler.invert_null_text(images, cond, iterations=1, tolerance=5.0)
     assert torch.equal(sampler(images, cond), before)
     assert not torch.equal(back(images, cond), before)
+    with pytest.raises(adp.InputError, match="call it on the sampler that this one came from"):
+        back.invert_null_text(images, cond, tolerance=1e-9)
 
 
 def test_null_texts_lead_the_bundled_model_back_at_high_guidance(emoji):

@@ -106,11 +106,15 @@ def null_texts(ivp: IVP, free: IVP, stats: Stats, iterations: int, aim: float) -
 
     Returns:
         the first state and the denoiser that leads from it towards the clean state, however far the iterations come.
+
+    Raises:
+        InputError: a guided step does not depend on its negative embedding.
     """
     ivp, free = (replace(each, initial=each.initial.detach()) for each in (ivp, free))
     pivot = solution(free, stats, _PIVOT).states
     counted = ivp.wrapped(lambda each: Counted(each, stats, None))
-    z, null = pivot[0], ivp.cond[NEGATIVE].detach()
+    z, given = pivot[0], ivp.cond[NEGATIVE].detach()
+    null = given.to(torch.promote_types(given.dtype, torch.float32))  # float16 has no room for small moves
     nulls, residuals = list[Tensor](), list[float]()
     for i in range(len(ivp.grid)):
         step = _Step(counted, i, z, pivot[i + 1], stats)
@@ -136,6 +140,7 @@ def checked_null_texts(ivp: IVP, free: IVP, stats: Stats, iterations: int, toler
         as `null_texts`.
 
     Raises:
+        InputError: a guided step does not depend on its negative embedding.
         InversionError: the sampling does not come back to the clean state within the tolerance.
     """
     found = null_texts(ivp, free, stats, iterations, 0.1 * tolerance)
@@ -163,12 +168,13 @@ class _Step:
 
     def __call__(self, null: Tensor) -> tuple[Tensor, Tensor]:
         """Return the state after the step, and the square of its distance from the target of each image, relative."""
-        cond = self.ivp.cond.replace(**{NEGATIVE: null})
+        cond = self.ivp.cond.replace(**{NEGATIVE: null.to(self.ivp.cond[NEGATIVE].dtype)})
+        ivp = replace(self.ivp, cond=cond)
 
         def f(state: State, time: Time) -> State:
-            return (self.ivp.flow.velocity(state[0], time, cond),)
+            return (ivp.velocity(state[0], time),)
 
-        ((after,), _) = self.ivp.solver.step(f, (self.z,), self.ivp.grid, self.i, ())
+        ((after,), _) = ivp.solver.step(f, (self.z,), ivp.grid, self.i, ())
         return after, _square(after - self.target) / _square(self.target).clamp(min=1e-30)
 
 
@@ -191,7 +197,7 @@ def _optimized(step: _Step, null: Tensor, iterations: int, aim: float) -> tuple[
         slope = gradient
         done = k == iterations or bool((torch.minimum(found, value).sqrt() <= aim).all())
         if not done and bool(better.any()):
-            (slope,) = torch.autograd.grad(total, trial)
+            slope = _gradient(total, trial)
             step.stats.nfe_backward += calls
             moved = _beside((better & value.isfinite()).to(null), null)  # a pair of zeros has no effect
             pairs = [*pairs, (moved * (null - best), moved * (slope - gradient))][-_PAIRS:]
@@ -204,6 +210,18 @@ def _optimized(step: _Step, null: Tensor, iterations: int, aim: float) -> tuple[
         length = value / _square(gradient).clamp(min=1e-30)
         null = best - scale * lbfgs_move(gradient, pairs, length)
     return best, after, value.sqrt()
+
+
+def _gradient(total: Tensor, null: Tensor) -> Tensor:
+    """Return the gradient of an embedding, and raise where the step does not depend on it."""
+    found = torch.autograd.grad(total, null, allow_unused=True)[0] if total.requires_grad else None
+    if found is None:
+        raise InputError(
+            f"a guided step does not depend on cond[{NEGATIVE!r}], so there is nothing to optimize: the denoiser does "
+            "not use it, or the sampler is one that invert_null_text returned, which holds embeddings of its own; call "
+            "it on the sampler that this one came from"
+        )
+    return found
 
 
 def _drift(ivp: IVP, denoiser: NullText, start: Tensor) -> float:

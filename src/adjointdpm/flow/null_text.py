@@ -29,7 +29,8 @@ class NullText(WrappedDenoiser):
     Args:
         denoiser: the denoiser.
         times: t_0 to t_N, decreasing, (N + 1,).
-        nulls: the embeddings, (N, batch, tokens, width); they serve the samples of this batch in this order.
+        nulls: the embeddings, (N, batch, tokens, width); they serve the samples of this batch in this order, in the
+            dtype of the conditioning's own.
 
     Raises:
         InputError: when it is called, for another batch or another number of tokens.
@@ -72,7 +73,7 @@ class NullText(WrappedDenoiser):
                 f"negative embedding is {tuple(given.shape)}; they serve the images that were inverted, all of them "
                 "together and in that order"
             )
-        return self.denoiser(x, t, cond.replace(**{NEGATIVE: null}))
+        return self.denoiser(x, t, cond.replace(**{NEGATIVE: null.to(given.dtype)}))
 
     def wrapped(self, wrap: Callable[[Denoiser], Denoiser]) -> Denoiser:
         return NullText(self.denoiser.wrapped(wrap), self.times, self.nulls)
