@@ -538,7 +538,7 @@ def rewards(record: Record) -> str:
 
 
 def inversion(record: Record) -> str:
-    """Image to noise and back, beside the autoencoder's own limit."""
+    """Image to noise and back, beside the autoencoder's own limit; and edits, where they were made."""
     head = ["guidance", "N", "", "PSNR", "lowest", "error", "converged", "deviation", "calls"]
     order = sorted(record["rows"], key=lambda row: (row["guidance"], row["steps"]))
     rows = [
@@ -555,9 +555,14 @@ def inversion(record: Record) -> str:
         ]
         for row in order
     ]
-    return markdown(
-        head, [["", "", "autoencoder", number(record["autoencoder"]), "", "", "", "", ""], *rows]
-    )
+    if "edited" in order[0]:
+        head = [*head, "edited", "kept"]
+        rows = [
+            [*cells, f"{100 * row['edited']:.0f} %", f"{100 * row['kept']:.0f} %"]
+            for cells, row in zip(rows, order, strict=True)
+        ]
+    limit = ["", "", "autoencoder", number(record["autoencoder"]), *[""] * (len(head) - 4)]
+    return markdown(head, [limit, *rows])
 
 
 def likelihood(record: Record) -> str:

@@ -76,3 +76,14 @@ def test_the_decoders_weights_are_those_outside_the_denoiser():
     model.decoder = torch.nn.Conv2d(2, 3, 1)
     assert [id(w) for w in model.decoder_weights()] == [id(w) for w in model.decoder.parameters()]
     assert model.decoders() == {"decoder": model.decoder}
+
+
+def test_a_copy_with_another_denoiser_leaves_the_model_alone():
+    model = Model(2)
+    own, other = model.denoiser, adp.NetworkDenoiser(Network(2), adp.Prediction.V)
+    copy = model.with_denoiser(other)
+    assert copy.denoiser is other
+    assert model.denoiser is own
+    assert dict(model.named_modules())["denoiser"] is own
+    assert copy.schedule is model.schedule
+    assert copy.latent_shape == model.latent_shape

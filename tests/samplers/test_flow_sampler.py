@@ -258,6 +258,80 @@ def test_the_pair_of_a_coupled_inversion_is_exact_and_differentiable():
         back.replace(adjoint=adp.Reversible())(noise, cond)
 
 
+def plain(sampler, nulls, noise, prompt):
+    """A guided sampling by Euler from two calls of the network a step, with plain autograd."""
+    schedule, network, w = sampler.model.schedule, sampler.network, sampler.guidance_scale
+    nodes = list(schedule.at(sampler.times()))
+    y = noise / nodes[0].alpha
+    for now, then, null in zip(nodes[:-1], nodes[1:], nulls, strict=True):
+        x, t = now.alpha * y, now.t.float()
+        against, towards = (
+            network(x, t, encoder_hidden_states=each, return_dict=False)[0] for each in (null, prompt)
+        )
+        y = y + (then.tau - now.tau) * (against + w * (towards - against))
+    return nodes[-1].alpha * y
+
+
+@pytest.mark.parametrize(
+    "adjoint",
+    [adp.Checkpointed(), adp.Backprop(), adp.CoarseAdjoint(), adp.Checkpointed(budget="1GiB")],
+    ids=repr,
+)
+def test_gradients_through_null_texts_are_those_of_plain_autograd(adjoint):
+    sampler = invertible(steps=3, solver=adp.Euler(), guidance_scale=2.0, adjoint=adjoint)
+    images = torch.randn(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cond = sampler.encode(["", ""])
+    noise, back = sampler.invert_null_text(images, cond, iterations=3, tolerance=5.0)
+    assert not torch.equal(*back.model.denoiser.nulls[1:])
+    weights = torch.linspace(-1, 1, 32, dtype=torch.float64).view(2, 4, 4)
+    found = []
+    for way in ("sampler", "plain"):
+        z, prompt = noise.clone().requires_grad_(), cond["prompt_embeds"].flip(1).clone().requires_grad_()
+        if way == "sampler":
+            image = back(z, cond.replace(prompt_embeds=prompt))
+        else:
+            image = plain(sampler, back.model.denoiser.nulls, z, prompt)
+        found.append((image, *torch.autograd.grad((image.tanh() * weights).sum(), [z, prompt])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    embeds = cond.replace(negative_prompt_embeds=cond["negative_prompt_embeds"].clone().requires_grad_())
+    with pytest.raises(
+        adp.InputError, match=r"no denoiser call depends on cond\['negative_prompt_embeds'\]"
+    ):
+        back(noise, embeds).sum().backward()
+
+
+def test_the_original_sampler_keeps_its_own_denoiser():
+    sampler = invertible(steps=2, solver=adp.Euler(), guidance_scale=2.0)
+    images, cond = torch.randn(1, 2, 4, 4, dtype=torch.float64), sampler.encode([""])
+    before = sampler(images, cond)
+    _, back = sampler.invert_null_text(images, cond, iterations=1, tolerance=5.0)
+    assert torch.equal(sampler(images, cond), before)
+    assert not torch.equal(back(images, cond), before)
+    with pytest.raises(adp.InputError, match="call it on the sampler that this one came from"):
+        back.invert_null_text(images, cond, tolerance=1e-9)
+
+
+def test_null_texts_lead_the_bundled_model_back_at_high_guidance(emoji):
+    """A replay at guidance 4 of the noise that is the image's at guidance 1 does not."""
+    sampler = emoji.replace(solver=adp.Euler(), steps=10)
+    cond = sampler.encode("a cat on a blue background")
+    with torch.no_grad():
+        free = sampler.replace(guidance_scale=1.0)
+        alone = free.encode("a cat on a blue background")
+        image = free.replace(steps=20)(sampler.noise(seed=1), alone).clamp(0, 1)
+        latents = sampler.model.encode_image(image)
+        noise, back = sampler.invert_null_text(image, cond, iterations=12, tolerance=0.2)
+        stats = sampler.stats
+        ends = [back.latents(noise, cond), sampler.latents(noise, cond), free.latents(noise, alone)]
+    optimized, replayed, pivot = (float((each - latents).norm() / latents.norm()) for each in ends)
+    assert optimized == pytest.approx(stats.drift, rel=1e-3)
+    assert replayed > 5 * optimized
+    assert pivot < 0.01
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.2)
+    assert stats.nfe_backward <= 12 * 10
+
+
 def test_an_inversion_that_does_not_converge_says_what_to_do():
     sampler = invertible(steps=1, solver=adp.Euler(), guidance_scale=3000.0)
     images, cond = torch.randn(1, 2, 4, 4, dtype=torch.float64), sampler.encode([""])
@@ -277,5 +351,15 @@ def test_what_cannot_be_inverted_is_refused_before_any_call():
         sampler.invert(images, cond, tolerance=0.0)
     with pytest.raises(adp.InputError, match="invert_coupled is for Coupled"):
         sampler.invert_coupled(images, cond)
+    with pytest.raises(adp.InputError, match="guidance_scale > 1"):
+        sampler.replace(guidance_scale=1.0).invert_null_text(images, cond)
+    with pytest.raises(adp.InputError, match="at the end of a step"):
+        sampler.replace(solver=adp.Heun()).invert_null_text(images, cond)
+    with pytest.raises(adp.InputError, match="iterations"):
+        sampler.invert_null_text(images, cond, iterations=0)
+    with pytest.raises(adp.InputError, match="resized"):
+        sampler.invert_null_text(images[..., :3], cond)
+    with pytest.raises(adp.InputError, match="has no gradient, but images requires"):
+        sampler.invert_null_text(images.clone().requires_grad_(), cond)
     with pytest.raises(adp.InputError, match="override encode_image"):
         unet_sampler(Prediction.EPS, steps=2, solver=adp.Euler()).invert(images, cond)

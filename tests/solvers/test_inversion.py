@@ -5,7 +5,13 @@ import adjointdpm as adp
 from adjointdpm.flow.grids import TimeGrid
 from adjointdpm.flow.probability_flow import ProbabilityFlow
 from adjointdpm.solvers.integrate import integrate
-from adjointdpm.solvers.inversion import Backwards, check_invertible, coupled_inverse, inverted
+from adjointdpm.solvers.inversion import (
+    Backwards,
+    check_invertible,
+    check_steps_apart,
+    coupled_inverse,
+    inverted,
+)
 from tests.conftest import standard_mixture
 
 SCHEDULE = adp.VPLinear()
@@ -91,3 +97,21 @@ def test_the_flow_is_not_evaluated_at_clean_data():
     integrate(f, (torch.ones(1, 2),), grid, Backwards())
     assert min(times) > 0
     assert len(times) == 5
+
+
+@pytest.mark.parametrize("solver", ONE_STEP, ids=repr)
+def test_a_time_belongs_to_one_step_unless_a_step_is_evaluated_at_its_end(solver):
+    _, grid, _ = problem()
+    times = []
+
+    def f(state, time):
+        times.append(float(time.t))
+        return state
+
+    integrate(f, (torch.zeros(1, dtype=torch.float64),), grid, solver)
+    if len(set(times)) == len(times):
+        check_steps_apart(solver, grid)
+    else:
+        with pytest.raises(adp.InputError, match=r"at the end of a step.*solver=Euler\(\)"):
+            check_steps_apart(solver, grid)
+    assert isinstance(solver, adp.Heun | adp.RK4) == (len(set(times)) < len(times))

@@ -10,19 +10,27 @@ divergence takes one product for each dimension.
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .._types import State, Stats, Time
+from .._types import InputError, State, Stats, Time, in_range
+from ..solvers import Heun, Solver
 from ..solvers.integrate import IVP, integrate
 from .base import wants_gradient
 from .evaluation import Counted
 
-__all__ = ["LogLikelihood", "change_of_variables", "rademacher", "summary"]
+__all__ = [
+    "LogLikelihood",
+    "change_of_variables",
+    "check_likelihood",
+    "log_likelihood",
+    "rademacher",
+    "summary",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +48,50 @@ class LogLikelihood:
     standard_error: Float[Tensor, "batch"]
     bits_per_dimension: Float[Tensor, "batch"]
     noise: Tensor
+
+
+def check_likelihood(solver: Solver | None, probes: int | None) -> None:
+    """Raise unless a likelihood can be integrated by a solver with so many probes.
+
+    Args:
+        solver: the solver; Heun() if None.
+        probes: number of probes; None for the exact divergence.
+
+    Raises:
+        InputError: the solver adds noise in its steps, or there are no probes.
+    """
+    if probes is not None:
+        in_range("probes", probes, 1)
+    if solver is not None and solver.drift != 1:
+        raise InputError(
+            f"{type(solver).__name__} adds noise in its steps; a likelihood needs a solver of the ODE"
+        )
+
+
+def log_likelihood(
+    ivp: IVP, prior: Tensor, solver: Solver | None, probes: int | None, seed: int, stats: Stats
+) -> LogLikelihood:
+    """Integrate the change of variables from a clean state to noise.
+
+    Args:
+        ivp: the problem of the sampling; its `initial` holds the clean state.
+        prior: the factor from its first state to noise.
+        solver: of the ODE; Heun() if None.
+        probes: number of probes; None for the exact divergence.
+        seed: of the probes.
+        stats: counts the calls.
+
+    Returns:
+        the log-likelihood of the samples at the grid's clean end.
+    """
+    ivp, last = replace(ivp, solver=Heun() if solver is None else solver), ivp.grid[len(ivp.grid)]
+    shape = tuple(ivp.initial.shape[1:])
+    drawn = None if probes is None else rademacher(shape, probes, seed, ivp.initial)
+    z, integral = change_of_variables(ivp, stats, drawn)
+    noise = z * prior
+    density = -0.5 * (noise.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
+    volume = noise[0].numel() * (prior.log() - last.scale.log())
+    return summary(density + volume - integral, noise, exact=probes is None)
 
 
 def rademacher(shape: tuple[int, ...], number: int, seed: int, like: Tensor) -> Tensor:

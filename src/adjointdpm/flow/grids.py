@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .._types import InputError, Time
+from .._types import InputError, NonFiniteError, Time
 from .schedules import Schedule
 
 __all__ = ["Grid", "TimeGrid", "karras", "log_snr", "uniform"]
@@ -165,6 +165,8 @@ class TimeGrid:
     def checked(cls, schedule: Schedule, times: Tensor) -> "TimeGrid":
         """A grid for sampling, after its times have been checked.
 
+        A gradient of the times is checked, too: it is an error where one of them is not finite.
+
         Args:
             schedule: the schedule.
             times: (steps + 1,), in the network's unit.
@@ -175,6 +177,9 @@ class TimeGrid:
         Raises:
             InputError: the times are not a vector of at least two, do not decrease, or leave the schedule.
         """
+        if times.requires_grad and times.is_leaf:
+            times = times.view_as(times)  # the hook is this grid's alone
+            times.register_hook(_refuse_infinite)
         times = torch.as_tensor(times).to("cpu", torch.float64)
         if times.ndim != 1 or len(times) < 2:
             raise InputError(
@@ -285,3 +290,13 @@ def _log_snr(grid: TimeGrid) -> Tensor:
     if not bool(torch.isfinite(place[-1])):
         place[-1] = 2 * place[-2] - place[-3] if len(place) > 3 else place[-2] + 1
     return place if bool(torch.isfinite(place).all()) else torch.arange(len(place), dtype=torch.float64)
+
+
+def _refuse_infinite(cotangent: Tensor) -> None:
+    """The gradient of a time grid is not finite, as at sigma = 0 of a variance-preserving schedule."""
+    if not bool(torch.isfinite(cotangent).all()):
+        i = int((~torch.isfinite(cotangent)).nonzero()[0])
+        raise NonFiniteError(
+            f"the gradient of the grid's time number {i} is {cotangent[i].item()}: its noise level has no finite slope "
+            "there, as at sigma = 0. Move that time, or keep it fixed: grid=torch.cat([times, fixed])"
+        )

@@ -1,5 +1,6 @@
 """`DiffusionModel`: the parts of a diffusion model that a sampler needs."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import Cond, InputError, Run, direct
-from .denoisers import Denoiser
+from .denoisers import Denoiser, Prediction
 from .schedules import Schedule
 
-__all__ = ["DiffusionModel", "Latents"]
+__all__ = ["DiffusionModel", "Latents", "check_model"]
 
 Latents = Float[Tensor, "batch *shape"]
 
@@ -125,6 +126,20 @@ class DiffusionModel(nn.Module):
             guidance_scale: w of the sampler.
         """
 
+    def with_denoiser(self, denoiser: Denoiser) -> "DiffusionModel":
+        """Return a copy with another denoiser, which shares everything else.
+
+        Args:
+            denoiser: the denoiser, as a rule a `WrappedDenoiser` of this model's.
+
+        Returns:
+            the copy; this model keeps its own.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # copy.copy shares the dictionary
+        other.denoiser = denoiser
+        return other
+
     def decoder_weights(self) -> list[Tensor]:
         """Return the tensors that decoding may depend on besides the latents: those outside the denoiser."""
         inside = {id(weight) for weight in self.denoiser.parameters()}
@@ -138,3 +153,33 @@ class DiffusionModel(nn.Module):
             for name, part in self.named_children()
             if part is not self.denoiser and any(id(weight) in weights for weight in part.parameters())
         }
+
+
+def check_model(model: Any) -> None:
+    """Raise unless a model has what a sampler needs of it.
+
+    Args:
+        model: the model.
+
+    Raises:
+        InputError: it is no `DiffusionModel`, or one of its attributes is missing or of another kind.
+    """
+    if not isinstance(model, DiffusionModel):
+        raise InputError(
+            "FlowSampler needs a DiffusionModel, or a pipeline by FlowSampler.from_pipeline(pipe), "
+            f"but was given a {type(model).__name__}"
+        )
+    kinds = {"schedule": Schedule, "denoiser": Denoiser, "latent_shape": tuple, "image_shape": tuple}
+    for name, kind in kinds.items():
+        found = getattr(model, name, None)
+        if not isinstance(found, kind):
+            raise InputError(
+                f"{type(model).__name__}.{name} must be a {kind.__name__}, but is {type(found).__name__}; a network of "
+                "your own is wrapped in a Denoiser (adjointdpm.Denoiser): forward(x, t, cond), with its "
+                "output's meaning in `prediction`"
+            )
+    if not isinstance(getattr(model.denoiser, "prediction", None), Prediction):
+        raise InputError(
+            f"{type(model.denoiser).__name__}.prediction must say what its output stands for: one of "
+            f"{', '.join(f'Prediction.{each.name}' for each in Prediction)}"
+        )

@@ -247,14 +247,15 @@ def with_scale(cond: Cond, name: str, scale: float) -> Cond:
     return cond.replace(**{name: torch.tensor(float(scale), device=like.device, dtype=like.dtype)})
 
 
-def check_cond(cond: Any) -> None:
+def check_cond(cond: Any, masks: frozenset[str] | None = None) -> None:
     """Raise unless a conditioning maps names to tensors.
 
     Args:
         cond: the conditioning.
+        masks: the names of the tensors that may be integers; all may if None.
 
     Raises:
-        InputError: it is not a mapping, or one of its values is not a tensor.
+        InputError: it is not a mapping, one of its values is not a tensor, or one holds integers.
     """
     if not isinstance(cond, Mapping):
         raise InputError(
@@ -264,6 +265,11 @@ def check_cond(cond: Any) -> None:
     for name, each in cond.items():
         if not isinstance(each, Tensor):
             raise InputError(f"cond[{name!r}] must be a tensor, but is a {type(each).__name__}")
+        if masks is not None and not each.is_floating_point() and name not in masks:
+            raise InputError(
+                f"cond[{name!r}] must be floating point, but is {each.dtype}; integers such as class labels go "
+                "in under names that the denoiser declares in its attribute `masks`, and have no gradient"
+            )
 
 
 def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:

@@ -4,7 +4,6 @@
 with every solver, grid and adjoint.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,21 +12,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._types import Cond, InputError, NonFiniteError, Stats, in_range
+from .._types import Cond, InputError, Stats, in_range
 from ..adjoints import Adjoint, Checkpointed
 from ..adjoints.base import wants_gradient
 from ..adjoints.inversion import inverse
-from ..adjoints.likelihood import LogLikelihood, change_of_variables, rademacher, summary
-from ..flow.denoisers import Denoiser, Prediction, weight_of
+from ..adjoints.likelihood import LogLikelihood, check_likelihood, log_likelihood
+from ..adjoints.null_text import check_null_text, checked_null_texts, unguided
+from ..flow.denoisers import weight_of
 from ..flow.grids import Grid, TimeGrid, uniform
 from ..flow.influence import Influence, reached
-from ..flow.model import DiffusionModel
+from ..flow.model import DiffusionModel, check_model
 from ..flow.probability_flow import ProbabilityFlow
-from ..flow.schedules import Schedule
 from ..pipelines.checks import followed
 from ..pipelines.pipeline_model import PipelineModel
 from ..pipelines.prompt_encoding import encoded
-from ..solvers import Coupled, DPMSolverPP, Heun, Solver
+from ..solvers import Coupled, DPMSolverPP, Solver
 from ..solvers.integrate import IVP
 from ..solvers.inversion import check_invertible, coupled_inverse
 from .base import Images, Sampler, check_cond, check_noise, for_batch, listed, normal, with_scale
@@ -72,7 +71,7 @@ class FlowSampler(Sampler):
         adjoint: Adjoint | None = None,
     ) -> None:
         super().__init__()
-        _check_model(model)
+        check_model(model)
         self.model = model
         self.image_shape, self.pipe = model.image_shape, model.pipe
         self.solver = DPMSolverPP(order=2) if solver is None else solver
@@ -360,6 +359,57 @@ class FlowSampler(Sampler):
         )
         return y * prior, self.replace(solver=replace(solver, second=w))
 
+    def invert_null_text(
+        self, images: Images, cond: Cond, *, iterations: int = 10, tolerance: float = 0.05
+    ) -> "tuple[Tensor, FlowSampler]":
+        """Return the noise of given images at guidance 1, and a sampler that leads from it to them with guidance.
+
+            null_i = argmin |z*_{i+1} - S_i(z_i; null)|^2,     z_{i+1} = S_i(z_i; null_i),     z_0 = z*_0
+
+        The steps at guidance 1 are inverted, to the states z*_i and noise that is nearly random noise. The negative
+        embedding of each step, of each image its own, is then optimized so that the guided step stays with them. The
+        returned sampler holds these embeddings in place of that of a conditioning. Use it to edit images: it takes any
+        prompt and every adjoint, for these images together and in this order, on these steps. There is no gradient to
+        the images. With the prompt that is inverted as the negative one, a sampling returns without optimization.
+
+        Args:
+            images: (batch, *image_shape), in [0, 1].
+            cond: from `encode`, for one prompt or for as many as the batch, with negative embeddings.
+            iterations: the most iterations in each step, at least 1; each is a denoiser call forward and one backward.
+            tolerance: the largest accepted distance of the sampling's end from the latents, as a fraction of their
+                norm, above 0.
+
+        Returns:
+            noise, (batch, *latent_shape), and the sampler. `stats` has the calls, and in `drift` the distance.
+
+        Raises:
+            InputError: a solver that is stochastic, multistep, `Coupled`, or evaluates the end of a step, as Heun(); no
+                guidance; images of another size; a model that cannot encode an image; or a gradient is required.
+            InversionError: it does not converge.
+
+        References:
+            Mokady et al., 2022, arXiv 2211.09794; Miyake et al., 2023, arXiv 2305.16807 (negative-prompt inversion).
+
+        Examples:
+            >>> import adjointdpm as adp
+            >>> sampler = adp.load_bundled("emoji", steps=4, solver=adp.Euler(), guidance_scale=2.0)
+            >>> cond = sampler.encode("a cat")
+            >>> image = sampler.replace(guidance_scale=1.0)(sampler.noise(), cond).clamp(0, 1)
+            >>> noise, back = sampler.invert_null_text(image, cond, tolerance=0.2)
+            >>> latents = sampler.model.encode_image(image)
+            >>> bool((back.latents(noise, cond) - latents).norm() < 0.2 * latents.norm())
+            True
+        """
+        in_range("iterations", iterations, 1)
+        in_range("tolerance", tolerance, 0, open_low=True)
+        latents, denoiser = self._latents_of(images), self.model.denoiser
+        ivp, prior = self.problem_from(latents, cond)
+        check_null_text(ivp, images)
+        free = replace(ivp, cond=unguided(ivp.cond, denoiser.guidance))
+        self.stats = Stats()
+        found = checked_null_texts(ivp, free, self.stats, iterations, tolerance)
+        return found.start * prior, self.replace(model=self.model.with_denoiser(found.denoiser))
+
     def log_likelihood(
         self,
         images: Images,
@@ -404,26 +454,10 @@ class FlowSampler(Sampler):
             >>> found.value.shape, found.bits_per_dimension.shape
             (torch.Size([2]), torch.Size([2]))
         """
-        chosen = Heun() if solver is None else solver
-        if probes is not None:
-            in_range("probes", probes, 1)
-        if chosen.drift != 1:
-            raise InputError(
-                f"{type(chosen).__name__} adds noise in its steps; a likelihood needs a solver of the ODE"
-            )
+        check_likelihood(solver, probes)
         ivp, prior = self.backwards(images, cond)
-        ivp, last, shape = (
-            replace(ivp, solver=chosen),
-            ivp.grid[len(ivp.grid)],
-            tuple(ivp.initial.shape[1:]),
-        )
-        drawn = None if probes is None else rademacher(shape, probes, seed, ivp.initial)
         self.stats = Stats()
-        z, integral = change_of_variables(ivp, self.stats, drawn)
-        noise = z * prior
-        density = -0.5 * (noise.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
-        volume = noise[0].numel() * (prior.log() - last.scale.log())
-        return summary(density + volume - integral, noise, exact=probes is None)
+        return log_likelihood(ivp, prior, solver, probes, seed, self.stats)
 
     def backwards(self, images: Tensor, cond: Cond) -> tuple[IVP, Tensor]:
         """Return the problem of a sampling whose `initial` is the clean state of images, for inverting it.
@@ -514,54 +548,12 @@ class FlowSampler(Sampler):
         return self._times().times
 
     def _times(self) -> TimeGrid:
-        if isinstance(self.grid, Tensor):
-            times = self.grid.view_as(self.grid)
-            if times.requires_grad and self.grid.is_leaf:
-                times.register_hook(_refuse_infinite)
-            return TimeGrid.checked(self.model.schedule, times)
-        return TimeGrid.checked(self.model.schedule, self.grid(self.model.schedule, self.steps))
+        schedule = self.model.schedule
+        times = self.grid if isinstance(self.grid, Tensor) else self.grid(schedule, self.steps)
+        return TimeGrid.checked(schedule, times)
 
     def _checked(self, noise: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
         check_noise(noise, tuple(self.model.latent_shape))
-        check_cond(cond)
-        for name, tensor in cond.items():
-            if not tensor.is_floating_point() and name not in self.model.denoiser.masks:
-                raise InputError(
-                    f"cond[{name!r}] must be floating point, but is {tensor.dtype}; integers such as class labels go "
-                    "in under names that the denoiser declares in its attribute `masks`, and have no gradient"
-                )
+        check_cond(cond, self.model.denoiser.masks)
         self.model.check_guidance(cond, self.guidance_scale)
         return noise, for_batch(followed(self.with_guidance(cond)), len(noise))
-
-
-def _check_model(model: Any) -> None:
-    """Raise unless a model has what a sampler needs of it."""
-    if not isinstance(model, DiffusionModel):
-        raise InputError(
-            "FlowSampler needs a DiffusionModel, or a pipeline by FlowSampler.from_pipeline(pipe), "
-            f"but was given a {type(model).__name__}"
-        )
-    kinds = {"schedule": Schedule, "denoiser": Denoiser, "latent_shape": tuple, "image_shape": tuple}
-    for name, kind in kinds.items():
-        found = getattr(model, name, None)
-        if not isinstance(found, kind):
-            raise InputError(
-                f"{type(model).__name__}.{name} must be a {kind.__name__}, but is {type(found).__name__}; a network of "
-                "your own is wrapped in a Denoiser (adjointdpm.Denoiser): forward(x, t, cond), with its "
-                "output's meaning in `prediction`"
-            )
-    if not isinstance(getattr(model.denoiser, "prediction", None), Prediction):
-        raise InputError(
-            f"{type(model.denoiser).__name__}.prediction must say what its output stands for: one of "
-            f"{', '.join(f'Prediction.{each.name}' for each in Prediction)}"
-        )
-
-
-def _refuse_infinite(cotangent: Tensor) -> None:
-    """The gradient of a time grid is not finite, as at sigma = 0 of a variance-preserving schedule."""
-    if not bool(torch.isfinite(cotangent).all()):
-        i = int((~torch.isfinite(cotangent)).nonzero()[0])
-        raise NonFiniteError(
-            f"the gradient of the grid's time number {i} is {cotangent[i].item()}: its noise level has no finite slope "
-            "there, as at sigma = 0. Move that time, or keep it fixed: grid=torch.cat([times, fixed])"
-        )

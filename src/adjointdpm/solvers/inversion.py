@@ -12,15 +12,24 @@ on states that are not known yet; `Backwards` is what its inversion begins with.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from .._types import AdjointDPMError, Derivative, InputError, State
+from .._types import AdjointDPMError, Derivative, InputError, State, Time
 from ..flow.grids import TimeGrid
 from .base import History, Solver, combine
 from .fixed_point import solve
 from .reversible import Coupled
 
-__all__ = ["Backwards", "InversionError", "Trajectory", "check_invertible", "coupled_inverse", "inverted"]
+__all__ = [
+    "Backwards",
+    "InversionError",
+    "Trajectory",
+    "check_invertible",
+    "check_steps_apart",
+    "coupled_inverse",
+    "inverted",
+]
 
 
 class InversionError(AdjointDPMError, ArithmeticError):
@@ -99,6 +108,30 @@ def check_invertible(solver: Solver) -> None:
             "Coupled carries two states, and its noise is the pair of both; use sampler.invert_coupled(images, cond), "
             f"or one of {known}"
         )
+
+
+def check_steps_apart(solver: Solver, grid: TimeGrid) -> None:
+    """Raise unless a solver evaluates each step before the step's end, so that a time belongs to one step.
+
+    Args:
+        solver: a one-step solver.
+        grid: the instants, from noise to data.
+
+    Raises:
+        InputError: some step is evaluated at its end, as by Heun's method.
+    """
+
+    def f(state: State, time: Time) -> State:
+        if time.t <= grid[i + 1].t:
+            raise InputError(
+                f"{type(solver).__name__} evaluates the flow at the end of a step, at the time at which the next step "
+                "begins, so that the time does not say which step it is; use Euler(), Midpoint() or DPMSolverPP(1): "
+                "sampler.replace(solver=Euler())"
+            )
+        return state
+
+    for i in range(len(grid)):
+        solver.step(f, (torch.zeros(1, dtype=torch.float64),), grid, i, ())
 
 
 def inverted(

@@ -2,11 +2,11 @@
 
     min over |x_T| = |x_T^0| of L(x(x_T, c)),      x_T <- |x_T^0| u / |u|,   u = x_T - t H g
 
-H approximates the inverse Hessian by the last moves s and differences of gradients y, for each image its own (Nocedal,
-1980). There is no step length to choose: where no pair has s.y > 0 yet, H is Polyak's length, (L - L*) / |g|^2; t is 1,
-and a quarter of what it was after each trial that is not better than the best noise so far.
+H approximates the inverse Hessian by the last moves and differences of gradients, for each image its own (see
+`solvers.lbfgs`). There is no step length to choose: where no pair has a positive curvature yet, H is Polyak's length,
+(L - L*) / |g|^2; t is 1, and a quarter of what it was after each trial that is not better than the best noise so far.
 
-References: Ben-Hamu et al., 2024, arXiv 2402.14017 (D-Flow, with L-BFGS); Nocedal, 1980, Mathematics of Computation 35.
+Reference: Ben-Hamu et al., 2024, arXiv 2402.14017 (D-Flow, with L-BFGS).
 """
 
 from typing import Any
@@ -17,11 +17,10 @@ from torch import Tensor
 from ..._types import Cond
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
+from ...solvers.lbfgs import Pair, lbfgs_move
 from ..guide.look_ahead import Guided
 
-__all__ = ["lbfgs_move", "optimized_noise"]
-
-Pair = tuple[Tensor, Tensor]
+__all__ = ["optimized_noise"]
 
 _PAIRS = 10
 _SHORTER = 0.25
@@ -69,38 +68,6 @@ def optimized_noise(
         length = (value - target).clamp(min=0) / gradient.flatten(1).square().sum(1).clamp(min=1e-24)
         trial = best - scale * lbfgs_move(gradient, pairs, length.to(gradient))
         trial = trial * (norm / _norm(trial))
-
-
-def lbfgs_move(gradient: Tensor, pairs: list[Pair], length: Tensor) -> Tensor:
-    """Return H g by the two loops of L-BFGS, for each sample by itself.
-
-    Args:
-        gradient: g, (batch, *shape).
-        pairs: moves s and differences of gradients y, each (batch, *shape), the oldest first. A pair with s.y <= 0 is
-            not used.
-        length: H of a sample without a pair, (batch,); others begin with s.y / y.y of their last one.
-
-    Returns:
-        the move, (batch, *shape).
-    """
-    q, coefficients = gradient, list[Tensor]()
-    shape = (-1, *[1] * (gradient.ndim - 1))
-    curvatures = [_dot(s, y) for s, y in pairs]
-    inverses = [torch.where(each > 0, 1 / each.clamp(min=1e-30), 0.0).view(shape) for each in curvatures]
-    for (s, y), inverse in zip(reversed(pairs), reversed(inverses), strict=True):
-        coefficients.append(inverse * _dot(s, q).view(shape))
-        q = q - coefficients[-1] * y
-    for (_, y), curvature in zip(pairs, curvatures, strict=True):
-        length = torch.where(curvature > 0, curvature / _dot(y, y).clamp(min=1e-30), length)
-    q = length.view(shape) * q
-    for (s, y), inverse, coefficient in zip(pairs, inverses, reversed(coefficients), strict=True):
-        q = q + (coefficient - inverse * _dot(y, q).view(shape)) * s
-    return q
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each sample, (batch,)."""
-    return (a * b).flatten(1).sum(1)
 
 
 def _norm(z: Tensor) -> Tensor:
