@@ -23,6 +23,7 @@ from adjointdpm.metrics.rewards.image_reward import (
     published_config,
     published_names,
 )
+from tests import ROOT
 from tests.tiny.image_reward import (
     WORDS,
     few_words,
@@ -250,6 +251,7 @@ def test_a_pickle_is_refused_and_the_line_that_converts_it_does(folder, tmp_path
             load_image_reward(tmp_path / name)
         assert "RE-N-Y/ImageReward" in str(error.value)
     line = re.search(r'python -c "(.*)"', str(error.value))
+    assert line[0] in (ROOT / "docs" / "your-reward.md").read_text()
     subprocess.run([sys.executable, "-c", line[1]], cwd=tmp_path, check=True)
     found = load_file(tmp_path / "ImageReward.safetensors")
     assert all(torch.equal(found[k], v) for k, v in load_file(folder / "model.safetensors").items())
