@@ -318,7 +318,7 @@ def _fill(file: Path, tensors: dict[str, Tensor], towers: tuple[Any, Any, nn.Seq
     for name in ("vision_proj.weight", "vision_proj.bias", "text_proj.weight", "text_proj.bias"):
         found.pop(f"blip.{name}", None)
     positions = found.get(POSITIONS)
-    if positions is not None and torch.equal(positions.flatten(), torch.arange(positions.numel())):
+    if positions is not None and torch.equal(positions.flatten().long(), torch.arange(positions.numel())):
         del found[POSITIONS]
     problems = {
         "missing": wanted.keys() - found.keys(),
