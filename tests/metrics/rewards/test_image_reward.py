@@ -269,7 +269,7 @@ def test_other_files_and_vocabularies_are_refused(folder, tmp_path):
         load_image_reward(folder)
     (tmp_path / "cut.safetensors").unlink()
     (tmp_path / "words").mkdir()
-    with pytest.raises(adp.InputError, match="the tokenizer"):
+    with pytest.raises(adp.InputError, match="tokenizer"):
         load_image_reward(folder, tokenizer=tmp_path / "words")
     (tmp_path / "words" / "vocab.txt").write_text("\n".join([*WORDS[:5], "[ENC]", "[DEC]", *WORDS[5:]]))
     with pytest.raises(adp.InputError, match="is another one, of 14 tokens"):

@@ -285,13 +285,13 @@ def _tokenizer(folder: Path, name: str | Path | None, rows: int) -> Any:
     Raises:
         InputError: it cannot be read, or is not that of bert-base-uncased.
     """
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizer
 
     beside = any((folder / each).is_file() for each in ("vocab.txt", "tokenizer.json"))
     source = name or (folder if beside else "bert-base-uncased")
     place = local_folder("tokenizer", source, VOCABULARY)
     with refusing("tokenizer", source):
-        words = BertTokenizerFast.from_pretrained(str(place))
+        words = BertTokenizer.from_pretrained(str(place))
     # The published code does not begin a prompt with one of them; but a prompt may contain them.
     words.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     last = words.convert_tokens_to_ids(["[DEC]", "[ENC]"])
