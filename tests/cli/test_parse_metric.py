@@ -18,7 +18,14 @@ from adjointdpm.metrics import (
     load_clip,
 )
 from adjointdpm.metrics.clip import image_features
-from adjointdpm.metrics.rewards import Aesthetic, ClipScore, PickScore, load_aesthetic
+from adjointdpm.metrics.rewards import (
+    Aesthetic,
+    ClipScore,
+    PickScore,
+    load_aesthetic,
+    load_image_reward,
+)
+from tests.tiny.image_reward import save_folder
 from tests.tiny.metrics import tiny_clip
 from tests.tiny.parts import tokenizer
 
@@ -113,6 +120,24 @@ def test_rewards_of_clip_are_those_of_their_folder(emoji, tmp_path):
     save_file({"0.weight": torch.ones(1, 7)}, tmp_path / "wide.safetensors")
     with pytest.raises(adp.InputError, match=r"embeddings of 7 numbers, but those of .* have 5"):
         read(f"aesthetic:{tmp_path / 'wide.safetensors'}")
+
+
+def test_image_reward_is_that_of_its_folder_or_file_and_lies_where_rewards_do(emoji, tmp_path):
+    save_folder(tmp_path)
+    x, prompts, networks = images(), ["a cat", "red apples"], Networks(emoji)
+    scores = load_image_reward(tmp_path).scores(x, prompts)
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        found = for_prompts(metric_of([f"0.5*image-reward:{place}"], networks), prompts)(x)
+        assert torch.allclose(found, -0.5 * scores, rtol=1e-5)
+    found = for_prompts(metric_of([f"at-least:1:image-reward:{tmp_path}"], networks), prompts)(x)
+    assert torch.allclose(found, (1 - scores).relu(), rtol=1e-5)
+    assert networks.used == {f"image-reward {tmp_path}", f"image-reward {tmp_path / 'model.safetensors'}"}
+    away = metric_of([f"image-reward:{tmp_path}"], Networks(emoji, reward_device=torch.device("meta")))
+    for each in (away.vision, away.text, away.head):
+        assert {str(weight.device) for weight in each.parameters()} == {"meta"}
+    (tmp_path / "ImageReward.pt").write_bytes(b"a pickle")
+    with pytest.raises(adp.InputError, match="convert the authors' file once: python -c"):
+        metric_of([f"image-reward:{tmp_path / 'ImageReward.pt'}"], networks)
 
 
 def test_rewards_and_clip_lie_on_the_device_that_was_asked_for(emoji, tmp_path):

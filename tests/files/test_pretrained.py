@@ -20,7 +20,12 @@ from transformers import (
 
 import adjointdpm as adp
 from adjointdpm.cli.parse_sampler import sampler_of
-from adjointdpm.files.pretrained import load_pretrained, load_pretrained_pipeline
+from adjointdpm.files.pretrained import (
+    first_of,
+    load_pretrained,
+    load_pretrained_pipeline,
+    local_folder,
+)
 from adjointdpm.metrics import load_clip
 from tests.tiny.families import FAMILIES, of
 
@@ -192,6 +197,28 @@ def test_without_a_network_a_name_that_is_no_folder_is_one_line_soon(tmp_path, m
         adp.load_classifier("nobody/nothing")
     assert time.monotonic() - began < 10
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_stays_and_a_name_is_its_copy_on_this_machine(tmp_path, monkeypatch):
+    """Whatever is in it: the caller says which files it reads."""
+    for name in [each for each in os.environ if each.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    copy = tmp_path / "models--someone--words" / "snapshots" / ("0" * 40)
+    copy.mkdir(parents=True)
+    (copy / "weights.bin").write_bytes(b"a pickle")
+    (copy.parents[1] / "refs").mkdir()
+    (copy.parents[1] / "refs" / "main").write_text("0" * 40)
+    for given in (copy, str(copy), "someone/words"):
+        assert local_folder("tokenizer", given, ("vocab.txt",)) == copy
+    with pytest.raises(adp.InputError, match="no tokenizer could be loaded from 'someone/other'"):
+        local_folder("tokenizer", "someone/other", ("vocab.txt",))
+
+
+def test_only_the_first_names_are_written_out():
+    assert first_of(["b", "a"]) == "a, b"
+    assert first_of([str(n) for n in range(8)]) == "0, 1, 2, 3, 4 and 3 more"
 
 
 def test_the_command_lines_models_are_checked(copied):

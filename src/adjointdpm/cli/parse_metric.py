@@ -10,6 +10,7 @@ label:NAME, margin:NAME          a classifier's -log probability, or margin, of 
 clip-text:TEXT, clip-image:FILE  1 - cosine similarity
 clip-score, pick-score[:MODEL]   rewards that read each image's prompt; higher is better: they count with a minus
 hps-v2:MODEL                     the same, by a CLIPModel with the weights of HPSv2
+image-reward[:MODEL]             the same, by ImageReward's weights as safetensors: a file, a folder, or a name on a hub
 preference[:MODEL]               a network fitted to choices between images; by default the bundled one, for its images
 aesthetic:FILE                   a head in safetensors on the embeddings of --clip_model; it reads no prompt
 at-least:NUMBER:REWARD           what one of these rewards lacks to a number
@@ -58,10 +59,12 @@ from ..metrics.rewards import (
     ClipScore,
     FunctionReward,
     HPSv2,
+    ImageReward,
     PickScore,
     Preference,
     Reward,
     load_aesthetic,
+    load_image_reward,
 )
 from ..samplers.base import Sampler
 from ..zoo import load_clip, load_preference
@@ -70,10 +73,11 @@ from .parse_sampler import classifier_of, using
 __all__ = ["Networks", "guarded_effect", "image_folder", "image_option", "metric_of"]
 
 PICK_SCORE, PICK_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+IMAGE_REWARD = "RE-N-Y/ImageReward"
 _TERM = re.compile(r"^\s*(?:(?P<weight>[^:*]*)\*)?\s*(?P<kind>[\w.-]+)\s*(?::(?P<rest>.*))?$", re.DOTALL)
 _KINDS = (
     "pixels", "content", "style", "wasserstein", "effect", "chroma", "background", "label", "margin", "clip-text",
-    "clip-image", "clip-score", "pick-score", "hps-v2", "aesthetic", "preference", "at-least",
+    "clip-image", "clip-score", "pick-score", "hps-v2", "image-reward", "aesthetic", "preference", "at-least",
 )  # fmt: skip
 
 
@@ -180,6 +184,13 @@ class Networks:
         """Return a preference by its name."""
         with using(f"the preference {name!r}"):
             return self._once(f"preference {name}", lambda: load_preference(name, device=self.rewards_at))
+
+    def image_reward(self, name: str) -> ImageReward:
+        """Return ImageReward by the place of its weights."""
+        with using(f"the ImageReward of {name!r}"):
+            return self._once(
+                f"image-reward {name}", lambda: load_image_reward(name, device=self.rewards_at)
+            )
 
     def image(self, path: str, same: bool = False) -> Tensor:
         """Return an image where the networks are."""
@@ -288,7 +299,8 @@ def _single(kind: str, rest: str, networks: Networks) -> Any:
         name = f"{kind}:{rest}"
         with using(f"the metric {name}"):
             return _own(name, user_function(name))
-    if not rest and kind not in ("pixels", "content", "chroma", "clip-score", "pick-score", "preference"):
+    alone = ("pixels", "content", "chroma", "clip-score", "pick-score", "image-reward", "preference")
+    if not rest and kind not in alone:
         raise InputError(f"the metric {kind} needs something after a colon; see adjointdpm tune --help")
     if rest and kind in ("chroma", "clip-score"):
         raise InputError(f"the metric {kind} takes nothing after it, but {rest!r} was given")
@@ -313,6 +325,7 @@ def _single(kind: str, rest: str, networks: Networks) -> Any:
             *networks.clip(rest or PICK_SCORE, None if rest else PICK_PROCESSOR)
         ),
         "hps-v2": lambda: HPSv2(*networks.clip(rest)[:2]),
+        "image-reward": lambda: networks.image_reward(rest or IMAGE_REWARD),
         "aesthetic": lambda: _aesthetic(rest, networks),
         "preference": lambda: networks.preference(rest or "emoji/preference"),
         "at-least": lambda: _at_least(rest, networks),

@@ -9,7 +9,7 @@ Only safetensors are read.
 import importlib
 import json
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import nn
 
 from .._types import AdjointDPMError, InputError
 
-__all__ = ["load_pretrained", "load_pretrained_pipeline", "quiet", "refusing"]
+__all__ = ["first_of", "load_pretrained", "load_pretrained_pipeline", "local_folder", "quiet", "refusing"]
 
 
 def load_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
@@ -107,6 +107,29 @@ def load_pretrained_pipeline(
         return pipe.to(dtype)
 
 
+def local_folder(what: str, name: str | Path, patterns: Sequence[str]) -> Path:
+    """Return a folder as it is, or the local copy of some files of a model on a hub.
+
+    Args:
+        what: the kind of thing that is loaded, for messages.
+        name: a folder, or a model's name on a hub.
+        patterns: patterns of the names of files, such as "*.safetensors"; no others are downloaded.
+
+    Returns:
+        the folder; what is in it is not checked.
+
+    Raises:
+        InputError: there is no such folder, and no model of that name can be had from a hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    with refusing(what, name), quiet():
+        found = _found(what, str(name), check=False)
+        if isinstance(found, Path):
+            return found
+        return Path(snapshot_download(found, allow_patterns=list(patterns)))
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Switch off the progress bars, tables and warnings of diffusers' and transformers' loaders within a block.
@@ -166,6 +189,21 @@ def refusing(what: str, name: str | Path) -> Iterator[None]:
         ) from error
 
 
+def first_of(keys: Iterable[str], most: int = 5) -> str:
+    """Return the first keys in alphabetical order, and how many more there are, as text.
+
+    Args:
+        keys: names of weights.
+        most: how many are written out.
+
+    Returns:
+        such as "a, b and 3 more".
+    """
+    first = sorted(keys)
+    rest = f" and {len(first) - most} more" if len(first) > most else ""
+    return ", ".join(first[:most]) + rest
+
+
 def _has_variant(folder: Path, variant: str) -> bool:
     """Return whether a model's folder has weight files of a variant, such as model.fp16.safetensors."""
     return any(
@@ -173,8 +211,8 @@ def _has_variant(folder: Path, variant: str) -> bool:
     )
 
 
-def _found(what: str, name: str | Path, revision: str | None = None) -> str | Path:
-    """Return a folder, after its files have been checked, or a name on a hub that can be reached.
+def _found(what: str, name: str | Path, revision: str | None = None, check: bool = True) -> str | Path:
+    """Return a folder, after its files have been checked if asked for, or a name on a hub that can be reached.
 
     Raises:
         InputError: there is no such folder, a file in it is damaged, or no hub can be reached.
@@ -198,7 +236,8 @@ def _found(what: str, name: str | Path, revision: str | None = None) -> str | Pa
                 f"no {what} could be loaded from {str(name)!r}: there is no such folder, no copy of a hub's model of "
                 "that name, and no hub can be reached"
             ) from error
-    _check_files(path)
+    if check:
+        _check_files(path)
     return path
 
 
@@ -266,7 +305,7 @@ def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
             each if isinstance(each, str) else _sizes(*each) for each in info["mismatched_keys"]
         ],
     }
-    message = [f"{what}: {_some(keys)}" for what, keys in listed.items() if keys]
+    message = [f"{what}: {first_of(keys)}" for what, keys in listed.items() if keys]
     if message or info["error_msgs"]:
         message += [" ".join(str(each).split())[:200] for each in info["error_msgs"]]
         raise InputError(
@@ -278,12 +317,6 @@ def _check_keys(name: str | Path, model: nn.Module, info: Any) -> None:
 
 def _sizes(key: str, found: Iterable[int], wanted: Iterable[int]) -> str:
     return f"{key} {tuple(found)} where {tuple(wanted)} is expected"
-
-
-def _some(keys: Iterable[str], most: int = 5) -> str:
-    first = sorted(keys)
-    rest = f" and {len(first) - most} more" if len(first) > most else ""
-    return ", ".join(first[:most]) + rest
 
 
 def _module_class(library: str | None, name: str | None) -> Any:
