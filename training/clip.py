@@ -272,7 +272,11 @@ def main() -> None:
 
     modules = {"clip": model, "heads": heads, "average": average}
     run.train(
-        loss_at, modules, Muon(weights, args.lr or kind.lr), lambda step: average.update(model, step), sample=report
+        loss_at,
+        modules,
+        Muon(weights, args.lr or kind.lr),
+        lambda step: average.update(model, step),
+        sample=report,
     )
 
 
