@@ -322,14 +322,14 @@ def grid(path: Path, images: dict[str, Tensor]) -> None:
     """Images of equal prompts and noise, a row for each method."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(images), 1, figsize=(6.0, 0.78 * len(images)), squeeze=False)
+    figure, axes = plt.subplots(len(images), 1, figsize=(5.4, 0.78 * len(images)), squeeze=False)
     for axis, (name, each) in zip(axes[:, 0], images.items(), strict=True):
         axis.imshow(torch.cat(list(each), dim=2).permute(1, 2, 0).numpy())
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
 def kept(path: Path | None, record: dict[str, Any], rewards: list[str]) -> dict[str, Any]:

@@ -482,23 +482,23 @@ def rewards(record: Record) -> str:
             for (reward, method), rows in runs.items()
         ],
     )
-    curves = record["hacking"]
-    steps = [row["step"] for row in next(iter(curves.values()))["curve"]] if curves else []
-    hacking = markdown(
-        ["step", *(f"{name}: reward / judge / concept" for name in curves)],
-        [
+    curves: dict[str, dict[str, list[Record]]] = {}
+    for name, each in record["hacking"].items():
+        reward, guards = name.split(", ", 1)
+        curves.setdefault(reward, {})[guards] = each["curve"]
+    hacking = [
+        markdown(
+            [f"tuned to {reward}: step", *(f"{name}: reward / judge / concept" for name in guarded)],
             [
-                str(step),
-                *(
-                    " / ".join(f"{row[what]['mean']:.2f}" for what in names[:3])
-                    for each in curves.values()
-                    for row in each["curve"]
-                    if row["step"] == step
-                ),
-            ]
-            for step in steps
-        ],
-    )
+                [
+                    str(rows[0]["step"]),
+                    *(" / ".join(f"{row[what]['mean']:.2f}" for what in names[:3]) for row in rows),
+                ]
+                for rows in zip(*guarded.values(), strict=True)
+            ],
+        )
+        for reward, guarded in curves.items()
+    ]
     cost = markdown(
         [
             "a step of",
@@ -534,7 +534,7 @@ def rewards(record: Record) -> str:
         ["reward", "gradient", *(f"learning rate {rate:g}" for rate in every)],
         [[*names, *(cell(rows.get(rate)) for rate in every)] for names, rows in tried.items()],
     )
-    return "\n\n".join([table, *([rates] if tried else []), hacking, cost])
+    return "\n\n".join([table, *([rates] if tried else []), *hacking, cost])
 
 
 def inversion(record: Record) -> str:
