@@ -64,7 +64,7 @@ def test_a_reward_reads_the_prompt_of_the_run(variable, tmp_path):
     reward = ClipScore(*load_clip("emoji/clip"))
     asked = reward.for_prompts(["a red apple"])(image_file(done.before)[None])
     other = reward.for_prompts(["a blue house"])(image_file(done.before)[None])
-    assert done.values[0] == pytest.approx(float(asked), abs=1)  # the file is clamped, of 8 bits
+    assert done.values[0] == pytest.approx(float(asked), abs=2)  # the file is clamped, of 8 bits
     assert abs(float(other) - float(asked)) > 10
 
 
