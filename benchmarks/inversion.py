@@ -35,6 +35,7 @@ from torch import Tensor
 import adjointdpm as adp
 from adjointdpm.adjoints.inversion import solution
 from adjointdpm.adjoints.null_text import null_texts, unguided
+from adjointdpm.flow.null_text import NEGATIVE
 from adjointdpm.samplers.inversion import whole_inverse
 from adjointdpm.solvers.integrate import IVP
 
@@ -49,7 +50,6 @@ METHODS: dict[str, adp.Solver] = {
     "negative prompt": adp.Euler(),
 }
 GUIDED = ("no optimization", "null-text", "negative prompt")  # the same as Euler at guidance 1
-NEGATIVE = "negative_prompt_embeds"
 
 
 def ddim(ivp: IVP, stats: adp.Stats) -> Tensor:

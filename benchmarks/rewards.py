@@ -332,17 +332,17 @@ def grid(path: Path, images: dict[str, Tensor]) -> None:
     figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
-def kept(path: Path | None, record: dict[str, Any], rewards: list[str]) -> dict[str, Any]:
+def kept(path: Path | None, record: dict[str, Any]) -> dict[str, Any]:
     """A record with what an earlier one, of the same settings, holds of other rewards and parts."""
     if path is None or not path.exists():
         return record
     before = json.loads(path.read_text())
     if before["settings"] != record["settings"]:
         return record
-    rows = {
-        name: [row for row in before[name] if row["tuned_to"] not in rewards] + record[name]
-        for name in ("runs", "rates")
-    }
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in ("runs", "rates"):
+        measured = {row["tuned_to"] for row in record[name]}
+        rows[name] = [row for row in before[name] if row["tuned_to"] not in measured] + record[name]
     cost = record["cost"] or before["cost"]
     return record | rows | {"hacking": before["hacking"] | record["hacking"], "cost": cost}
 
@@ -506,7 +506,7 @@ def main(argv: list[str]) -> None:
         },
         "cost": state["cost"],
     }
-    write_record(args.output, "rewards.py", argv, **kept(args.output, record, args.rewards))
+    write_record(args.output, "rewards.py", argv, **kept(args.output, record))
     for reward in args.rewards:
         made = {name: each for (of, name), each in state["images"].items() if of == reward}
         if args.images is not None and made:

@@ -199,6 +199,7 @@ def main() -> None:
     args = parser.parse_args()
 
     kind, renderer = KINDS[args.name], Renderer(args.glyphs)
+    lr = args.lr or kind.lr
     counts = (len(renderer.concepts), len(renderer.colours), len(renderer.styles))
     tokenizer = build(renderer)
     ids = caption_ids(tokenizer, renderer)
@@ -229,7 +230,7 @@ def main() -> None:
     run = Run(
         args.runs / args.name,
         args.steps or kind.steps,
-        args.lr or kind.lr,
+        lr,
         kind.seed,
         save_every=args.save_every,
         sample_every=200,
@@ -274,7 +275,7 @@ def main() -> None:
     run.train(
         loss_at,
         modules,
-        Muon(weights, args.lr or kind.lr),
+        Muon(weights, lr),
         lambda step: average.update(model, step),
         sample=report,
     )
