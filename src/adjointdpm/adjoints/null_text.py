@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._types import Cond, InputError, State, Stats, Time
 from ..flow.null_text import NEGATIVE, NullText
+from ..flow.per_sample import chosen, dot, widened
 from ..solvers.integrate import IVP, integrate
 from ..solvers.inversion import InversionError, check_invertible, check_steps_apart
 from ..solvers.lbfgs import Pair, lbfgs_move
@@ -175,13 +176,14 @@ class _Step:
             return (ivp.velocity(state[0], time),)
 
         ((after,), _) = ivp.solver.step(f, (self.z,), ivp.grid, self.i, ())
-        return after, _square(after - self.target) / _square(self.target).clamp(min=1e-30)
+        away = after - self.target
+        return after, dot(away, away) / dot(self.target, self.target).clamp(min=1e-30)
 
 
 def _optimized(step: _Step, null: Tensor, iterations: int, aim: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best embedding of each image, the state after its step, and what is left of the distance."""
     best, gradient = null, torch.zeros_like(null)
-    scale = torch.ones_like(_beside(null[:, 0, 0], null))
+    scale = torch.ones_like(widened(null[:, 0, 0], null))
     value, after = null.new_full((len(null),), torch.inf), step.target
     pairs: list[Pair] = []
     for k in range(iterations + 1):
@@ -199,15 +201,15 @@ def _optimized(step: _Step, null: Tensor, iterations: int, aim: float) -> tuple[
         if not done and bool(better.any()):
             slope = _gradient(total, trial)
             step.stats.nfe_backward += calls
-            moved = _beside((better & value.isfinite()).to(null), null)  # a pair of zeros has no effect
+            moved = widened((better & value.isfinite()).to(null), null)  # a pair of zeros has no effect
             pairs = [*pairs, (moved * (null - best), moved * (slope - gradient))][-_PAIRS:]
-        gradient = _where(better, slope, gradient)
-        scale = _where(better, torch.ones_like(scale), _SHORTER * scale)
-        best, after = _where(better, null, best), _where(better, state.detach(), after)
+        gradient = chosen(better, slope, gradient)
+        scale = chosen(better, torch.ones_like(scale), _SHORTER * scale)
+        best, after = chosen(better, null, best), chosen(better, state.detach(), after)
         value = torch.where(better, found, value)
         if done:
             break
-        length = value / _square(gradient).clamp(min=1e-30)
+        length = value / dot(gradient, gradient).clamp(min=1e-30)
         null = best - scale * lbfgs_move(gradient, pairs, length)
     return best, after, value.sqrt()
 
@@ -231,19 +233,5 @@ def _drift(ivp: IVP, denoiser: NullText, start: Tensor) -> float:
         (end,) = integrate(
             lambda state, time: (ivp.velocity(state[0], time),), (start,), ivp.grid, ivp.solver
         )
-    return float((_square(end - ivp.initial) / _square(ivp.initial).clamp(min=1e-30)).max().sqrt())
-
-
-def _square(x: Tensor) -> Tensor:
-    """Return the square of the norm of each sample, (batch,)."""
-    return x.flatten(1).square().sum(1)
-
-
-def _beside(numbers: Tensor, x: Tensor) -> Tensor:
-    """Return one number for each sample in a shape that multiplies x."""
-    return numbers.view(-1, *[1] * (x.ndim - 1))
-
-
-def _where(better: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return the samples of a where it is better, and of b elsewhere."""
-    return torch.where(_beside(better, a), a, b)
+    away = end - ivp.initial
+    return float((dot(away, away) / dot(ivp.initial, ivp.initial).clamp(min=1e-30)).max().sqrt())

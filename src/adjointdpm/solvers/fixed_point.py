@@ -17,6 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..flow.per_sample import widened
+
 __all__ = ["Root", "gmres", "solve"]
 
 _MEMORY = 6  # iterates that Anderson's acceleration combines
@@ -112,7 +114,7 @@ class _Best:
         """Keep what is better; return which samples are, (batch,)."""
         size = _norm(r) / self.scale
         better = size < self.size
-        keep = _beside(better, z)
+        keep = widened(better, z)
         self.z, self.r = torch.where(keep, z, self.z), torch.where(keep, r, self.r)
         self.size = torch.where(better, size, self.size)
         return better
@@ -138,13 +140,13 @@ def _newton_step(residual: Callable[[Tensor], Tensor], best: _Best, tolerance: f
 
     def product(v: Tensor) -> Tensor:
         step = root * (1 + _norm(z)) / _norm(v).clamp(min=1e-30)
-        step = _beside(step.to(z.dtype), z)
+        step = widened(step.to(z.dtype), z)
         return (residual(z + step * v) - r) / step
 
     direction, _ = gmres(product, -r, tolerance=0.1, most=_KRYLOV)
     length = (before > tolerance).to(z.dtype)
     for _ in range(_HALVINGS):
-        moved = z + _beside(length, z) * direction
+        moved = z + widened(length, z) * direction
         better = best.offer(moved, residual(moved))
         # A sample that improved stays where it is.
         length = torch.where(better, torch.zeros_like(length), length / 2)
@@ -176,7 +178,7 @@ def gmres(
     """
     size = _norm(b)
     left = size
-    unit = b / _beside(size.clamp(min=1e-30), b).to(b.dtype)
+    unit = b / widened(size.clamp(min=1e-30), b).to(b.dtype)
     basis = [unit]
     batch = len(b)
     h = torch.zeros(batch, most + 1, most, dtype=torch.float64, device=b.device)
@@ -187,9 +189,9 @@ def gmres(
             for j, v in enumerate(basis):
                 part = (w.flatten(1).double() * v.flatten(1).double()).sum(1)
                 h[:, j, k] += part
-                w = w - _beside(part, w).to(w.dtype) * v
+                w = w - widened(part, w).to(w.dtype) * v
         h[:, k + 1, k] = _norm(w)
-        basis.append(w / _beside(h[:, k + 1, k].clamp(min=1e-30), w).to(w.dtype))
+        basis.append(w / widened(h[:, k + 1, k].clamp(min=1e-30), w).to(w.dtype))
         side = torch.zeros(batch, k + 2, 1, dtype=torch.float64, device=b.device)
         side[:, 0, 0] = size
         small = h[:, : k + 2, : k + 1]
@@ -199,14 +201,9 @@ def gmres(
             break
     total = torch.zeros_like(b)
     for j in range(y.shape[1]):
-        total = total + _beside(y[:, j, 0], b).to(b.dtype) * basis[j]
+        total = total + widened(y[:, j, 0], b).to(b.dtype) * basis[j]
     return total, float((left / size.clamp(min=1e-30)).max())
 
 
 def _norm(x: Tensor) -> Tensor:
     return x.flatten(1).double().norm(dim=1)
-
-
-def _beside(numbers: Tensor, x: Tensor) -> Tensor:
-    """Return one number for each sample in a shape that multiplies x."""
-    return numbers.view(-1, *[1] * (x.ndim - 1))

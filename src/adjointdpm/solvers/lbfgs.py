@@ -8,6 +8,8 @@ Nocedal, 1980, Mathematics of Computation 35.
 import torch
 from torch import Tensor
 
+from ..flow.per_sample import dot, widened
+
 __all__ = ["Pair", "lbfgs_move"]
 
 Pair = tuple[Tensor, Tensor]
@@ -26,20 +28,14 @@ def lbfgs_move(gradient: Tensor, pairs: list[Pair], length: Tensor) -> Tensor:
         the move, (batch, *shape).
     """
     q, coefficients = gradient, list[Tensor]()
-    shape = (-1, *[1] * (gradient.ndim - 1))
-    curvatures = [_dot(s, y) for s, y in pairs]
-    inverses = [torch.where(each > 0, 1 / each.clamp(min=1e-30), 0.0).view(shape) for each in curvatures]
+    curvatures = [dot(s, y) for s, y in pairs]
+    inverses = [torch.where(each > 0, 1 / each.clamp(min=1e-30), 0.0) for each in curvatures]
     for (s, y), inverse in zip(reversed(pairs), reversed(inverses), strict=True):
-        coefficients.append(inverse * _dot(s, q).view(shape))
-        q = q - coefficients[-1] * y
+        coefficients.append(inverse * dot(s, q))
+        q = q - widened(coefficients[-1], q) * y
     for (_, y), curvature in zip(pairs, curvatures, strict=True):
-        length = torch.where(curvature > 0, curvature / _dot(y, y).clamp(min=1e-30), length)
-    q = length.view(shape) * q
+        length = torch.where(curvature > 0, curvature / dot(y, y).clamp(min=1e-30), length)
+    q = widened(length, q) * q
     for (s, y), inverse, coefficient in zip(pairs, inverses, reversed(coefficients), strict=True):
-        q = q + (coefficient - inverse * _dot(y, q).view(shape)) * s
+        q = q + widened(coefficient - inverse * dot(y, q), q) * s
     return q
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each sample, (batch,)."""
-    return (a * b).flatten(1).sum(1)

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..._types import Cond, InputError, Time
+from ...flow.per_sample import dot, widened
 from ...metrics.measured import Measured
 from ...samplers.flow_sampler import FlowSampler
 from ..guide.look_ahead import Guided
@@ -101,18 +102,18 @@ def _corrected(
 
     rest = -residual.detach()
     direction, correction = rest, torch.zeros_like(leaf)
-    square = _dot(rest, rest)
+    square = dot(rest, rest)
     for _ in range(iterations):
         (pulled,) = torch.autograd.grad(residual, latents, direction, retain_graph=True)
         step = covariance(pulled)
         product = metric.sigma**2 * direction + _pushed(sampler, metric, latents.detach(), step)
-        curvature = _dot(direction, product)
+        curvature = dot(direction, product)
         # V of a trained network is not quite positive: such a direction is left alone.
         length = torch.where(curvature > 0, square / curvature.clamp(min=1e-30), 0.0)
-        correction = correction + _like(length, step) * step
-        rest = rest - _like(length, rest) * product
-        left = _dot(rest, rest)
-        direction = rest + _like(left / square.clamp(min=1e-30), rest) * direction
+        correction = correction + widened(length, step) * step
+        rest = rest - widened(length, rest) * product
+        left = dot(rest, rest)
+        direction = rest + widened(left / square.clamp(min=1e-30), rest) * direction
         square = left
     return correction, float(residual.detach().square().mean() / (2 * metric.sigma**2))
 
@@ -143,13 +144,3 @@ def _pushed(sampler: FlowSampler, metric: Measured, latents: Tensor, tangent: Te
             "choose dps or another solver"
         ) from error
     return torch.zeros_like(found) if pushed is None else pushed
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each sample, (batch,)."""
-    return (a * b).flatten(1).sum(1)
-
-
-def _like(values: Tensor, like: Tensor) -> Tensor:
-    """Return one value of each sample in a shape that multiplies `like`."""
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Cond
+from ...flow.per_sample import chosen, widened
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
 from ...solvers.lbfgs import Pair, lbfgs_move
@@ -53,18 +54,18 @@ def optimized_noise(
         values = score(metric, images)
         found = values.detach().to(value)
         better, calls = found < value, calls + forward
-        made = images.detach() if made is None else _where(better, images.detach(), made)
+        made = images.detach() if made is None else chosen(better, images.detach(), made)
         losses.append(float(torch.minimum(found, value).mean()))
         if calls + 2 * forward > budget:  # a backward pass, and the sampling after it
             return Guided(made, losses, calls)
         if bool(better.any()):
             (slope,) = torch.autograd.grad(values.sum(), leaf)
             calls += forward
-            moved = (better & value.isfinite()).to(slope).view_as(norm)  # a pair of zeros has no effect
+            moved = widened((better & value.isfinite()).to(slope), slope)  # a pair of zeros has no effect
             pairs = [*pairs, (moved * (trial - best), moved * (slope - gradient))][-_PAIRS:]
-            gradient = _where(better, slope, gradient)
+            gradient = chosen(better, slope, gradient)
         scale = torch.where(better.view_as(scale), 1.0, _SHORTER * scale)
-        best, value = _where(better, trial, best), torch.minimum(found, value)
+        best, value = chosen(better, trial, best), torch.minimum(found, value)
         length = (value - target).clamp(min=0) / gradient.flatten(1).square().sum(1).clamp(min=1e-24)
         trial = best - scale * lbfgs_move(gradient, pairs, length.to(gradient))
         trial = trial * (norm / _norm(trial))
@@ -72,9 +73,4 @@ def optimized_noise(
 
 def _norm(z: Tensor) -> Tensor:
     """Return the norm of each sample, (batch, 1, ...), above 0."""
-    return z.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1] * (z.ndim - 1))
-
-
-def _where(better: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return the samples of a where it is better, and of b elsewhere."""
-    return torch.where(better.view(-1, *[1] * (a.ndim - 1)).to(a.device), a, b)
+    return widened(z.flatten(1).norm(dim=1).clamp(min=1e-12), z)

@@ -1,0 +1,42 @@
+"""Numbers of each sample of a batch, (batch,), beside the tensors that they belong to, (batch, *shape)."""
+
+from torch import Tensor, where
+
+__all__ = ["chosen", "dot", "widened"]
+
+
+def widened(numbers: Tensor, x: Tensor) -> Tensor:
+    """Return one number for each sample in a shape that multiplies x.
+
+    Args:
+        numbers: (batch,), or truth values.
+        x: (batch, *shape).
+
+    Returns:
+        the numbers, (batch, 1, ..., 1).
+    """
+    return numbers.view(-1, *[1] * (x.ndim - 1))
+
+
+def chosen(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return the samples of a where the mask is true, and of b elsewhere.
+
+    Args:
+        mask: truth values, (batch,), on any device.
+        a: (batch, *shape).
+        b: like a.
+
+    Returns:
+        (batch, *shape).
+    """
+    return where(widened(mask, a).to(a.device), a, b)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each sample, (batch,).
+
+    Args:
+        a: (batch, *shape).
+        b: like a.
+    """
+    return (a * b).flatten(1).sum(1)

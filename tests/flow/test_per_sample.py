@@ -1,0 +1,22 @@
+"""Numbers of each sample: inner products, factors and choices, against loops over the batch."""
+
+import torch
+
+from adjointdpm.flow.per_sample import chosen, dot, widened
+
+
+def test_numbers_of_a_sample_are_those_of_a_loop():
+    draws = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 2, 4, 5, generator=draws, dtype=torch.float64) for _ in range(2))
+    numbers, mask = torch.randn(3, generator=draws, dtype=torch.float64), torch.tensor([True, False, True])
+    for i in range(3):
+        torch.testing.assert_close(dot(a, b)[i], (a[i] * b[i]).sum())
+        assert torch.equal((widened(numbers, a) * a)[i], float(numbers[i]) * a[i])
+        assert torch.equal(chosen(mask, a, b)[i], a[i] if mask[i] else b[i])
+
+
+def test_samples_that_are_numbers_themselves_are_taken_as_they_are():
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    assert torch.equal(dot(a[:, None], b[:, None]), a * b)
+    assert torch.equal(widened(a, b), a)
+    assert torch.equal(chosen(torch.tensor([True, False]), a, b), torch.tensor([1.0, 4.0]))
