@@ -3,18 +3,23 @@
     python benchmarks/guide.py --record docs/guide.json
 
 Aims: better than one-step guidance on at least 3 of 4 metrics, the judge's accuracy no lower than 5 points under it.
-`--calls` is a budget in place of the steps, here of a third of them; `--memory` is what a look-ahead holds:
+`--calls` is a budget in place of the steps, here of a third of them; `--target_record` gives a look-ahead the metric
+that "noise" has in a record as its target; `--memory` is what a look-ahead holds:
 
     python benchmarks/guide.py --seed 1 --noises 1 --no_baselines --calls 68 --learning_rate 0.3
     python benchmarks/guide.py --trajectory_only --look_ahead 2 --strength 0.05 0.1 --record docs/guide-third.json
+    python benchmarks/guide.py --trajectory_only --look_ahead 2 --target_record docs/guide.json
     python benchmarks/guide.py --memory --record docs/guide-memory.json
 """
 
 import argparse
 import gc
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,11 +81,12 @@ def trajectory(
     metric: Any,
     prompts: list[str],
     flags: argparse.Namespace,
+    name: str,
     ahead: LookAhead,
     judge: Any,
     truth: torch.Tensor,
 ) -> dict[str, MethodResult]:
-    """The look-ahead from the noise that `guide` draws, 8 images at once, beside what it began with."""
+    """A look-ahead from the noise that `guide` draws, 8 images at once, beside what it began with."""
     noise = noise_of(sampler, [key(flags.seed, "guide", i) for i in range(len(prompts))])
     cond = sampler.encode(prompts)
     originals = sampled(sampler, noise, cond, 8)
@@ -92,8 +98,18 @@ def trajectory(
     images = torch.cat([each.images for each in made])
     return {
         "no guidance": evaluate(originals, calls=sampler.length),
-        "look-ahead": evaluate(images, calls=made[0].calls),
+        name: evaluate(images, calls=made[0].calls),
     }
+
+
+def look_ahead(flags: argparse.Namespace, metric: str, strength: float) -> tuple[str, LookAhead]:
+    """The name of the look-ahead and its settings; its target is a share of what "noise" reached in a record."""
+    ahead = LookAhead(flags.look_ahead, strength)
+    if flags.target_record is None:
+        return "look-ahead", ahead
+    methods, *_ = json.loads(flags.target_record.read_text())["metrics"][metric].values()
+    target = float(f"{flags.target_share * methods['noise']['reached']['mean']:.4g}")
+    return f"look-ahead to {target}", replace(ahead, target=target)
 
 
 def note(
@@ -115,7 +131,7 @@ def note(
         for method, each in methods.items()
     }
     for method, each in methods.items():
-        print(f"{name:11} {strength:g} {method:12} {reached[method]}; {each.judged}", flush=True)
+        print(f"{name:11} {strength:g} {method:20} {reached[method]}; {each.judged}", flush=True)
     write_record(flags.record, "guide.py", sys.argv[1:], metrics=results)
 
 
@@ -137,6 +153,13 @@ def main() -> None:
         action="store_true",
         help="The look-ahead with one move a step, without the noise.",
     )
+    parser.add_argument(
+        "--target_record",
+        type=Path,
+        default=None,
+        help='The target of a look-ahead is what "noise" reached here.',
+    )
+    parser.add_argument("--target_share", type=float, default=0.97, help="The target, as a share of that.")
     parser.add_argument("--memory", action="store_true", help="Measure the bytes of a look-ahead alone.")
     flags = parser.parse_args()
     if flags.memory:
@@ -157,10 +180,10 @@ def main() -> None:
     for name in flags.metrics:
         for strength in flags.strength:
             if flags.trajectory_only:
-                ahead = LookAhead(flags.look_ahead, strength)
+                ahead = look_ahead(flags, name, strength)
                 phrases = [f"{phrase} on a blue background" for _, phrase in items]
                 truth = torch.tensor(labels_of(judge, phrases, [label for label, _ in items]))
-                methods = trajectory(sampler, known[name], each_of(phrases, flags.noises), flags, ahead, judge,
+                methods = trajectory(sampler, known[name], each_of(phrases, flags.noises), flags, *ahead, judge,
                                      truth.repeat_interleave(flags.noises))  # fmt: skip
                 note(flags, results, name, strength, methods)
                 continue

@@ -83,6 +83,65 @@ def test_every_look_ahead_has_the_gradient_of_plain_autograd(monkeypatch, adjoin
         assert torch.allclose(gradient, expected, rtol=1e-12, atol=0)
 
 
+def test_an_image_at_its_target_is_left_alone_to_the_bit_beside_others_that_are_moved():
+    sampler = mixture_sampler(6)
+    noise, cond = start(sampler, 8)
+    plain = guided(sampler, GOAL, noise, cond, LookAhead(look_ahead=2, target=1e3)).images
+    with torch.no_grad():
+        assert torch.equal(plain, sampler(noise, cond))
+
+    def alone(i, target):
+        one = sampler.encode(["x"])
+        return guided(sampler, GOAL, noise[i : i + 1], one, LookAhead(look_ahead=2, target=target))
+
+    # What each image's look-aheads say where nothing is moved; the target lies between those of the images.
+    worst = torch.tensor([max(alone(i, 1e3).losses) for i in range(8)])
+    target = float(worst.sort().values[3:5].mean())
+    found = guided(sampler, GOAL, noise, cond, LookAhead(look_ahead=2, target=target)).images
+    assert torch.equal(found[worst <= target], plain[worst <= target])
+    for i in torch.nonzero(worst > target).flatten().tolist():
+        assert not torch.allclose(found[i], plain[i], rtol=1e-3)
+    for i in range(8):
+        assert torch.allclose(found[i], alone(i, target).images[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("strength", [1e6, 0.01])
+def test_a_move_to_a_target_is_that_of_polyak_and_no_longer_than_the_strength(strength):
+    """The first state alone is moved, by the gradient of plain autograd; then come the sampler's own steps."""
+    sampler = mixture_sampler(4).replace(solver=adp.Euler())
+    noise, cond = start(sampler)
+    model, target = sampler.model, 0.01
+    flow = ProbabilityFlow(model.schedule, model.denoiser)
+    grid = adp.grids.TimeGrid.checked(model.schedule, sampler.times())
+
+    def reached(z):
+        for i in range(4):
+            z = z + (grid[i + 1].tau - grid[i].tau) * flow.velocity(z, grid[i], cond)
+        return model.decode(flow.sample(z, grid[4]))
+
+    leaf = flow.initial(noise, grid[0]).requires_grad_()
+    values = GOAL(reached(leaf))
+    (g,) = torch.autograd.grad(values.sum(), leaf)
+    norm = g.norm(dim=1)
+    assert (values > target).all()
+    most = strength * float(grid[0].tau) * 2**0.5  # the root of the number of latents
+    length = ((values - target) / norm).clamp(max=most)
+    assert (length == most).all() if strength < 1 else (length < most).all()
+    expected = reached((leaf - (length / norm)[:, None] * g).detach())
+    ahead = LookAhead(look_ahead=4, strength=strength, last=0.1, target=target)
+    assert torch.allclose(guided(sampler, GOAL, noise, cond, ahead).images, expected.detach(), rtol=1e-10)
+
+
+def test_no_slope_is_no_move():
+    """A metric above its target that no pixel changes leaves the images as they are, without a NaN."""
+    sampler = mixture_sampler(4)
+    noise, cond = start(sampler)
+    ahead = LookAhead(look_ahead=2, target=0.5)
+    found = guided(sampler, lambda images: 7 + 0 * images.mean((1, 2, 3)), noise, cond, ahead)
+    with torch.no_grad():
+        assert torch.equal(found.images, sampler(noise, cond))
+
+
 def test_a_look_ahead_holds_the_memory_of_one_graph_whatever_its_length():
     """At the bundled size, by the account and by following every storage: no more than 1.1 times a sampling's."""
     sampler = adp.load_bundled("emoji", steps=8, adjoint=adp.Checkpointed())

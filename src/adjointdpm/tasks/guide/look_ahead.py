@@ -7,7 +7,8 @@ and then the sampler's own step. n = 1 is one-step guidance, as in DPS (Chung et
 FreeDoM (Yu et al., 2023, arXiv 2303.09833). More steps see a sharper image; their gradient is exact, as with the
 symplectic adjoint (Pan et al., 2023, arXiv 2312.12030), here by differentiating the same steps that were taken, in the
 memory of one graph where the sampler's adjoint is `Checkpointed`. The norm is kept: guided states stay on the shell
-where the model's noise lies.
+where the model's noise lies. With a target, u itself is the next state, and the move is no longer than Polyak's,
+(L - L*) / |g|: each image of a batch is moved as far as its own metric asks for, and no further.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +40,8 @@ class LookAhead:
         first: Fraction of the trajectory at which guidance begins.
         last: Fraction of the trajectory at which guidance ends.
         target: Value of the metric that is aimed at, as in an inverse problem. A move is then at most as long as leads
-            there by the metric's slope, and does not keep the state's norm.
+            there by the metric's slope, and does not keep the state's norm; an image whose look-ahead is at or below
+            the target is not moved.
 
     Raises:
         InputError: out of range.
