@@ -159,7 +159,7 @@ def main() -> None:
         default=None,
         help='The target of a look-ahead is what "noise" reached here.',
     )
-    parser.add_argument("--target_share", type=float, default=0.97, help="The target, as a share of that.")
+    parser.add_argument("--target_share", type=float, default=0.95, help="The target, as a share of that.")
     parser.add_argument("--memory", action="store_true", help="Measure the bytes of a look-ahead alone.")
     flags = parser.parse_args()
     if flags.memory:
