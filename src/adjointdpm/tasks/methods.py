@@ -13,7 +13,7 @@ from ..metrics import beside, for_prompts
 from .evaluation import Mean, Rate, change, recognized
 from .sampling import parts
 
-__all__ = ["Evaluation", "MethodResult", "MethodsResult", "verdict_of", "write_methods"]
+__all__ = ["Evaluation", "MethodResult", "MethodsResult", "methods_table", "verdict_of", "write_methods"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,25 @@ def write_methods(
         reference: (3, height, width), an image that the metric compares with.
         rate: frames or samples in a second, where videos or sounds were made.
     """
+    methods_table(result, page)
+    if reference is not None:
+        page.images(table_of("reference", reference[None], ["the given image"], None))
+    rows = [
+        table_of(method, each.images[:8], captions[:8], rate) for method, each in result.methods.items()
+    ]
+    page.images(*rows, file=result.folder / ("images.png" if rate is None else "samples"))
+    for method, each in result.methods.items():
+        if each.losses:
+            page.curve(each.losses, "step", f"loss ({method})")
+
+
+def methods_table(result: MethodsResult, page: Page) -> None:
+    """Put a table of all methods on a page.
+
+    Args:
+        result: what they made.
+        page: is added to.
+    """
     first, *_ = result.methods.values()
     counted = any(each.calls is not None for each in result.methods.values())
     page.table(
@@ -158,15 +177,6 @@ def write_methods(
             for method, each in result.methods.items()
         ],
     )
-    if reference is not None:
-        page.images(table_of("reference", reference[None], ["the given image"], None))
-    rows = [
-        table_of(method, each.images[:8], captions[:8], rate) for method, each in result.methods.items()
-    ]
-    page.images(*rows, file=result.folder / ("images.png" if rate is None else "samples"))
-    for method, each in result.methods.items():
-        if each.losses:
-            page.curve(each.losses, "step", f"loss ({method})")
 
 
 def verdict_of(result: MethodsResult, measure: str, method: str, images: str, how: str) -> str:

@@ -12,21 +12,21 @@ from torch import Tensor
 from ...files.html_report import ImageTable, Page
 from ...files.images import as_8_bit
 from ...metrics import Measured
-from ..methods import MethodsResult, write_methods
+from ..methods import MethodsResult, methods_table, write_methods
 from .result import PLAIN, SolveResult
 
 __all__ = ["page_of"]
 
 _SHOWN = 8
-_TABLE = ("metric", "squared error")
-"""The measures of which lower is better, which the table of methods has."""
+_LOWER = ("metric", "squared error")
+"""The measures of which lower is better; those of which higher is better have a table of their own."""
 
 
 def page_of(result: SolveResult, metric: Measured, truth: Tensor | None) -> Page:
     """Return the page of reconstructions.
 
     Args:
-        result: what was made; images.png is written into its folder.
+        result: what was made; of one measurement, images.png is written into its folder.
         metric: the measurements.
         truth: the images that were measured, or None.
     """
@@ -37,56 +37,43 @@ def page_of(result: SolveResult, metric: Measured, truth: Tensor | None) -> Page
     page.verdict = _verdict(result)
     if truth is not None:
         _quality(page, result)
-    if several:
-        page.text(
-            "Every image starts at the same noises, and its result depends on no other image. The intervals are over "
-            "the images."
-        )
-        page.heading(
-            f"The first {_SHOWN} of {len(result.images)} images"
-            if len(result.images) > _SHOWN
-            else "Images"
-        )
-        page.text(
-            "Of each solver the reconstruction is shown whose measurement is nearest to the given one."
-        )
-    names = [each.file for each in result.images[:_SHOWN]]
-    given = [("the image", truth)] if truth is not None else []
+    captions = [each.file for each in result.images[:_SHOWN]]
+    given = [("the image", truth[:_SHOWN])] if truth is not None else []
     shown = _shown(metric.y[:_SHOWN])
     given += [] if shown is None else [("measurement", shown)]
-    if given:
-        page.images(
-            *(
-                ImageTable(name, as_8_bit(each[:_SHOWN]), names if several else [name])
-                for name, each in given
-            )
-        )
-    if not several:
-        _left(page, result, metric)
-    write_methods(
-        _shortened(result), page, names if several else _numbered(len(result.methods[PLAIN].images))
-    )
     if several:
-        _rows(page, result)
+        _many(page, result, given, captions)
+        return page
+    if given:
+        page.images(*(ImageTable(name, as_8_bit(each), [name]) for name, each in given))
+    _left(page, result, metric)
+    write_methods(_lower(result), page, _numbered(len(result.methods[PLAIN].images)))
     return page
 
 
 def _verdict(result: SolveResult) -> str:
     """Return in whole sentences what the best solver reached."""
-    best, several = result.best, len(result.images) > 1
+    best, n = result.best, len(result.images)
     made, plain = result.methods[best], result.methods[PLAIN]
-    text = (
-        f"The solver “{best}” comes nearest to the measurement{'s' * several}: the metric is "
-        f"{made.means['metric']:.3g}{' in the mean' * several} ({plain.means['metric']:.3g} without it; 0.5 is the "
-        "measurement's own noise)."
+    reached = (
+        f"the metric is {made.means['metric']:.3g} ({plain.means['metric']:.3g} without it; 0.5 is the measurement's "
+        "own noise)."
     )
-    if several:
+    if n == 1:
+        text, against = (
+            f"The solver “{best}” comes nearest to the measurement: {reached}",
+            "the image itself",
+        )
+    else:
         first = sum(each.best == best for each in result.images)
-        text = f"Of {len(result.images)} images: {text} It is the nearest one in {first} of them."
-    if "PSNR" in made.values:
-        against = "the images themselves" if several else "the image itself"
-        text += f" PSNR against {against}: {made.means['PSNR']:.2f} dB."
-    return text
+        text = (
+            f"On {n} images, the solver “{best}” comes nearest to the measurements in the mean: {reached} It is the "
+            f"nearest one on {first} of them."
+        )
+        against = "the images themselves"
+    return text + (
+        f" PSNR against {against}: {made.means['PSNR']:.2f} dB." if "PSNR" in made.values else ""
+    )
 
 
 def _quality(page: Page, result: SolveResult) -> None:
@@ -115,21 +102,30 @@ def _left(page: Page, result: SolveResult, metric: Measured) -> None:
             )
 
 
-def _shortened(result: SolveResult) -> MethodsResult:
-    """Return the methods with the measures of a table, and of several measurements one image each."""
-    methods = {}
-    for name, each in result.methods.items():
-        images = each.images
-        if len(result.images) > 1:
-            mine = (image.methods[name].images[image.nearest(name)] for image in result.images[:_SHOWN])
-            images = torch.stack(list(mine))
-        values = {measure: each.values[measure] for measure in _TABLE if measure in each.values}
-        methods[name] = replace(each, images=images, values=values)
+def _lower(result: SolveResult) -> MethodsResult:
+    """Return the methods with the measures of which lower is better."""
+    methods = {
+        name: replace(each, values={k: v for k, v in each.values.items() if k in _LOWER})
+        for name, each in result.methods.items()
+    }
     return MethodsResult(result.folder, result.artefact, methods, result.costs)
 
 
-def _rows(page: Page, result: SolveResult) -> None:
-    """Add a row for every image: the PSNR of each method, or its metric where the images are not known."""
+def _many(page: Page, result: SolveResult, given: list[tuple[str, Tensor]], captions: list[str]) -> None:
+    """Add what was made of several measurements: the means, the first images, and a row for every one."""
+    methods_table(_lower(result), page)
+    page.text(
+        "Every image starts at the same noises, and its result depends on no other image. The intervals are over the "
+        "images."
+    )
+    n = len(result.images)
+    page.heading("Images" if n <= _SHOWN else f"The first {_SHOWN} of {n} images")
+    page.text("Of each solver the reconstruction is shown whose measurement is nearest to the given one.")
+    rows = [ImageTable(name, as_8_bit(each), captions) for name, each in given]
+    for name in result.methods:
+        nearest = [each.methods[name].images[each.nearest(name)] for each in result.images[:_SHOWN]]
+        rows.append(ImageTable(name, as_8_bit(torch.stack(nearest)), captions))
+    page.images(*rows)
     known = "PSNR" in result.methods[PLAIN].values
     measure, digits = ("PSNR", ".2f") if known else ("metric", ".3g")
     page.heading("Every image")
