@@ -9,10 +9,12 @@ import threading
 import time
 
 import pytest
+import torch
 
 import adjointdpm as adp
+from adjointdpm.files.checkpoint import save_checkpoint
 from adjointdpm.optimization import run_folder
-from adjointdpm.optimization.run_folder import hold_folder
+from adjointdpm.optimization.run_folder import finished_part, hold_folder
 from adjointdpm.tasks import GuideSettings, RunOptions
 from tests import ROOT
 from tests.tiny.tasks import digest, mixture_sampler, run
@@ -153,3 +155,15 @@ def test_commands_end_in_order_and_let_no_second_run_in(tmp_path):
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_finished_part_is_read_where_a_run_goes_on_with_its_config(tmp_path):
+    path, tensors = tmp_path / "part.safetensors", {"x": torch.rand(3, dtype=torch.float64)}
+    assert finished_part(path, {"a": 1}, True) is None
+    save_checkpoint(path, tensors, {"config": {"a": 1, "n": 5}})
+    assert finished_part(path, {"a": 2}, False) is None
+    found, about = finished_part(path, {"a": 1, "n": 6}, True, free=("n",))
+    assert torch.equal(found["x"], tensors["x"])
+    assert about["config"]["n"] == 5
+    with pytest.raises(adp.InputError, match="a = 1, but this run has 2; resume with the same settings"):
+        finished_part(path, {"a": 2, "n": 5}, True)

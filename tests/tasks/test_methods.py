@@ -33,6 +33,14 @@ def test_measures_in_parts_are_those_of_the_whole():
         assert whole.means[name] == pytest.approx(float(values.mean()))
 
 
+def test_intervals_are_over_what_was_tried_several_times():
+    values = torch.tensor([1.0, 3.0, 5.0, 9.0, 6.0, 8.0])  # of three images, each made twice
+    found = MethodResult(images(0), {"metric": values}, None, tries=2).intervals["metric"]
+    means = torch.tensor([2.0, 7.0, 7.0])
+    assert found.mean == pytest.approx(float(values.mean()))
+    assert found.high - found.mean == pytest.approx(1.96 * float(means.std()) / 3**0.5)
+
+
 def test_a_reward_reads_the_prompt_of_each_image_in_parts_too():
     made, prompts = images(1), ["a", "bc", "def"]
     reward = FunctionReward(bright_for_long_prompts)

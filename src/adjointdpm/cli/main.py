@@ -27,7 +27,7 @@ COMMANDS = {
     "invert": "Learn a token for a visual effect, from a metric or from images.",
     "audit": "Look for initial noise whose images a classifier gets wrong.",
     "guide": "Guide images to a metric, without training.",
-    "solve": "Reconstruct an image from a measurement of it.",
+    "solve": "Reconstruct images from measurements of them.",
     "studio": "Serve a local page on which a person watches a gradient work.",
 }
 """What each command does; its flags are those of the dataclass of its name, in the module of its name."""

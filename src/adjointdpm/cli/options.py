@@ -279,9 +279,13 @@ def _saved(given: Given, folder: Path, agreed: dict[str, Any], free: Collection[
     """
     path = folder / "config.yaml"
     if given.values["resume"] and path.exists():
-        before, steps = _read_saved(path), given.values["max_train_steps"]
+        before, steps = _read_saved(path), given.values.get("max_train_steps")
         check_config(path, before, agreed, free=free)
-        if isinstance(before.get("max_train_steps"), int) and steps < before["max_train_steps"]:
+        if (
+            steps is not None
+            and isinstance(before.get("max_train_steps"), int)
+            and steps < before["max_train_steps"]
+        ):
             raise InputError(
                 f"{path} was made with max_train_steps = {before['max_train_steps']}, and --resume goes on to as many "
                 f"steps or more, but this run has {steps}"

@@ -1,9 +1,11 @@
 """A run's output folder: its own while it lasts, and no earlier run's results are overwritten.
 
     with run_folder(path, resume) as folder: ...
+    part = finished_part(folder / "state" / "a.safetensors", config, resume)
 
 A file `.lock` in it names the process, which holds a lock of the operating system on it: a second run is refused at
 once, and a process that was killed leaves no lock behind. Several processes of one run hold it once, by the first.
+A task that is made of parts saves each when it is finished, with what decides it, and a resumed run reads it.
 """
 
 import atexit
@@ -14,13 +16,15 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor
 
 from .._types import InputError
-from ..files.checkpoint import previous
+from ..files.checkpoint import check_config, has_checkpoint, load_checkpoint, previous
 from ..files.images import output_folder
 from .distributed import Processes
 
@@ -29,7 +33,7 @@ try:
 except ImportError:  # there is none on Windows
     fcntl = None
 
-__all__ = ["alone", "hold_folder", "run_folder"]
+__all__ = ["alone", "finished_part", "hold_folder", "run_folder"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,6 +125,30 @@ def alone(task: Callable[P, R]) -> Callable[P, R]:
             return task(*args, **kwargs)
 
     return run
+
+
+def finished_part(
+    path: Path, config: Mapping[str, Any], resume: bool, free: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return a part of a run that `save_checkpoint(path, tensors, {"config": config})` kept, to go on from it.
+
+    Args:
+        path: of the part.
+        config: what decides it; it must agree with that of the file.
+        resume: whether the run goes on from an earlier one.
+        free: names of what may differ all the same.
+
+    Returns:
+        the tensors, on the CPU, and what was saved with them; None if the run does not go on, or the part is not there.
+
+    Raises:
+        InputError: the part was made with another config, or is damaged.
+    """
+    if not (resume and has_checkpoint(path)):
+        return None
+    tensors, about = load_checkpoint(path)
+    check_config(path, about["config"], config, free)
+    return tensors, about
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .invert import (
 )
 from .methods import MethodResult
 from .report import load_result
-from .solve import SolveResult, SolveSettings, solve
+from .solve import SolvedImage, SolveResult, SolveSettings, solve
 from .tune import Lora, Subset, TuneResult, TuneSettings, shard, tune
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "RunOptions",
     "SolveResult",
     "SolveSettings",
+    "SolvedImage",
     "StoppedRunError",
     "Subset",
     "Task",

@@ -13,7 +13,7 @@ from ..metrics import beside, for_prompts
 from .evaluation import Mean, Rate, change, recognized
 from .sampling import parts
 
-__all__ = ["Evaluation", "MethodResult", "MethodsResult", "verdict_of", "write_methods"]
+__all__ = ["Evaluation", "MethodResult", "MethodsResult", "methods_table", "verdict_of", "write_methods"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,7 @@ class MethodResult:
     judged  how often the judge recognizes the concept in the saved images; None without a judge
     losses  of each iterate of the method's optimization; empty without one
     calls   denoiser calls for an image, forward and backward; None where they are not counted
+    tries   number of images in a row that are tries of the same thing, so that intervals are over the means of these
     """
 
     images: Tensor
@@ -32,17 +33,23 @@ class MethodResult:
     judged: Rate | None
     losses: Sequence[float] = ()
     calls: int | None = None
+    tries: int = 1
 
     @property
     def means(self) -> dict[str, float]:
         """The mean of each measure."""
         return {name: float(each.mean()) for name, each in self.values.items()}
 
+    @property
+    def intervals(self) -> dict[str, Mean]:
+        """The mean of each measure with its interval."""
+        return {name: Mean.of(each.view(-1, self.tries).mean(1)) for name, each in self.values.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """Return what result.json says of it."""
         return {
             "values": {name: each.tolist() for name, each in self.values.items()},
-            "means": {name: Mean.of(each).as_dict() for name, each in self.values.items()},
+            "means": {name: each.as_dict() for name, each in self.intervals.items()},
             "judged": self.judged and self.judged.as_dict(),
             "losses": list(self.losses),
             "calls": self.calls,
@@ -128,6 +135,25 @@ def write_methods(
         reference: (3, height, width), an image that the metric compares with.
         rate: frames or samples in a second, where videos or sounds were made.
     """
+    methods_table(result, page)
+    if reference is not None:
+        page.images(table_of("reference", reference[None], ["the given image"], None))
+    rows = [
+        table_of(method, each.images[:8], captions[:8], rate) for method, each in result.methods.items()
+    ]
+    page.images(*rows, file=result.folder / ("images.png" if rate is None else "samples"))
+    for method, each in result.methods.items():
+        if each.losses:
+            page.curve(each.losses, "step", f"loss ({method})")
+
+
+def methods_table(result: MethodsResult, page: Page) -> None:
+    """Put a table of all methods on a page.
+
+    Args:
+        result: what they made.
+        page: is added to.
+    """
     first, *_ = result.methods.values()
     counted = any(each.calls is not None for each in result.methods.values())
     page.table(
@@ -142,8 +168,8 @@ def write_methods(
                 method,
                 *(
                     text
-                    for name, values in each.values.items()
-                    for text in (str(Mean.of(values)), _change(result, name, method))
+                    for name, mean in each.intervals.items()
+                    for text in (str(mean), _change(result, name, method))
                 ),
                 *([] if first.judged is None else [str(each.judged)]),
                 *(["" if each.calls is None else str(each.calls)] if counted else []),
@@ -151,15 +177,6 @@ def write_methods(
             for method, each in result.methods.items()
         ],
     )
-    if reference is not None:
-        page.images(table_of("reference", reference[None], ["the given image"], None))
-    rows = [
-        table_of(method, each.images[:8], captions[:8], rate) for method, each in result.methods.items()
-    ]
-    page.images(*rows, file=result.folder / ("images.png" if rate is None else "samples"))
-    for method, each in result.methods.items():
-        if each.losses:
-            page.curve(each.losses, "step", f"loss ({method})")
 
 
 def verdict_of(result: MethodsResult, measure: str, method: str, images: str, how: str) -> str:

@@ -22,7 +22,7 @@ from ..._types import Cond, InputError
 from ...attacks.bisection import smallest
 from ...attacks.norm_ball import Ball
 from ...files.atomic_write import write_file
-from ...files.checkpoint import check_config, load_checkpoint, save_checkpoint
+from ...files.checkpoint import save_checkpoint
 from ...files.diffusers_files import save_noise
 from ...files.images import as_8_bit, output_folder
 from ...metrics.image_classifier import Labelled, as_classifier
@@ -30,7 +30,7 @@ from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
 from ...optimization.loop import Outcome, optimize
 from ...optimization.progress import progress
-from ...optimization.run_folder import alone
+from ...optimization.run_folder import alone, finished_part
 from ...optimization.seeds import key
 from ...optimization.task import RunOptions
 from ...samplers.base import Sampler
@@ -425,12 +425,10 @@ class _Audit:
         """Return a control's noise of so many samplings; made once, if the run is resumed."""
         path = output_folder(self.folder / "state") / f"{name.replace(' ', '-')}.safetensors"
         config = {**self.run.config, "samplings": draws}
-        if self.run.resume and path.exists():
-            tensors, about = load_checkpoint(path)
-            check_config(path, about["config"], config, free=("max_train_steps", "samplings"))
-            # A control has as many calls as the attack.
-            if about["config"]["samplings"] == draws:
-                return tensors["noise"]
+        part = finished_part(path, config, self.run.resume, free=("max_train_steps", "samplings"))
+        # A control has as many calls as the attack.
+        if part is not None and part[1]["config"]["samplings"] == draws:
+            return part[0]["noise"]
         noise = work()
         if Processes.here().first:
             save_checkpoint(path, {"noise": noise}, {"config": config})

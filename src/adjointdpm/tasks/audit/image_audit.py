@@ -24,11 +24,11 @@ from ...attacks.bisection import smallest
 from ...attacks.expectation import is_random, over_draws
 from ...attacks.losses import check_logits
 from ...files.atomic_write import write_file
-from ...files.checkpoint import check_config, has_checkpoint, load_checkpoint, save_checkpoint
+from ...files.checkpoint import save_checkpoint
 from ...files.images import as_8_bit, output_folder, png, read_image
 from ...metrics.image_classifier import Labelled, PlainClassifier
 from ...optimization.progress import progress
-from ...optimization.run_folder import alone
+from ...optimization.run_folder import alone, finished_part
 from ...optimization.seeds import forked, key
 from ...optimization.task import RunOptions
 from ...samplers.purified import Purified
@@ -260,10 +260,9 @@ class _ImageAudit:
             "images": as_8_bit(images).long().sum().item(),
             "labels": labels.tolist(),
         }
-        if self.run.resume and has_checkpoint(path):
-            tensors, about = load_checkpoint(path)
-            check_config(path, about["config"], config)
-            return tensors
+        part = finished_part(path, config, self.run.resume)
+        if part is not None:
+            return part[0]
         attack = replace(self.attack, seed=key(self.attack.seed, "part", number), batch=None)
         found = attack(self.attacked_module, images, labels)
         tensors = {

@@ -1,6 +1,7 @@
 """Reconstruct images from measurements of them."""
 
-from .solve import SolveResult, SolveSettings, solve
+from .result import SolvedImage, SolveResult
+from .solve import SolveSettings, solve
 from .solvers import METHODS, solved
 
-__all__ = ["METHODS", "SolveResult", "SolveSettings", "solve", "solved"]
+__all__ = ["METHODS", "SolveResult", "SolveSettings", "SolvedImage", "solve", "solved"]
