@@ -515,7 +515,7 @@ def rewards(record: Record) -> str:
                 "{median:.3f} ({lowest:.2f} to {highest:.2f})".format(**row["ratio"]),
                 *(megabytes(row["bytes_saved"][who]) for who in ("by hand", "tune")),
             ]
-            for row in record["cost"] or []
+            for row in record["cost"] or ()
         ],
     )
     tried: dict[tuple[str, str], dict[float, Record]] = {}
@@ -534,7 +534,7 @@ def rewards(record: Record) -> str:
         ["reward", "gradient", *(f"learning rate {rate:g}" for rate in every)],
         [[*names, *(cell(rows.get(rate)) for rate in every)] for names, rows in tried.items()],
     )
-    return "\n\n".join([table, *([rates] if tried else []), *hacking, cost])
+    return "\n\n".join([table, *([rates] if tried else []), *hacking, *([cost] if record["cost"] else [])])
 
 
 def inversion(record: Record) -> str:
