@@ -5,7 +5,8 @@
                denoiser calls alone take; of the processor, so that other programs count less
     robust     robust accuracy as five gradients claim it at equal denoiser calls: what is left after the attack, on
                fresh draws of the whole defence, of images of 8 bits; intervals are Wilson's, 95 %; each of --seeds has
-               images, noise and attacks of its own
+               images, noise and attacks of its own, and --record is gone on with: what it holds of the same settings
+               is not measured again, so that seeds and gradients can be added one by one
 
 Plain autograd is written out here: encode, noise, step and decode, without this library's samplers and adjoints.
 Finished parts of `robust` are kept in --output and not run again.
@@ -56,6 +57,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image", type=Path, default=None, help="file for a few images that were found")
     parser.add_argument("--balls", nargs="*", default=["linf:8/255"], help="norms and radii")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="in `robust`")
+    parser.add_argument(
+        "--gradients", nargs="*", choices=[*CALLS], default=[*CALLS], help="in `robust`, in this order"
+    )
     return parser.parse_args()
 
 
@@ -209,52 +213,87 @@ def timing(flags: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def rates(found: Sequence[Verdict], right: Sequence[Tensor]) -> dict[str, Any]:
+KINDS = ("single", "worst", "majority")
+
+
+def counts(found: Sequence[Verdict], right: Tensor) -> dict[str, dict[str, Any]]:
     """Robust accuracies: of a single draw, of all draws, of the vote; among images that the defence reads right."""
-    out: dict[str, Any] = {}
-    for name in ("single", "worst", "majority"):
-        misled = torch.cat([getattr(each, name)[ok] for each, ok in zip(found, right, strict=True)])
-        out[name] = Rate.of_mask(~misled).as_dict()
-    return out
+    return {
+        name: Rate.of_mask(~torch.cat([getattr(each, name) for each in found])[right]).as_dict()
+        for name in KINDS
+    }
 
 
-def robust(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Figure 3: gradients, norms and depths of the defence; after each row what is known so far."""
+def pooled(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one attack, with the images of all its seeds."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for part in parts:
+        groups.setdefault(json.dumps([part[name] for name in ATTACK]), []).append(part)
     rows: list[dict[str, Any]] = []
-    clean: dict[str, Any] = {}
+    for group in groups.values():
+        row = {name: group[0][name] for name in ATTACK} | {"seeds": [part["seed"] for part in group]}
+        for kind in KINDS:
+            hits, of = (sum(part[kind][what] for part in group) for what in ("hits", "of"))
+            row[kind] = Rate(hits, of).as_dict()
+        rows.append(row)
+    return rows
+
+
+ATTACK = ("t", "norm", "eps", "gradient", "steps", "draws")
+"""What tells attacks apart; without a gradient it is the defence that nobody attacks."""
+
+
+def robust(flags: argparse.Namespace, before: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Figure 3: seeds, depths of the defence, norms and gradients; after each part what is known so far.
+
+    A part that `before` holds, measured with the same settings, is not run again.
+    """
     settings = {
-        **{"images": flags.images, "seeds": flags.seeds, "purification_steps": flags.purify},
+        **{"images": flags.images, "purification_steps": flags.purify},
         **{"votes": flags.votes, "loss": "margin", "method": "APGD"},
     }
-    made = {seed: clean_images(flags.images, seed)[:2] for seed in flags.seeds}
-    for t in flags.t:
-        purified = defence(SOLVERS["SDE"], flags.purify, t, None)
-        before = {
-            seed: judged(purified, x, ys, draws=flags.votes, seed=seed) for seed, (x, ys) in made.items()
-        }
-        every = [torch.ones_like(ys).bool() for _, ys in made.values()]
-        clean[str(t)] = rates([*before.values()], every)
-        for text, (name, calls) in itertools.product(flags.balls, CALLS.items()):
-            ball, steps = ball_of(text), flags.steps * 3 // calls
-            given = {"t": t, "norm": ball.norm, "eps": ball.radius, "gradient": name, "steps": steps}
-            given["draws"] = flags.draws
-            verdicts: list[Verdict] = []
-            right: list[Tensor] = []
-            for seed, (images, labels) in made.items():
-                for number, part in enumerate(torch.arange(len(images)).split(10)):
-                    x, ys = (
-                        cell(flags, given, purified, images[part], labels[part], (seed, number)),
-                        labels[part],
-                    )
-                    verdicts.append(judged(purified, x, ys, draws=flags.votes, seed=key(seed, number)))
-                    right.append(~before[seed].majority[part])
-                    first = number == 0 and seed == flags.seeds[0] and t == flags.t[0]
-                    if first and name == "exact" and text == flags.balls[0] and flags.image is not None:
-                        draw_images(flags.image, purified, images[part], x, verdicts[0])
-            rows.append({**given, **rates(verdicts, right)})
-            shares = {k: v["share"] if isinstance(v, dict) else v for k, v in rows[-1].items()}
-            print(shares, flush=True)
-            yield {"settings": settings, "clean": clean, "rows": rows}
+    parts: list[dict[str, Any]] = before.get("parts", []) if before.get("settings") == settings else []
+    known = {json.dumps([part[name] for name in (*ATTACK, "seed")]) for part in parts}
+    for seed, t in itertools.product(flags.seeds, flags.t):
+        images, labels, _ = clean_images(flags.images, seed)
+        # All graphs are kept here, which changes no bit; its calls are still counted with their recomputation.
+        purified = defence(
+            SOLVERS["SDE"], flags.purify, t, None, adjoint=adp.Checkpointed(keep=flags.purify)
+        )
+        unattacked = judged(purified, images, labels, draws=flags.votes, seed=seed)
+        right = ~unattacked.majority
+        nobody = dict.fromkeys(ATTACK) | {"t": t, "seed": seed}
+        wanted = [nobody] + [
+            {
+                **{"t": t, "norm": ball_of(text).norm, "eps": ball_of(text).radius, "gradient": name},
+                **{"steps": flags.steps * 3 // CALLS[name], "draws": flags.draws, "seed": seed},
+            }
+            for text, name in itertools.product(flags.balls, flags.gradients)
+        ]
+        for given in wanted:
+            if json.dumps([given[name] for name in (*ATTACK, "seed")]) in known:
+                continue
+            if given["gradient"] is None:
+                parts.append(given | counts([unattacked], torch.ones_like(right)))
+            else:
+                parts.append(given | counts(attacked(flags, given, purified, images, labels), right))
+            print({k: v["share"] if isinstance(v, dict) else v for k, v in parts[-1].items()}, flush=True)
+            yield {"settings": settings, "rows": pooled(parts), "parts": parts}
+
+
+def attacked(
+    flags: argparse.Namespace, given: dict[str, Any], purified: adp.Purified, images: Tensor, labels: Tensor
+) -> list[Verdict]:
+    """Verdicts on fresh draws, ten images at a time."""
+    verdicts: list[Verdict] = []
+    for number, part in enumerate(torch.arange(len(images)).split(10)):
+        x = cell(flags, given, purified, images[part], labels[part], number)
+        verdicts.append(
+            judged(purified, x, labels[part], draws=flags.votes, seed=key(given["seed"], number))
+        )
+        if number == 0 and given["gradient"] == "exact" and flags.image is not None:
+            draw_images(flags.image, purified, images[part], x, verdicts[0])
+    return verdicts
 
 
 def cell(
@@ -263,12 +302,12 @@ def cell(
     purified: adp.Purified,
     images: Tensor,
     labels: Tensor,
-    place: tuple[int, int],
+    number: int,
 ) -> Tensor:
     """What one attack found on a part of a seed's images; from its file, if there is one."""
-    seed, number = place
-    name = "-".join(str(each) for each in (*given.values(), seed, number))
-    about = {**given, "purify": flags.purify, "images": flags.images, "seed": seed}
+    seed = given["seed"]
+    name = "-".join(str(each) for each in (*given.values(), number))
+    about = {**given, "purify": flags.purify, "images": flags.images}
     path: Path = flags.output / f"{name}.json"
     if path.exists():
         kept = json.loads(path.read_text())
@@ -321,7 +360,7 @@ def main() -> None:
     parts = {
         "gradient": lambda: [gradient(flags)],
         "time": lambda: [timing(flags)],
-        "robust": lambda: robust(flags),
+        "robust": lambda: robust(flags, figures.get("robust", {})),
     }
     for name in flags.only:
         for found in parts[name]():

@@ -333,21 +333,22 @@ def studio(record: Record) -> str:
 
 def purified(record: Record) -> str:
     """What each gradient claims of a defence; its error, bytes and time."""
-    claimed = record["robust"]
     kinds = ("single", "worst", "majority")
     rows = [
-        [f"{t}", "", "no attack", "", *(rate(found[kind]) for kind in kinds)]
-        for t, found in claimed["clean"].items()
-    ]
-    rows += [
         [
             f"{row['t']:g}",
-            f"{255 * row['eps']:g}/255" if row["norm"] == "linf" else f"{row['eps']:g} in L2",
-            row["gradient"],
-            str(row["steps"]),
+            *(
+                ("", "no attack", "")
+                if row["gradient"] is None
+                else (
+                    f"{255 * row['eps']:g}/255" if row["norm"] == "linf" else f"{row['eps']:g} in L2",
+                    row["gradient"],
+                    str(row["steps"]),
+                )
+            ),
             *(rate(row[kind]) for kind in kinds),
         ]
-        for row in claimed["rows"]
+        for row in record["robust"]["rows"]
     ]
     head = [
         *("t", "radius", "gradient of the attack", "steps"),

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_map
 
 from .._types import GraphPolicy, InputError, State, Stats, Time
 from ..flow.grids import TimeGrid
+from ..flow.per_sample import widened
 from ..solvers.integrate import IVP, integrate
 from .base import Adjoint, wants_gradient
 from .call_accounting import CallAccounting
@@ -326,7 +327,7 @@ class Rollout:
             predicted = self._states[leap.start] + total(leap.weights, self._slopes)
             away = (time.scale.detach() * (predicted - reached)).abs().flatten(1).mean(1)
             distance = distance + away.clamp(min=self._plan.floor)
-        return (1 / distance).reshape(-1, *[1] * (final.ndim - 1))
+        return widened(1 / distance, final)
 
 
 class Velocity:

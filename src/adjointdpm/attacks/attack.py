@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .._types import InputError, OneOf, Range, check_settings
 from ..files.images import as_8_bit
+from ..flow.per_sample import chosen
 from ..optimization.seeds import generator
 from .expectation import Estimate, Expectation, over_draws
 from .losses import LOSSES, check_logits
@@ -189,7 +190,7 @@ class _Run:
         found = self.expectation(x, self.labels, *self.name, step, towards=self.towards, target=self.target)
         best, better = self.best, found.margins < self.best.margins
         best.margins = torch.where(better, found.margins, best.margins)
-        best.x = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x, best.x)
+        best.x = chosen(better, x, best.x)
         best.losses.append(float(found.values.mean()))
         best.zeros += int((found.gradient.flatten(1).abs().amax(1) == 0).sum())
         return found

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..flow.per_sample import chosen, widened
 from .norm_ball import Region
 
 __all__ = ["smallest"]
@@ -43,9 +44,9 @@ def smallest(
     low, high, best = x.new_zeros(len(x)), x.new_ones(len(x)), x
     for number in range(halvings):
         middle = (low + high) / 2
-        s = middle.view(-1, *[1] * (x.ndim - 1))
-        point = ball.finished(ball.project(centre + s * (x - centre), centre), centre)
+        moved = centre + widened(middle, x) * (x - centre)
+        point = ball.finished(ball.project(moved, centre), centre)
         good = succeeds(point, number).to(x.device)
         low, high = torch.where(good, low, middle), torch.where(good, middle, high)
-        best = torch.where(good.view_as(s), point, best)
+        best = chosen(good, point, best)
     return best

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .._types import Range, check_settings
+from ..flow.per_sample import chosen, widened
 from .expectation import Estimate
 from .norm_ball import Region
 
@@ -65,8 +66,8 @@ class PGD(Method):
         x, velocity = start, torch.zeros_like(start)
         for k in range(steps):
             gradient = evaluate(x, k).gradient
-            length = gradient.flatten(1).abs().sum(1).clamp(min=1e-30).view(-1, *[1] * (x.ndim - 1))
-            velocity = self.momentum * velocity + gradient / length
+            length = gradient.flatten(1).abs().sum(1).clamp(min=1e-30)
+            velocity = self.momentum * velocity + gradient / widened(length, x)
             x = ball.project(x + self.rate * ball.direction(velocity, centre), centre)
         return torch.full((steps, len(x)), self.rate)
 
@@ -97,7 +98,7 @@ class APGD(Method):
         last, rose, size_then, most_then = 0, torch.zeros_like(value), size, most
         marks, sizes = checkpoints(steps), [size]
         for k in range(1, steps):
-            ahead = ball.project(x + _wide(size, x) * ball.direction(gradient, centre), centre)
+            ahead = ball.project(x + widened(size, x) * ball.direction(gradient, centre), centre)
             a = 1.0 if k == 1 else 0.75
             before, x = x, ball.project(x + a * (ahead - x) + (1 - a) * (x - before), centre)
             now = evaluate(x, k)
@@ -105,17 +106,13 @@ class APGD(Method):
             value, gradient = now.values, now.gradient
             better = value > most
             most = torch.where(better, value, most)
-            best, slope = (
-                torch.where(_wide(better, x), new, old) for new, old in ((x, best), (gradient, slope))
-            )
+            best, slope = (chosen(better, new, old) for new, old in ((x, best), (gradient, slope)))
             if k in marks:
                 halve = (rose <= self.rho * (k - last)) | ((size == size_then) & (most <= most_then))
                 last, rose, size_then, most_then = k, torch.zeros_like(rose), size, most
                 size = torch.where(halve, size / 2, size)
                 value = torch.where(halve, most, value)
-                x, gradient = (
-                    torch.where(_wide(halve, x), new, old) for new, old in ((best, x), (slope, gradient))
-                )
+                x, gradient = (chosen(halve, new, old) for new, old in ((best, x), (slope, gradient)))
             sizes.append(size)
         return torch.stack(sizes).cpu()
 
@@ -135,7 +132,3 @@ def checkpoints(steps: int) -> list[int]:
         step = max(step - 3, 6)
         hundredths += step
     return found
-
-
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))

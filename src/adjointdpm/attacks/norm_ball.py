@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from .._types import InputError, OneOf, Range
+from ..flow.per_sample import widened
 
 __all__ = ["Ball", "ImageBall", "Region"]
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1] * (x.ndim - 1))
+    return widened(x.flatten(1).norm(dim=1).clamp(min=1e-12), x)
 
 
 class Region(ABC):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..flow.per_sample import chosen
 from ..optimization.seeds import generator
 from .expectation import over_draws
 from .losses import margin
@@ -45,5 +46,5 @@ def random_search(
             mean += margin(logits, labels) / draws
         better = mean < least
         least = torch.where(better, mean, least)
-        best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), point, best)
+        best = chosen(better, point, best)
     return best

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..._types import Cond
 from ...attacks.norm_ball import Ball
+from ...flow.per_sample import widened
 from ...optimization.progress import progress
 from ...optimization.seeds import generator
 from ...samplers.base import Sampler
@@ -88,7 +89,7 @@ def spsa(
             probe = 0.5 * ball.direction(d, start)
             pair = [ball.project(x + probe, start), ball.project(x - probe, start)]
             up, down = (best.offer(noise, sampled(sampler, noise, cond, batch)) for noise in pair)
-            slope = (up - down).view(-1, *[1] * (x.ndim - 1)) * d
+            slope = widened(up - down, d) * d
             x = ball.project(x - rate * ball.direction(slope, start), start)
             bar.update()
     return best.noise
