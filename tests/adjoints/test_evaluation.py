@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import adjointdpm as adp
-from adjointdpm.adjoints.evaluation import Counted, InBlocks
+from adjointdpm.adjoints.evaluation import Counted, Held, InBlocks
 from adjointdpm.adjoints.recompute import Blocks
 from adjointdpm.flow.denoisers import SplitGuidance
 from tests import PACKAGE
@@ -88,3 +88,22 @@ def test_wrappers_name_the_denoiser_inside_and_share_its_network():
     assert outer.network is plain.network
     assert [id(each) for each in outer.parameters()] == [id(each) for each in plain.parameters()]
     assert len(outer.state_dict()) == len(plain.state_dict())
+
+
+def test_an_evaluation_without_a_gradient_is_held_until_an_input_changes():
+    sampler, calls, graphs = unet_sampler(), adp.Stats(), adp.Stats()
+    denoiser = Held(Counted(sampler.model.denoiser, calls, None), graphs)
+    x, t = sampler.noise(1).double(), torch.tensor(500.0, dtype=torch.float64)
+    cond = adp.Cond({"prompt_embeds": sampler.encode([""])["prompt_embeds"]})
+    first = denoiser(x, t, cond)
+    assert not first.requires_grad  # the network's weights do
+    assert denoiser(x.clone(), t.clone(), cond.map(torch.clone)) is first
+    assert calls.nfe_forward == 1
+    moved = cond.map(lambda tensor: tensor.clone().requires_grad_())
+    (slope,) = torch.autograd.grad(denoiser(x, t, moved).sum(), moved["prompt_embeds"])
+    assert float(slope.abs().max()) > 0
+    assert denoiser(x, t, cond) is first  # what has a gradient is not held in its place
+    assert (calls.nfe_forward, graphs.nfe_forward) == (2, 1)
+    for other in ((x + 1, t, cond), (x, t - 1, cond), (x, t, cond.map(lambda tensor: tensor + 1))):
+        assert torch.equal(denoiser(*other), sampler.model.denoiser(*other))
+    assert calls.nfe_forward == 5

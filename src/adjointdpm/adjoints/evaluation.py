@@ -21,7 +21,7 @@ from .block_checkpointing import in_blocks
 from .call_accounting import CallAccounting
 from .recompute import Recomputation, entered, kept
 
-__all__ = ["Counted", "Evaluated", "Evaluation", "InBlocks"]
+__all__ = ["Counted", "Evaluated", "Evaluation", "Held", "InBlocks"]
 
 
 class Evaluation:
@@ -112,6 +112,38 @@ class Counted(WrappedDenoiser):
         if self._influence is None or not self._influence.open:
             return self.denoiser(x, t, cond)
         return self._influence.evaluate(direct, Evaluation(self.denoiser, cond), x, t, *cond.values())
+
+
+class Held(WrappedDenoiser):
+    """A denoiser whose last evaluation without a gradient is held, and returned where the same one is asked for again.
+
+    In an optimization over some of its inputs, what does not depend on them is then evaluated once.
+
+    Args:
+        denoiser: the denoiser.
+        differentiated: receives the count of the evaluations that depend on what requires a gradient.
+    """
+
+    def __init__(self, denoiser: Denoiser, differentiated: Stats) -> None:
+        super().__init__(denoiser)
+        self._differentiated = differentiated
+        self._inputs: tuple[Tensor, ...] = ()
+        self._out: Tensor | None = None
+
+    def forward(self, x: Tensor, t: Scalar, cond: Cond) -> Any:
+        inputs = (x, t, *cond.values())
+        if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
+            self._differentiated.nfe_forward += 1
+            return self.denoiser(x, t, cond)
+        if self._out is None or not _same(inputs, self._inputs):
+            with torch.no_grad():
+                self._inputs, self._out = inputs, self.denoiser(x, t, cond)
+        return self._out
+
+
+def _same(inputs: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
+    """Return whether two evaluations have the same inputs, to the bit."""
+    return len(inputs) == len(others) and all(map(torch.equal, inputs, others))
 
 
 class InBlocks(WrappedDenoiser):
