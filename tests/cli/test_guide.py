@@ -62,6 +62,7 @@ def test_flags_that_cannot_be_used_are_refused(tmp_path):
             "--label is not used without a judge": [*chroma, *SMALL, "--label", "cat"],
             "broken.png": ["guide", "--metric", f"style:{broken}", *cat],
             "strength must be above 0": [*chroma, "--strength", "0"],
+            "--target is not used with --no_baselines": [*chroma, "--no_baselines", "--target", "0.1"],
             "--max_train_steps is not used with --calls": [
                 *chroma,
                 "--calls",

@@ -50,6 +50,10 @@ class Guide:
             )
         if task.judge == "none":
             given.refuse_unused(("label",), "without a judge")
+        if not settings.baselines:
+            given.refuse_unused(
+                ("look_ahead", "strength", "target"), "with --no_baselines, which leaves out the look-ahead"
+            )
         check_calls(given)
         folder, run = self.output.start(given)
         sampler = self.model.sampler()
