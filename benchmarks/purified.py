@@ -43,6 +43,9 @@ ALL = ("gradient", "time", "robust")
 SOLVERS: dict[str, adp.Solver] = {"ODE": adp.Euler(), "SDE": adp.EulerMaruyama()}
 CALLS = {"exact": 3, "continuous": 3, "sde-adjoint": 3, "bpda": 1, "blind": 1}
 """Denoiser calls of a gradient in units of the purification's steps; blind makes none, and gets BPDA's steps."""
+KINDS = ("single", "worst", "majority")
+ATTACK = ("t", "norm", "eps", "gradient", "steps", "draws")
+"""What tells attacks apart; without a gradient it is the defence that nobody attacks."""
 
 
 def arguments() -> argparse.Namespace:
@@ -213,9 +216,6 @@ def timing(flags: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-KINDS = ("single", "worst", "majority")
-
-
 def counts(found: Sequence[Verdict], right: Tensor) -> dict[str, dict[str, Any]]:
     """Robust accuracies: of a single draw, of all draws, of the vote; among images that the defence reads right."""
     return {
@@ -226,9 +226,9 @@ def counts(found: Sequence[Verdict], right: Tensor) -> dict[str, dict[str, Any]]
 
 def pooled(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of one attack, with the images of all its seeds."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for part in parts:
-        groups.setdefault(json.dumps([part[name] for name in ATTACK]), []).append(part)
+        groups.setdefault(tuple(part[name] for name in ATTACK), []).append(part)
     rows: list[dict[str, Any]] = []
     for group in groups.values():
         row = {name: group[0][name] for name in ATTACK} | {"seeds": [part["seed"] for part in group]}
@@ -237,10 +237,6 @@ def pooled(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             row[kind] = Rate(hits, of).as_dict()
         rows.append(row)
     return rows
-
-
-ATTACK = ("t", "norm", "eps", "gradient", "steps", "draws")
-"""What tells attacks apart; without a gradient it is the defence that nobody attacks."""
 
 
 def robust(flags: argparse.Namespace, before: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -253,7 +249,7 @@ def robust(flags: argparse.Namespace, before: dict[str, Any]) -> Iterator[dict[s
         **{"votes": flags.votes, "loss": "margin", "method": "APGD"},
     }
     parts: list[dict[str, Any]] = before.get("parts", []) if before.get("settings") == settings else []
-    known = {json.dumps([part[name] for name in (*ATTACK, "seed")]) for part in parts}
+    known = {tuple(part[name] for name in (*ATTACK, "seed")) for part in parts}
     for seed, t in itertools.product(flags.seeds, flags.t):
         images, labels, _ = clean_images(flags.images, seed)
         # All graphs are kept here, which changes no bit; its calls are still counted with their recomputation.
@@ -271,7 +267,7 @@ def robust(flags: argparse.Namespace, before: dict[str, Any]) -> Iterator[dict[s
             for text, name in itertools.product(flags.balls, flags.gradients)
         ]
         for given in wanted:
-            if json.dumps([given[name] for name in (*ATTACK, "seed")]) in known:
+            if tuple(given[name] for name in (*ATTACK, "seed")) in known:
                 continue
             if given["gradient"] is None:
                 parts.append(given | counts([unattacked], torch.ones_like(right)))
@@ -291,7 +287,10 @@ def attacked(
         verdicts.append(
             judged(purified, x, labels[part], draws=flags.votes, seed=key(given["seed"], number))
         )
-        if number == 0 and given["gradient"] == "exact" and flags.image is not None:
+        ball = ball_of(flags.balls[0])
+        wanted = (flags.seeds[0], flags.t[0], ball.norm, ball.radius)
+        first = number == 0 and tuple(given[name] for name in ("seed", "t", "norm", "eps")) == wanted
+        if first and given["gradient"] == "exact" and flags.image is not None:
             draw_images(flags.image, purified, images[part], x, verdicts[0])
     return verdicts
 
