@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--coarse_steps", type=int, nargs="*", default=[])
     parser.add_argument("--best_of", type=int, default=1)
     parser.add_argument("--white_noise", action="store_true")
+    parser.add_argument("--stop_at_success", action="store_true")
     parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--momentum", type=float, default=0.5)
     parser.add_argument("--confidence", type=float, default=0.5)
@@ -84,6 +85,7 @@ def main() -> None:
         coarse_steps=tuple(options.coarse_steps),
         best_of=options.best_of,
         white_noise=options.white_noise,
+        stop_at_success=options.stop_at_success,
         controls=not options.no_controls,
         train_batch_size=options.batch,
         seed=options.seed,

@@ -251,6 +251,16 @@ def robust(flags: argparse.Namespace, before: dict[str, Any]) -> Iterator[dict[s
     parts: list[dict[str, Any]] = before.get("parts", []) if before.get("settings") == settings else []
     known = {tuple(part[name] for name in (*ATTACK, "seed")) for part in parts}
     for seed, t in itertools.product(flags.seeds, flags.t):
+        wanted = [dict.fromkeys(ATTACK) | {"t": t, "seed": seed}] + [
+            {
+                **{"t": t, "norm": ball_of(text).norm, "eps": ball_of(text).radius, "gradient": name},
+                **{"steps": flags.steps * 3 // CALLS[name], "draws": flags.draws, "seed": seed},
+            }
+            for text, name in itertools.product(flags.balls, flags.gradients)
+        ]
+        wanted = [each for each in wanted if tuple(each[name] for name in (*ATTACK, "seed")) not in known]
+        if not wanted:
+            continue
         images, labels, _ = clean_images(flags.images, seed)
         # All graphs are kept here, which changes no bit; its calls are still counted with their recomputation.
         purified = defence(
@@ -258,17 +268,7 @@ def robust(flags: argparse.Namespace, before: dict[str, Any]) -> Iterator[dict[s
         )
         unattacked = judged(purified, images, labels, draws=flags.votes, seed=seed)
         right = ~unattacked.majority
-        nobody = dict.fromkeys(ATTACK) | {"t": t, "seed": seed}
-        wanted = [nobody] + [
-            {
-                **{"t": t, "norm": ball_of(text).norm, "eps": ball_of(text).radius, "gradient": name},
-                **{"steps": flags.steps * 3 // CALLS[name], "draws": flags.draws, "seed": seed},
-            }
-            for text, name in itertools.product(flags.balls, flags.gradients)
-        ]
         for given in wanted:
-            if tuple(given[name] for name in (*ATTACK, "seed")) in known:
-                continue
             if given["gradient"] is None:
                 parts.append(given | counts([unattacked], torch.ones_like(right)))
             else:

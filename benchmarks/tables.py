@@ -207,11 +207,17 @@ def audit(record: Record) -> str:
     """Success and preserved labels, against the ball's size; controls."""
     found = record["audit"]
     named = {f"gradient, ball of {100 * float(r):.0f} %": each for r, each in found["curve"].items()}
+    columns: dict[str, Callable[[Record], str]] = {
+        "misclassified": lambda each: rate(each["success"]),
+        "label preserved": lambda each: rate(each["success_and_kept"]),
+    }
+    if all("calls" in each for each in named.values()):
+        columns = {"calls an image": lambda each: number(each["calls"], "d")} | columns
     rows = [
-        [name, rate(each["success"]), rate(each["success_and_kept"])]
+        [name, *(cell(each) for cell in columns.values())]
         for name, each in {**named, **found["controls"]}.items()
     ]
-    return markdown(["10 % ball where not said otherwise", "misclassified", "label preserved"], rows)
+    return markdown(["10 % ball where not said otherwise", *columns], rows)
 
 
 def hardening(record: Record) -> str:

@@ -1,8 +1,8 @@
-"""Numbers of each sample: inner products, factors and choices, against loops over the batch."""
+"""Numbers of each sample: inner products, norms, factors and choices, against loops over the batch."""
 
 import torch
 
-from adjointdpm.flow.per_sample import chosen, dot, widened
+from adjointdpm.flow.per_sample import chosen, dot, norms, widened
 
 
 def test_numbers_of_a_sample_are_those_of_a_loop():
@@ -11,6 +11,7 @@ def test_numbers_of_a_sample_are_those_of_a_loop():
     numbers, mask = torch.randn(3, generator=draws, dtype=torch.float64), torch.tensor([True, False, True])
     for i in range(3):
         torch.testing.assert_close(dot(a, b)[i], (a[i] * b[i]).sum())
+        torch.testing.assert_close((norms(a) / a)[i], (a[i] ** 2).sum().sqrt() / a[i])
         assert torch.equal((widened(numbers, a) * a)[i], float(numbers[i]) * a[i])
         assert torch.equal(chosen(mask, a, b)[i], a[i] if mask[i] else b[i])
 
@@ -20,3 +21,8 @@ def test_samples_that_are_numbers_themselves_are_taken_as_they_are():
     assert torch.equal(dot(a[:, None], b[:, None]), a * b)
     assert torch.equal(widened(a, b), a)
     assert torch.equal(chosen(torch.tensor([True, False]), a, b), torch.tensor([1.0, 4.0]))
+
+
+def test_a_sample_of_zeros_has_a_norm_to_divide_by():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    torch.testing.assert_close(x / norms(x), torch.tensor([[0.0, 0.0], [0.6, 0.8]]))

@@ -9,7 +9,7 @@ import adjointdpm as adp
 from adjointdpm.metrics import Pixels
 from adjointdpm.optimization.seeds import key
 from adjointdpm.optimization.white_noise import projected
-from adjointdpm.tasks import GuideSettings, InterruptedRunError, RunOptions, guide
+from adjointdpm.tasks import Ball, GuideSettings, InterruptedRunError, RunOptions, guide
 from adjointdpm.tasks.noise_optimization import NoiseSettings, Stages
 from adjointdpm.tasks.sampling import noise_of
 from tests.tasks.audit.test_audit import Own
@@ -218,6 +218,33 @@ def test_an_audits_judge_ends_the_attack_of_an_image(tmp_path):
     found = audited(tmp_path / "b", judge=judge, settings=settings(**given, judge_patience=1))
     assert bool(found.after.shows.all())
     assert found.costs["calls"] < plain.costs["calls"]
+
+
+def test_an_audit_stops_an_image_at_its_first_success_and_finds_as_many(tmp_path):
+    """The iterates are those of an attack that goes on, so that its first success is the same one."""
+    given = {"controls": False, "num_starts": 2}
+    plain = {
+        steps: audited(tmp_path / str(steps), settings=settings(**given, max_train_steps=steps))
+        for steps in range(1, 7)
+    }
+    stopped = {**given, "max_train_steps": 6, "stop_at_success": True, "radii": (2.0,)}
+    found = audited(tmp_path / "stopped", settings=settings(**stopped))
+    assert torch.equal(found.after.fooled, plain[6].after.fooled)
+    count = len(found.labels)
+    first = [next((n for n in plain if plain[n].after.fooled[i]), 7) for i in range(count)]
+    assert min(first) < max(first), "images fall at different steps, or this tests nothing"
+    # The iterate after step n is scored in step n + 1, or without a gradient after the last one.
+    taken = sum(min(n + 1, 6) for n in first)
+    assert found.costs["calls"] == -(-2 * 4 * taken // count)
+    wider = audited(tmp_path / "wider", settings=settings(**{**stopped, "ball": Ball(2.0), "radii": ()}))
+    assert [found.curve[r].calls for r in (0.6, 2.0)] == [found.costs["calls"], wider.costs["calls"]]
+    assert wider.costs["calls"] < found.costs["calls"]
+    noise, last = found.after.noise, plain[6].after.noise
+    for i, n in enumerate(first):
+        assert torch.equal(noise[i], plain[min(n, 6)].after.noise[i]), f"start {i} fell at step {n}"
+    assert not torch.equal(noise, last), "steps after a success bring it nearer"
+    starts = audited(tmp_path / "starts", settings=settings(**stopped, best_of=4))
+    assert starts.success.hits >= found.success.hits
 
 
 def test_what_cannot_be_done_is_refused_before_the_work(tmp_path):

@@ -18,13 +18,9 @@ import torch
 from torch import Tensor
 
 from .._types import InputError, OneOf, Range
-from ..flow.per_sample import widened
+from ..flow.per_sample import dot, norms, widened
 
 __all__ = ["Ball", "ImageBall", "Region"]
-
-
-def _norm(x: Tensor) -> Tensor:
-    return widened(x.flatten(1).norm(dim=1).clamp(min=1e-12), x)
 
 
 class Region(ABC):
@@ -94,12 +90,12 @@ class Ball(Region):
         moved = x - centre
         if self.norm == "linf":
             return centre + moved.clamp(-self.radius, self.radius)
-        size = _norm(centre)
+        size = norms(centre)
         if not self.shell:
-            return centre + moved * (self.radius * size / _norm(moved)).clamp(max=1)
-        along = (x * centre).flatten(1).sum(1).view_as(size) / size
+            return centre + moved * (self.radius * size / norms(moved)).clamp(max=1)
+        along = widened(dot(x, centre), x) / size
         across = x - along * centre / size
-        away = _norm(across)
+        away = norms(across)
         angle = torch.atan2(away, along).clamp(max=2 * math.asin(self.radius / 2))
         return size * (angle.cos() * centre / size + angle.sin() * across / away)
 
@@ -107,7 +103,7 @@ class Ball(Region):
         """Return the steepest step of the ball's own size: r |c| g / |g|, or r sign(g)."""
         if self.norm == "linf":
             return self.radius * gradient.sign()
-        return self.radius * _norm(centre) * gradient / _norm(gradient)
+        return self.radius * norms(centre) * gradient / norms(gradient)
 
     def distance(self, x: Tensor, centre: Tensor) -> Tensor:
         """Return the distances (batch,), in units of the radius: at most r within the ball."""
@@ -151,14 +147,14 @@ class ImageBall(Region):
         if self.norm == "linf":
             moved = moved.clamp(-self.radius, self.radius)
         else:
-            moved = moved * (self.radius / _norm(moved)).clamp(max=1)
+            moved = moved * (self.radius / norms(moved)).clamp(max=1)
         return (centre + moved).clamp(0, 1)
 
     def direction(self, gradient: Tensor, centre: Tensor) -> Tensor:
         """Return the steepest step of the ball's own size: r g / |g|, or r sign(g)."""
         if self.norm == "linf":
             return self.radius * gradient.sign()
-        return self.radius * gradient / _norm(gradient)
+        return self.radius * gradient / norms(gradient)
 
     def distance(self, x: Tensor, centre: Tensor) -> Tensor:
         """Return the distances (batch,), in units of the range [0, 1]."""

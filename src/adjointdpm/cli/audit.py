@@ -60,7 +60,7 @@ class HardenOptions:
 _OF_PROMPTS = (
     "prompt", "label", "judge", "transfer", "keep_features", "target", "radius", "shell", "radii", "num_starts",
     "tries", "confidence", "keep_weight", "checkpointing_steps", "coarse_steps", "calls", "white_noise", "best_of",
-    "judge_patience", "start",
+    "judge_patience", "stop_at_success", "start",
 )  # fmt: skip
 """Flags that an audit of images from files does not read."""
 

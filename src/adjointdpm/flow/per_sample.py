@@ -2,7 +2,7 @@
 
 from torch import Tensor, where
 
-__all__ = ["chosen", "dot", "widened"]
+__all__ = ["chosen", "dot", "norms", "widened"]
 
 
 def widened(numbers: Tensor, x: Tensor) -> Tensor:
@@ -40,3 +40,15 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
         b: like a.
     """
     return (a * b).flatten(1).sum(1)
+
+
+def norms(x: Tensor) -> Tensor:
+    """Return the norm of each sample, at least 1e-12, in a shape that multiplies x or divides it.
+
+    Args:
+        x: (batch, *shape).
+
+    Returns:
+        (batch, 1, ..., 1).
+    """
+    return widened(x.flatten(1).norm(dim=1).clamp(min=1e-12), x)

@@ -43,6 +43,7 @@ _PACKAGES = ("adjointdpm", "torch", "diffusers", "transformers")
 _COSTS: dict[str, str] = {
     "budget": "denoiser calls of each method, an image",
     "bytes_saved": "bytes saved for the backward pass",
+    "calls": "denoiser calls of the optimization of an image, forward and backward",
     "calls_a_draw": "denoiser calls of one purification",
     "calls_a_gradient": "denoiser calls of the gradient of one draw, forward and backward",
     "calls_a_sampling": "denoiser calls of a sampling",

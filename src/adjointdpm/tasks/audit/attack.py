@@ -18,7 +18,7 @@ from ..._types import Cond
 from ...attacks.norm_ball import Ball
 from ...metrics import ContentDistance, Margin
 from ...metrics.style_content import Features
-from ...optimization.task import Losses
+from ...optimization.task import Losses, Standing
 from ...samplers.base import Sampler
 from ..noise_optimization import Judged, NoiseTask, Stages
 from ..sampling import saved
@@ -85,6 +85,7 @@ class Attack(NoiseTask):
         groups: (starts,) the number of the image of each start; an image each if None.
         white: whether the noise is projected onto white noise before it is projected onto the ball.
         judged: which images may not fall; None for none.
+        stop_at_success: whether an image is optimized no more once one of its starts has a file that fools.
     """
 
     def __init__(
@@ -97,14 +98,23 @@ class Attack(NoiseTask):
         groups: Sequence[int] | None = None,
         white: bool = False,
         judged: Judged | None = None,
+        stop_at_success: bool = False,
     ) -> None:
         super().__init__(stages, cond, start, groups, white, judged)
+        self.stop_at_success = stop_at_success
         # Another copy: a ball around the tensor that is being moved would move with it.
         self.centre, self.ball, self.objective = start.clone(), ball, objective
 
     def losses(self, step: int, items: list[int]) -> Losses:
         images = self.sampled(step, items)
         return self.ranked(step, items, images, self.objective(images, items))
+
+    def going_on(self, step: int, standing: Standing) -> Tensor:
+        left = super().going_on(step, standing)
+        if self.stop_at_success:
+            group = torch.tensor(self.groups, device=left.device)
+            left = left & ~torch.isin(group, group[standing.rank < _MISSED / 2])
+        return left
 
     def prepare(self) -> None:
         noise = self.variables["noise"]

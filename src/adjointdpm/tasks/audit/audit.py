@@ -246,14 +246,14 @@ class _Audit:
         before = evaluator.found("before", start, start, cond, mine, s.ball)
         after = evaluator.found("after", noise, start, cond, mine, s.ball)
         nearest = self.smallest(evaluator, after, start, cond, mine)
+        calls = self.stages.spent(outcome.taken, len(chosen))
+        after = replace(after, calls=calls)
         curve = {s.ball.radius: after}
         for radius in s.radii:
             ball = replace(s.ball, radius=radius)
-            at, those, _ = self.attacked(ball, *given)
-            curve[radius] = evaluator.found(
-                None, at, starts[those], rows(conds, those), labels[those], ball
-            )
-        calls = self.stages.spent(outcome.taken, len(chosen))
+            at, those, other = self.attacked(ball, *given)
+            found = evaluator.found(None, at, starts[those], rows(conds, those), labels[those], ball)
+            curve[radius] = replace(found, calls=self.stages.spent(other.taken, len(those)))
         controls = {}
         if s.controls:
             # A step is recomputed, so that it takes more than its calls forward and backward.
@@ -385,7 +385,9 @@ class _Audit:
     ) -> tuple[Tensor, list[int], Outcome]:
         """Return the best noise of each image in a ball, the number of its start, and what the loop found."""
         s, shares = self.settings, -(-len(start) // Processes.here().world)
-        task = Attack(self.stages, cond, start, ball, objective, groups, s.white_noise, judged)
+        task = Attack(
+            self.stages, cond, start, ball, objective, groups, s.white_noise, judged, s.stop_at_success
+        )
         folder, config = self.folder / "state" / f"radius-{ball.radius:g}", self.run.config
         loop = replace(
             s.loop(folder, self.run, {**config, "radius": ball.radius}),

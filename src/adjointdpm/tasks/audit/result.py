@@ -24,6 +24,7 @@ class AttackOutcome:
     shows      (starts,) whether the judge sees the thing that was asked for
     margins    (starts,) logit of the true label less the best other one
     distances  (starts,) from the start, in the ball's unit
+    calls      denoiser calls an image that finding them took, forward and backward; None if they were not counted
     """
 
     noise: Tensor
@@ -34,6 +35,7 @@ class AttackOutcome:
     shows: Tensor | None
     margins: Tensor
     distances: Tensor
+    calls: int | None = None
 
     @property
     def success(self) -> Rate:
@@ -53,6 +55,7 @@ class AttackOutcome:
             "success_and_kept": kept and kept.as_dict(),
             "judged_right": shown and shown.as_dict(),
             "largest_distance": float(self.distances.max()),
+            "calls": self.calls,
         }
 
 

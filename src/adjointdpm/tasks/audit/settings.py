@@ -24,6 +24,8 @@ class AuditSettings(NoiseSettings):
         momentum: Momentum of the normalized steps, from 0 to 1 (Dong et al., 2018, arXiv 1710.06081).
         confidence: Margin of logits by which the classifier is to be wrong before only the image's likeness counts.
         keep_weight: Weight of staying near the original image.
+        stop_at_success: Optimize an image no more once its saved file misleads the classifier; the steps after that
+            only make it a surer and a nearer one.
         controls: Also try random noise and SPSA in the same ball.
         train_batch_size: Number of images that are differentiated at once.
     """
@@ -37,6 +39,7 @@ class AuditSettings(NoiseSettings):
     momentum: Annotated[float, Range(0, 1)] = 0.0
     confidence: Annotated[float, Range(0)] = 1.0
     keep_weight: Annotated[float, Range(0)] = 1.0
+    stop_at_success: bool = False
     controls: bool = True
     train_batch_size: Count = 8
     checkpointing_steps: Annotated[int, Range(0)] = 5

@@ -22,6 +22,7 @@ from ..._types import Cond, InputError, Range
 from ...files.diffusers_files import save_noise
 from ...files.html_report import Page
 from ...files.images import output_folder
+from ...flow.per_sample import norms
 from ...metrics import beside, for_medium, for_prompts
 from ...metrics.base import is_paired
 from ...metrics.check import score
@@ -92,7 +93,7 @@ class Guide(NoiseTask):
         super().__init__(stages, cond, noise, groups, white, judged)
         self.metric, self.prompts, self.originals = metric, prompts, originals
         self.frames = frames or FrameDraws(stages.samplers[-1], None, 0, metric)
-        self.norm = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
+        self.norm = norms(noise)
 
     def losses(self, step: int, items: list[int]) -> Losses:
         # The last iterate, which is scored without a graph, is measured on all frames.
@@ -110,7 +111,7 @@ class Guide(NoiseTask):
         super().project()
         if not self.white:  # white noise has a norm of its own
             noise = self.variables["noise"]
-            noise.mul_(self.norm / noise.flatten(1).norm(dim=1).clamp(min=1e-12).view_as(self.norm))
+            noise.mul_(self.norm / norms(noise))
 
 
 @alone

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..._types import Cond, InputError, Range, Time, check_settings
 from ...adjoints import Backprop, Checkpointed
 from ...flow.grids import TimeGrid
+from ...flow.per_sample import norms, widened
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
 from ...solvers import Euler
@@ -142,14 +143,12 @@ def polyak(excess: Tensor, gradient: Tensor, most: float = torch.inf) -> Tensor:
     References:
         Polyak, 1969, USSR Computational Mathematics and Mathematical Physics 9.
     """
-    norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
-    length = (excess.clamp(min=0) / norm).clamp(max=most * gradient[0].numel() ** 0.5)
-    return (length / norm).view(-1, *[1] * (gradient.ndim - 1)) * gradient
+    norm = norms(gradient)
+    length = (widened(excess, norm).clamp(min=0) / norm).clamp(max=most * gradient[0].numel() ** 0.5)
+    return length / norm * gradient
 
 
 def _moved(z: Tensor, gradient: Tensor, length: float) -> Tensor:
     """Return z less a move of a given root mean square, at its own norm again."""
-    shape = (-1, *[1] * (z.ndim - 1))
-    norms = [each.flatten(1).norm(dim=1).clamp(min=1e-12).view(shape) for each in (z, gradient)]
-    moved = z - length * z[0].numel() ** 0.5 * gradient / norms[1]
-    return moved * (norms[0] / moved.flatten(1).norm(dim=1).clamp(min=1e-12).view(shape))
+    moved = z - length * z[0].numel() ** 0.5 * gradient / norms(gradient)
+    return moved * (norms(z) / norms(moved))

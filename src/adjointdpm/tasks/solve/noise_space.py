@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Cond
-from ...flow.per_sample import chosen, widened
+from ...flow.per_sample import chosen, norms, widened
 from ...metrics.check import score
 from ...samplers.flow_sampler import FlowSampler
 from ...solvers.lbfgs import Pair, lbfgs_move
@@ -43,7 +43,7 @@ def optimized_noise(
     Returns:
         Guided: the images, the mean of the best metric after each sampling, and the calls that were made.
     """
-    norm = _norm(noise)
+    norm = norms(noise)
     best, gradient, scale = noise.detach(), torch.zeros_like(noise), torch.ones_like(norm)
     trial, made, value = best, None, torch.full_like(norm.flatten(), torch.inf)
     pairs, losses, calls = list[Pair](), list[float](), 0
@@ -68,9 +68,4 @@ def optimized_noise(
         best, value = chosen(better, trial, best), torch.minimum(found, value)
         length = (value - target).clamp(min=0) / gradient.flatten(1).square().sum(1).clamp(min=1e-24)
         trial = best - scale * lbfgs_move(gradient, pairs, length.to(gradient))
-        trial = trial * (norm / _norm(trial))
-
-
-def _norm(z: Tensor) -> Tensor:
-    """Return the norm of each sample, (batch, 1, ...), above 0."""
-    return widened(z.flatten(1).norm(dim=1).clamp(min=1e-12), z)
+        trial = trial * (norm / norms(trial))
