@@ -3,7 +3,8 @@
 For each concept and seed: a start that the audited classifier reads right; its noise moved in an L2 ball of 10 %
 of its norm (and of other radii, for the curve); scored on the saved 8-bit images; beside it random noise and
 SPSA with as many denoiser calls; transfer to other classifiers. Intervals are Wilson's, 95 %. `--harden` is the number
-of steps of each fine-tuning (0 for none), `--rounds` how often it and a new attack take turns.
+of steps of each fine-tuning (0 for none), `--rounds` how often it and a new attack take turns, and `--harden_t` where
+that attack begins. `--elsewhere` attacks the original and the hardened copy again, on another generator setting.
 
     python benchmarks/audit.py --record docs/audit.json
     python benchmarks/audit.py --output outputs/tiny --concepts 3 --steps 4 --sampling 6 --radii
@@ -13,6 +14,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from protocol import about, flags_of, model
@@ -36,8 +38,13 @@ def arguments() -> argparse.Namespace:
         "--harden_variants", type=int, default=3, help="steps to each image's worst variant"
     )
     parser.add_argument("--harden_clean", type=int, default=48, help="clean images a prompt")
+    parser.add_argument("--harden_others", type=int, default=4, help="of each prompt that is not audited")
+    parser.add_argument(
+        "--harden_t", type=float, default=None, help="where the rounds' attacks begin; whole samplings"
+    )
     parser.add_argument("--rounds_radius", type=float, default=0.15, help="of the rounds' attacks")
     parser.add_argument("--rounds_steps", type=int, default=8)
+    parser.add_argument("--rounds_rate", type=float, default=0.25)
     parser.add_argument("--rounds_starts", type=int, default=1)
     parser.add_argument("--rounds_confidence", type=float, default=5.0)
     parser.add_argument("--calls", type=int, default=None, help="denoiser calls an image, for the steps")
@@ -56,6 +63,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--judge", default="emoji/judge")
     parser.add_argument("--transfer", nargs="*", default=["emoji/hgnet", "emoji/poolformer", "emoji/bit"])
     parser.add_argument("--no_controls", action="store_true")
+    parser.add_argument(
+        "--elsewhere", action="store_true", help="Euler in 16 steps at guidance 2.5, after hardening"
+    )
     parser.add_argument("--resume", action="store_true")
     return parser.parse_args()
 
@@ -120,7 +130,9 @@ def main() -> None:
             ball=Ball(options.rounds_radius),
             num_starts=options.rounds_starts,
             max_train_steps=options.rounds_steps,
+            learning_rate=options.rounds_rate,
             confidence=options.rounds_confidence,
+            stop_at_success=False,
         )
         hard = adp.tasks.harden(
             found,
@@ -132,6 +144,8 @@ def main() -> None:
                 steps=options.harden,
                 learning_rate=options.harden_rate,
                 clean=options.harden_clean,
+                clean_others=options.harden_others,
+                t=options.harden_t,
                 variants=options.harden_variants,
                 attack=again,
             ),
@@ -142,11 +156,35 @@ def main() -> None:
             },
             run=RunOptions(resume=options.resume),
         )
-        write_record(options.record, "audit.py", sys.argv[1:], audit=record, hardening=hard.as_dict())
+        figures = {"audit": record, "hardening": hard.as_dict()}
+        write_record(options.record, "audit.py", sys.argv[1:], **figures)
         print(f"hardening: misclassified {hard.before} -> {hard.after}")
         print(f"misclassified, label preserved {hard.kept_before} -> {hard.kept_after}")
         print(f"clean images read right {hard.clean_before} -> {hard.clean_after}")
         print(f"those of concepts that were not audited {hard.others_before} -> {hard.others_after}")
+        if options.elsewhere:
+            other = sampler.replace(solver=adp.Euler(), steps=16, guidance_scale=2.5)
+            copy = adp.load_classifier(str(hard.folder / "classifier"), device=options.device)
+            rates: dict[str, Any] = {}
+            for name, each in {"before": classifier, "after": copy}.items():
+                there = adp.tasks.audit(
+                    other,
+                    each,
+                    found.prompts,
+                    found.labels,
+                    output=options.output / "elsewhere" / name,
+                    settings=replace(settings, radii=(), seed=key(options.seed, "elsewhere")),
+                    judge=judge,
+                    features=features,
+                    run=RunOptions(resume=options.resume),
+                )
+                rates[name] = {
+                    "after": there.after.as_dict(),
+                    "starts": len(there.labels),
+                    "tried": there.tried,
+                }
+                print(f"elsewhere, {name}: misclassified {there.success}; label preserved {there.kept}")
+            write_record(options.record, "audit.py", sys.argv[1:], **figures, elsewhere=rates)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import Cond, InputError, Stats
-from ..flow.grids import uniform
 from ..optimization.seeds import key
 from ..solvers.step_noise import NoiseOfItems
 from .base import Sampler, for_batch
 from .flow_sampler import FlowSampler
+from .from_time import from_time, noised
 from .pipeline_sampler import PipelineSampler
 
 __all__ = ["Purified"]
@@ -93,9 +93,7 @@ class Purified(nn.Module):
         self.steps = max(1, round(t * sampler.steps)) if steps is None else steps
         self.sampler: FlowSampler | PipelineSampler
         if isinstance(sampler, FlowSampler):
-            schedule = sampler.model.schedule
-            start = schedule.end + t * (schedule.start - schedule.end)
-            self.sampler = sampler.replace(grid=uniform(schedule, self.steps, start=start))
+            self.sampler = from_time(sampler, t, self.steps)
         else:
             sampler.check_image_to_image()
             fits = round(t * sampler.steps) == self.steps
@@ -169,7 +167,7 @@ class Purified(nn.Module):
             latents = sampler.model.encode_image(images)
             latents = latents.repeat(votes, *[1] * (latents.ndim - 1))
             noisy = _with_noise(sampler, seeds)
-            purified = noisy(_noised(sampler, latents, seeds), cond)
+            purified = noisy(noised(sampler, latents, seeds), cond)
             sampler.stats = noisy.stats
         self.stats = sampler.stats
         return purified
@@ -191,19 +189,6 @@ class Purified(nn.Module):
         """Return the logits of each vote, (votes, batch, classes)."""
         logits = self.classifier(self._purified(images, self.votes))
         return logits.unflatten(0, (self.votes, len(images)))
-
-
-def _noised(sampler: FlowSampler, latents: Tensor, seeds: list[int]) -> Tensor:
-    """Return x_t, divided by the prior's deviation, by which the sampler multiplies what it starts from."""
-    draws = [
-        torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=latents.dtype)
-        for seed in seeds
-    ]
-    schedule, start = sampler.model.schedule, sampler.times()[:1]
-    alpha, sigma, prior = (
-        f(start).to(latents) for f in (schedule.alpha, schedule.sigma, schedule.prior_std)
-    )
-    return (alpha * latents + sigma * torch.stack(draws).to(latents)) / prior
 
 
 def _with_noise(sampler: FlowSampler, seeds: list[int]) -> FlowSampler:

@@ -1,7 +1,9 @@
 """Harden a classifier: fine-tune it on what an audit found, and audit it again on fresh noise.
 
     round 1    fine-tune on what the audit's attacks ended in
-    round k    attack the fine-tuned copy on noise of its own, add what that ends in, fine-tune it further
+    round k    attack the fine-tuned copy, add what that ends in, fine-tune it further
+
+The attacks of the rounds are audits on noise of their own, or begin at clean images that were noised to a time t.
 
 A copy that was only shown what fooled the original is fooled by something else; each further round finds that
 (adversarial training: Madry et al., 2018, arXiv 1706.06083; here in the generator's noise, as Stutz et al., 2019,
@@ -23,12 +25,14 @@ import torch
 from torch import nn
 
 from ..._types import InputError, Range, check_settings
+from ...files.checkpoint import save_checkpoint
 from ...files.html_report import Page
 from ...files.images import output_folder
 from ...metrics.image_classifier import Classifier, Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
+from ...optimization.run_folder import finished_part
 from ...optimization.seeds import key
 from ...optimization.task import LoopSettings, RunOptions
 from ...samplers.base import Sampler
@@ -38,8 +42,10 @@ from ..audit.settings import AuditSettings
 from ..evaluation import Rate, example, predict
 from ..report import About, write_report
 from ..settings import Count, Length
-from .dataset import attacked_in, clean_images
+from .dataset import Labelled as Images
+from .dataset import attacked_as, attacked_in, clean_images
 from .finetune import FineTune
+from .late_attack import LateAttack
 
 __all__ = ["HardenResult", "HardenSettings", "harden"]
 
@@ -62,6 +68,9 @@ class HardenSettings:
         held_out: Number of fresh images for each prompt on which the clean accuracy is measured.
         seed: Random seed of the clean images and the batches; fresh starts are drawn from another.
         attack: Attacks of the later rounds; the audit's own if it is not given. Fewer steps leave time for more rounds.
+        t: Share of the noise schedule to which clean images are noised for the attacks of the later rounds, which then
+            take and differentiate the last steps alone; None for whole samplings of fresh noise. At 0.2 an attack takes
+            a few steps, each of a fifth of the denoiser calls, and more rounds are worth more than longer attacks.
         radius: Radius of the attacks used for hardening; that of the attacks by default. A larger ball finds images
             that lie further beyond the boundary, and those teach more.
         confidence: Confidence of the attacks used for hardening; that of the attacks by default.
@@ -80,6 +89,7 @@ class HardenSettings:
     held_out: Count = 4
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     attack: AuditSettings | None = None
+    t: Annotated[float | None, Range(0, 1, open_low=True)] = None
     radius: Annotated[float | None, Range(0, open_low=True)] = None
     confidence: Annotated[float | None, Range(0)] = None
 
@@ -159,7 +169,7 @@ def harden(
 
     Raises:
         InputError: the audit found nothing to train on, the classifier is another one than the audit's, has no weights,
-            or cannot be copied.
+            or cannot be copied; t, and the sampler is no `FlowSampler` or its model cannot encode an image.
     """
     settings, began = settings or HardenSettings(), time.perf_counter()
     quietly = RunOptions(resume=run.resume, quiet=run.quiet)
@@ -173,6 +183,9 @@ def harden(
         )
     more_pairs = {p: classifier.labels[classifier.index(label)] for p, label in (others or {}).items()}
     hard = _copy(classifier)
+    how = _attack(settings, attack)
+    late = None if settings.t is None else LateAttack.of(sampler, settings.t, how)
+    named = None if judge is None else as_classifier(judge, example(sampler), "judge")
     attacks = attacked_in(found)
     if "found" not in attacks.kinds:
         raise InputError(
@@ -194,19 +207,39 @@ def harden(
         )
 
     clean = clean_images(sampler, pairs, settings.clean, settings.seed, attack, run.quiet)
+
+    def attacked_late(late: LateAttack, name: str, turn: int, seed: int) -> Images:
+        count, each = how.num_starts, settings.clean
+        prompts = [prompt for prompt in pairs for _ in range(count)]
+        # Each round attacks the next clean images of every prompt.
+        given = clean.at(
+            [i * each + ((turn - 1) * count + j) % each for i in range(len(pairs)) for j in range(count)]
+        )
+        path = output_folder(folder / name) / "attacked.safetensors"
+        config = {**asdict(settings), "audit": asdict(attack), "prompts": list(pairs)}
+        part = finished_part(path, config, run.resume)
+        images = late(hard, given, prompts, seed, run.quiet) if part is None else part[0]["images"]
+        if part is None and Processes.here().first:
+            save_checkpoint(path, {"images": images}, {"config": config})
+        return attacked_as(images, given.labels, hard, named)
+
     more = clean
     if more_pairs:
         more += clean_images(sampler, more_pairs, settings.clean_others, settings.seed, attack, run.quiet)
     for turn in range(settings.rounds):
         if turn:
-            seed = key(attack.seed, "round", turn)
-            attacks += attacked_in(attacked(f"round-{turn + 1}", hard, seed, _attack(settings, attack)))
+            seed, name = key(attack.seed, "round", turn), f"round-{turn + 1}"
+            attacks += (
+                attacked_in(attacked(name, hard, seed, how))
+                if late is None
+                else attacked_late(late, name, turn, seed)
+            )
         shown = attacks.times(round(len(clean.labels) / 2 / len(attacks.labels))) + more
         loop = LoopSettings(
             steps=settings.steps,
             batch_size=settings.batch_size,
             max_grad_norm=1.0,
-            validation_steps=max(1, settings.steps // 5),
+            validation_steps=min(settings.steps, max(50, settings.steps // 5)),
             seed=settings.seed + turn,
             folder=output_folder(folder / "state" / str(turn + 1)),
             checkpointing_steps=50,
