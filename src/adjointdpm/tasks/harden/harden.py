@@ -69,8 +69,8 @@ class HardenSettings:
         seed: Random seed of the clean images and the batches; fresh starts are drawn from another.
         attack: Attacks of the later rounds; the audit's own if it is not given. Fewer steps leave time for more rounds.
         t: Share of the noise schedule to which clean images are noised for the attacks of the later rounds, which then
-            take and differentiate the last steps alone; None for whole samplings of fresh noise. At 0.2 an attack takes
-            a few steps, each of a fifth of the denoiser calls, and more rounds are worth more than longer attacks.
+            take and differentiate the last steps alone; None for whole samplings of fresh noise. It saves most of the
+            denoiser calls; of less than about three steps the judge does not recognize the images.
         radius: Radius of the attacks used for hardening; that of the attacks by default. A larger ball finds images
             that lie further beyond the boundary, and those teach more.
         confidence: Confidence of the attacks used for hardening; that of the attacks by default.
