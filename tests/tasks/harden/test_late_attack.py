@@ -10,6 +10,7 @@ import torch
 import adjointdpm as adp
 from adjointdpm.files.images import as_8_bit
 from adjointdpm.flow.schedules import VPDiscrete
+from adjointdpm.metrics import Margin
 from adjointdpm.optimization.seeds import key
 from adjointdpm.samplers.from_time import from_time, noised
 from adjointdpm.tasks import AuditSettings, Ball, HardenSettings, InterruptedRunError, RunOptions
@@ -45,12 +46,6 @@ def encoded(steps=8):
     return adp.FlowSampler(Encoded(VPDiscrete(scaled_linear())), steps=steps)
 
 
-def margins(images, labels):
-    logits = classifier(Weighted())(images).detach()
-    true = logits.gather(1, labels[:, None])[:, 0]
-    return true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-
-
 def test_it_finds_the_worst_point_of_the_ball_around_the_noised_image():
     how = AuditSettings(
         ball=Ball(0.5), max_train_steps=30, learning_rate=0.3, momentum=0.5, train_batch_size=3
@@ -58,8 +53,9 @@ def test_it_finds_the_worst_point_of_the_ball_around_the_noised_image():
     sampler = encoded()
     clean = clean_images(sampler, {"x": "north", "y": "south"}, 2, 0, how, quiet=True)
     attack = LateAttack.of(sampler, 0.4, how)
-    found = attack(classifier(Weighted()), clean, ["x", "x", "y", "y"], 7, quiet=True)
-    images, labels = clean.of(classifier(Weighted()))
+    model = classifier(Weighted())
+    found = attack(model, clean, ["x", "x", "y", "y"], 7, quiet=True)
+    images, labels = clean.of(model)
     last = from_time(sampler, 0.4)
     centres = noised(last, sampler.model.encode_image(images), [key(7, "noise", i) for i in range(4)])
     angles, radii = torch.linspace(0, 2 * math.pi, 181)[:-1], torch.linspace(0, 1, 21)
@@ -68,8 +64,8 @@ def test_it_finds_the_worst_point_of_the_ball_around_the_noised_image():
         disc = (radii[:, None, None] * 0.5 * centres[i].norm() * ring).reshape(-1, 2)
         with torch.no_grad():
             made = last(centres[i] + disc, sampler.encode(["x"] * len(disc)))
-            all_margins = margins(as_8_bit(made).double() / 255, labels[i].expand(len(disc)))
-        mine = margins(found[i : i + 1].double() / 255, labels[i : i + 1])
+            all_margins = Margin(model, labels[i].expand(len(disc)))(as_8_bit(made).double() / 255)
+            mine = Margin(model, labels[i : i + 1])(found[i : i + 1].double() / 255)
         span = float(all_margins.max() - all_margins.min())
         assert span > 0.1, "all points of the ball are the same to the classifier, so this tests nothing"
         # A level of a pixel is worth up to a tenth of the span.
@@ -94,9 +90,8 @@ def test_hardening_by_it_is_resumed_to_the_bit_and_trains_on_what_it_found(tmp_p
     files = [path.name for path in (whole.folder / "train").glob("*/*.png")]
     attacked = sum(name.startswith(("found", "near")) for name in files)
     prompts = len(set(found.prompts))
-    assert (
-        attacked == len(found.labels) + 2 * 3 * prompts
-    )  # two rounds after the first, three images a prompt
+    # Two rounds after the first, with three images a prompt.
+    assert attacked == len(found.labels) + 2 * 3 * prompts
     assert not (whole.folder / "round-2" / "result.json").exists()
 
     plain, calls = LateAttack.__call__, []

@@ -20,7 +20,7 @@ from ...samplers.base import Sampler
 from ..audit.result import AuditResult
 from ..audit.settings import AuditSettings
 from ..evaluation import predict
-from ..sampling import noise_of, sampled
+from ..sampling import each_of, noise_of, sampled
 
 __all__ = ["Labelled", "attacked_as", "attacked_in", "clean_images"]
 
@@ -104,7 +104,7 @@ def clean_images(
     sampler: Sampler, pairs: Mapping[str, str], each: int, seed: int, s: AuditSettings, quiet: bool = False
 ) -> Labelled:
     """Return images of every prompt as files hold them."""
-    prompts = [prompt for prompt in pairs for _ in range(each)]
+    prompts = each_of(list(pairs), each)
     noise = noise_of(sampler, [key(seed, "clean", prompt, i % each) for i, prompt in enumerate(prompts)])
     cond = sampler.encode(prompts)
     images = sampled(sampler, noise, cond, s.train_batch_size, what="clean images", quiet=quiet)

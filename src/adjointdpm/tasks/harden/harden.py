@@ -41,6 +41,7 @@ from ..audit.result import AuditResult
 from ..audit.settings import AuditSettings
 from ..evaluation import Rate, example, predict
 from ..report import About, write_report
+from ..sampling import each_of
 from ..settings import Count, Length
 from .dataset import Labelled as Images
 from .dataset import attacked_as, attacked_in, clean_images
@@ -210,7 +211,6 @@ def harden(
 
     def attacked_late(late: LateAttack, name: str, turn: int, seed: int) -> Images:
         count, each = how.num_starts, settings.clean
-        prompts = [prompt for prompt in pairs for _ in range(count)]
         # Each round attacks the next clean images of every prompt.
         given = clean.at(
             [i * each + ((turn - 1) * count + j) % each for i in range(len(pairs)) for j in range(count)]
@@ -218,7 +218,11 @@ def harden(
         path = output_folder(folder / name) / "attacked.safetensors"
         config = {**asdict(settings), "audit": asdict(attack), "prompts": list(pairs)}
         part = finished_part(path, config, run.resume)
-        images = late(hard, given, prompts, seed, run.quiet) if part is None else part[0]["images"]
+        images = (
+            late(hard, given, each_of(list(pairs), count), seed, run.quiet)
+            if part is None
+            else part[0]["images"]
+        )
         if part is None and Processes.here().first:
             save_checkpoint(path, {"images": images}, {"config": config})
         return attacked_as(images, given.labels, hard, named)
