@@ -4,7 +4,8 @@ For each concept and seed: a start that the audited classifier reads right; its 
 of its norm (and of other radii, for the curve); scored on the saved 8-bit images; beside it random noise and
 SPSA with as many denoiser calls; transfer to other classifiers. Intervals are Wilson's, 95 %. `--harden` is the number
 of steps of each fine-tuning (0 for none), `--rounds` how often it and a new attack take turns, and `--harden_t` where
-that attack begins. `--elsewhere` attacks the original and the hardened copy again, on another generator setting.
+each of those steps attacks its images. `--elsewhere` attacks the original and the hardened copy on another generator
+setting.
 
     python benchmarks/audit.py --record docs/audit.json
     python benchmarks/audit.py --output outputs/tiny --concepts 3 --steps 4 --sampling 6 --radii
@@ -40,7 +41,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--harden_clean", type=int, default=48, help="clean images a prompt")
     parser.add_argument("--harden_others", type=int, default=4, help="of each prompt that is not audited")
     parser.add_argument(
-        "--harden_t", type=float, default=None, help="where the rounds' attacks begin; whole samplings"
+        "--harden_t",
+        type=float,
+        default=None,
+        help="where each step attacks its images; 0 for their latents",
     )
     parser.add_argument("--rounds_radius", type=float, default=0.15, help="of the rounds' attacks")
     parser.add_argument("--rounds_steps", type=int, default=8)

@@ -5,8 +5,8 @@ near     was attacked, and did not fool it
 clean    was not attacked
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,10 +19,9 @@ from ...optimization.seeds import key
 from ...samplers.base import Sampler
 from ..audit.result import AuditResult
 from ..audit.settings import AuditSettings
-from ..evaluation import predict
 from ..sampling import each_of, noise_of, sampled
 
-__all__ = ["Labelled", "attacked_as", "attacked_in", "clean_images"]
+__all__ = ["Labelled", "attacked_in", "clean_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +40,6 @@ class Labelled:
     def __add__(self, more: "Labelled") -> "Labelled":
         images = torch.cat([self.images, more.images.to(self.images.device)])
         return Labelled(images, self.labels + more.labels, self.kinds + more.kinds)
-
-    def at(self, places: Sequence[int]) -> "Labelled":
-        """Return some of the images."""
-        rows = list(places)
-        return Labelled(self.images[rows], [self.labels[i] for i in rows], [self.kinds[i] for i in rows])
 
     def times(self, number: int) -> "Labelled":
         """Return each image so many times, at least once."""
@@ -78,26 +72,6 @@ def attacked_in(found: AuditResult) -> Labelled:
         kinds = ["found" if each.fooled[i] else "near" for i in rows]
         every.append(Labelled(each.images[rows], [found.labels[i] for i in rows], kinds))
     return sum(every[1:], every[0])
-
-
-def attacked_as(images: Tensor, labels: Sequence[str], classifier: Named, judge: Named | None) -> Labelled:
-    """Return those of attacked images in which the judge still recognizes the object.
-
-    Args:
-        images: (n, channels, height, width), 8 bits.
-        labels: of each.
-        classifier: was attacked.
-        judge: names what an image shows; None if all images show it.
-    """
-    found = Labelled(images, list(labels), ["near"] * len(labels))
-    shown, right = found.of(classifier)
-    fooled = predict(classifier, shown).argmax(1) != right
-    kinds = ["found" if each else "near" for each in fooled]
-    kept = list(range(len(labels)))
-    if judge is not None:
-        says = predict(judge, shown).argmax(1).tolist()
-        kept = [i for i in kept if judge.labels[says[i]] == labels[i]]
-    return replace(found, kinds=kinds).at(kept)
 
 
 def clean_images(

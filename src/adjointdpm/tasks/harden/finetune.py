@@ -1,9 +1,10 @@
 """Fine-tuning of a classifier on labelled images, as hardening does it.
 
-    (h(x) + max_u h(v(x, u))) / 2        h: cross-entropy of the logits; v(x, u): variant u in [-1, 1]^62 of x
+    (h(x) + max_u h(v(x', u))) / 2       h: cross-entropy of the logits; v(x, u): variant u in [-1, 1]^62 of x
 
-The maximum is sought from a random u in a few signed steps of the gradient: Madry et al., 2018, arXiv 1706.06083, with
-the moves and bends of Xiao et al., 2018, arXiv 1801.02612, in place of changed pixels.
+x' is x, or what an attack on the classifier as it is now makes of x. The maximum is sought from a random u in a few
+signed steps of the gradient: Madry et al., 2018, arXiv 1706.06083, with the moves and bends of Xiao et al., 2018,
+arXiv 1801.02612, in place of changed pixels.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from ...metrics.image_classifier import Labelled
 from ...optimization.seeds import key
 from ...optimization.task import Losses, Task
 from .augmentation import drawn, variants
+from .late_attack import LateAttack
 
 __all__ = ["FineTune"]
 
@@ -30,21 +32,28 @@ class FineTune(Task):
         classifier: is changed.
         images, labels: (n, channels, height, width) in [0, 1], and (n,).
         steps: of the search for u; 0 for the images as they are.
-        seed: of the variants.
+        seed: of the variants and of the attacks.
+        attack: makes x'; None for the images as they are.
     """
 
     def __init__(
-        self, classifier: Labelled, images: Tensor, labels: Tensor, steps: int, seed: int = 0
+        self,
+        classifier: Labelled,
+        images: Tensor,
+        labels: Tensor,
+        steps: int,
+        seed: int = 0,
+        attack: LateAttack | None = None,
     ) -> None:
         self.classifier, self.images, self.labels, self.items = classifier, images, labels, len(images)
-        self.steps, self.seed = steps, seed
+        self.steps, self.seed, self.attack = steps, seed, attack
         classifier.requires_grad_()
         self.variables: Mapping[str, Tensor] = dict(classifier.named_parameters())
 
     def losses(self, step: int, items: list[int]) -> Losses:
         images, labels = self.images[items], self.labels[items]
         losses = self.entropies(images, labels)
-        if self.steps:
+        if self.steps or self.attack is not None:
             losses = (losses + self.entropies(self.worst(step, items), labels)) / 2
         return Losses(losses)
 
@@ -53,8 +62,10 @@ class FineTune(Task):
         return functional.cross_entropy(self.classifier(images), labels, reduction="none")
 
     def worst(self, step: int, items: list[int]) -> Tensor:
-        """Return v(x, u), one an image."""
+        """Return v(x', u), one an image."""
         images, labels = self.images[items], self.labels[items]
+        if self.attack is not None:
+            images = self.attack(self.classifier, images, labels, items, key(self.seed, "attack", step))
         draws = drawn([key(self.seed, "variant", step, item) for item in items]).to(images)
         for _ in range(self.steps):
             draws.requires_grad_()
@@ -62,7 +73,7 @@ class FineTune(Task):
                 losses = self.entropies(variants(images, draws), labels)
                 (slope,) = torch.autograd.grad(losses.sum(), draws)
             draws = (draws.detach() + _STEP * slope.sign()).clamp(-1, 1)
-        return variants(images, draws)
+        return variants(images, draws) if self.steps else images
 
     @torch.no_grad()
     def validate(self, step: int) -> float:

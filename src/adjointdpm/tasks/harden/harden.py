@@ -3,7 +3,8 @@
     round 1    fine-tune on what the audit's attacks ended in
     round k    attack the fine-tuned copy, add what that ends in, fine-tune it further
 
-The attacks of the rounds are audits on noise of their own, or begin at clean images that were noised to a time t.
+The attacks of the rounds are audits on noise of their own. Besides, every step of a fine-tuning can attack the latents
+of its clean images (`HardenSettings.t`), which costs a gradient of the decoder in place of one of the whole sampling.
 
 A copy that was only shown what fooled the original is fooled by something else; each further round finds that
 (adversarial training: Madry et al., 2018, arXiv 1706.06083; here in the generator's noise, as Stutz et al., 2019,
@@ -25,14 +26,12 @@ import torch
 from torch import nn
 
 from ..._types import InputError, Range, check_settings
-from ...files.checkpoint import save_checkpoint
 from ...files.html_report import Page
 from ...files.images import output_folder
 from ...metrics.image_classifier import Classifier, Labelled, as_classifier
 from ...metrics.style_content import Features
 from ...optimization.distributed import Processes
 from ...optimization.loop import optimize
-from ...optimization.run_folder import finished_part
 from ...optimization.seeds import key
 from ...optimization.task import LoopSettings, RunOptions
 from ...samplers.base import Sampler
@@ -43,8 +42,7 @@ from ..evaluation import Rate, example, predict
 from ..report import About, write_report
 from ..sampling import each_of
 from ..settings import Count, Length
-from .dataset import Labelled as Images
-from .dataset import attacked_as, attacked_in, clean_images
+from .dataset import attacked_in, clean_images
 from .finetune import FineTune
 from .late_attack import LateAttack
 
@@ -69,9 +67,11 @@ class HardenSettings:
         held_out: Number of fresh images for each prompt on which the clean accuracy is measured.
         seed: Random seed of the clean images and the batches; fresh starts are drawn from another.
         attack: Attacks of the later rounds; the audit's own if it is not given. Fewer steps leave time for more rounds.
-        t: Share of the noise schedule to which clean images are noised for the attacks of the later rounds, which then
-            take and differentiate the last steps alone; None for whole samplings of fresh noise. It saves most of the
-            denoiser calls; of less than about three steps the judge does not recognize the images.
+        t: Where each step of the fine-tuning attacks its clean images of the audited prompts: 0 for their latents, of
+            which the decoder alone is differentiated; above 0 for latents noised to that share of the schedule, from
+            which the last steps of the sampling go on; None for no such attacks. A step with them finds what a round
+            finds at a small part of its cost. Of less than about three steps the judge does not recognize the images.
+        late_steps: Number of steps of each of those attacks.
         radius: Radius of the attacks used for hardening; that of the attacks by default. A larger ball finds images
             that lie further beyond the boundary, and those teach more.
         confidence: Confidence of the attacks used for hardening; that of the attacks by default.
@@ -90,7 +90,8 @@ class HardenSettings:
     held_out: Count = 4
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     attack: AuditSettings | None = None
-    t: Annotated[float | None, Range(0, 1, open_low=True)] = None
+    t: Annotated[float | None, Range(0, 1)] = None
+    late_steps: Count = 3
     radius: Annotated[float | None, Range(0, open_low=True)] = None
     confidence: Annotated[float | None, Range(0)] = None
 
@@ -185,8 +186,18 @@ def harden(
     more_pairs = {p: classifier.labels[classifier.index(label)] for p, label in (others or {}).items()}
     hard = _copy(classifier)
     how = _attack(settings, attack)
-    late = None if settings.t is None else LateAttack.of(sampler, settings.t, how)
-    named = None if judge is None else as_classifier(judge, example(sampler), "judge")
+    late = None
+    if settings.t is not None:
+        named = None if judge is None else as_classifier(judge, example(sampler), "judge")
+        late = LateAttack.of(
+            sampler,
+            settings.t,
+            how.ball,
+            settings.late_steps,
+            how.train_batch_size,
+            each_of(list(pairs), settings.clean),
+            named,
+        )
     attacks = attacked_in(found)
     if "found" not in attacks.kinds:
         raise InputError(
@@ -209,36 +220,15 @@ def harden(
 
     clean = clean_images(sampler, pairs, settings.clean, settings.seed, attack, run.quiet)
 
-    def attacked_late(late: LateAttack, name: str, turn: int, seed: int) -> Images:
-        count, each = how.num_starts, settings.clean
-        # Each round attacks the next clean images of every prompt.
-        given = clean.at(
-            [i * each + ((turn - 1) * count + j) % each for i in range(len(pairs)) for j in range(count)]
-        )
-        path = output_folder(folder / name) / "attacked.safetensors"
-        config = {**asdict(settings), "audit": asdict(attack), "prompts": list(pairs)}
-        part = finished_part(path, config, run.resume)
-        images = (
-            late(hard, given, each_of(list(pairs), count), seed, run.quiet)
-            if part is None
-            else part[0]["images"]
-        )
-        if part is None and Processes.here().first:
-            save_checkpoint(path, {"images": images}, {"config": config})
-        return attacked_as(images, given.labels, hard, named)
-
+    # The images that a late attack makes anew come first.
     more = clean
     if more_pairs:
         more += clean_images(sampler, more_pairs, settings.clean_others, settings.seed, attack, run.quiet)
     for turn in range(settings.rounds):
         if turn:
             seed, name = key(attack.seed, "round", turn), f"round-{turn + 1}"
-            attacks += (
-                attacked_in(attacked(name, hard, seed, how))
-                if late is None
-                else attacked_late(late, name, turn, seed)
-            )
-        shown = attacks.times(round(len(clean.labels) / 2 / len(attacks.labels))) + more
+            attacks += attacked_in(attacked(name, hard, seed, how))
+        shown = more + attacks.times(round(len(clean.labels) / 2 / len(attacks.labels)))
         loop = LoopSettings(
             steps=settings.steps,
             batch_size=settings.batch_size,
@@ -254,14 +244,14 @@ def harden(
             ),
         )
         optimize(
-            FineTune(hard, *shown.of(hard), settings.variants, settings.seed + turn),
+            FineTune(hard, *shown.of(hard), settings.variants, settings.seed + turn, late),
             lambda leaves: torch.optim.Adam(leaves, settings.learning_rate),
             loop,
         )
         hard.requires_grad_(False)
     if Processes.here().first:
         hard.save(folder / "classifier")
-        (attacks + more).export(folder / "train")
+        (more + attacks).export(folder / "train")
 
     def right(of: Mapping[str, str]) -> tuple[Rate, Rate]:
         seed = key(settings.seed, "held out")

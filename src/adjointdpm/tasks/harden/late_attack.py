@@ -1,98 +1,148 @@
-"""Attacks that begin near the end of the sampling, at clean images that were noised to a time t.
+"""Attacks that begin late in the sampling, at clean images: at their latents, or at those noised to a time t.
 
-    c = alpha_t x_0 + sigma_t eps                           x_0: latents of the clean image
-    minimise over x in Ball(c):   m(G_t(x)),   m = z_y - max_{j != y} z_j     G_t: the steps from t, decoded
+    t = 0    c = x_0                                        G = decode
+    t > 0    c = alpha_t x_0 + sigma_t eps                  G = the steps from t, decoded
+    minimise over x in Ball(c):   m(G(x)),   m = z_y - max_{j != y} z_j         x_0: latents of the clean image
 
 The whole sampling is a steep function of its noise, so that an attack on that takes many steps, each of all denoiser
-calls. The last few steps are nearly linear, and take few.
+calls. The decoder is nearly linear beside it: a few steps suffice, and they are cheap enough for every step of a
+fine-tuning to attack its own images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..._types import InputError
-from ...attacks.attack import Attack
+from ..._types import Cond, InputError
+from ...attacks.expectation import Estimate
 from ...attacks.methods import PGD
-from ...files.images import as_8_bit
+from ...attacks.norm_ball import Ball
+from ...flow.per_sample import chosen
+from ...metrics import Margin
 from ...metrics.image_classifier import Labelled as Named
-from ...optimization.distributed import Processes
-from ...optimization.progress import progress
-from ...optimization.seeds import key
+from ...optimization.seeds import generator, key
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ...samplers.from_time import from_time, noised
-from ..audit.attack import NoiseClassifier
-from ..audit.settings import AuditSettings
-from ..evaluation import example
-from ..sampling import parts, rows
-from .dataset import Labelled
+from ..evaluation import example, predict
+from ..sampling import parts, rows, saved
 
 __all__ = ["LateAttack"]
+
+_METHOD = PGD(0.5, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
 class LateAttack:
-    """An attack of the last steps.
+    """An attack on the first images of a dataset.
 
     Args:
-        sampler: of `from_time`.
-        settings: the ball, the steps, their length and momentum, and the images at once.
+        sampler: of the steps from t, or whose decoder is attacked.
+        t: a share of the schedule's range.
+        ball: around each of the points c.
+        steps: number of steps of each attack.
+        batch: number of images at once; all of them if None.
+        count: number of images that are attacked.
+        cond: of each of them.
+        judge: names what an image shows; None if all images show it.
     """
 
     sampler: FlowSampler
-    settings: AuditSettings
+    t: float
+    ball: Ball
+    steps: int
+    batch: int | None
+    count: int
+    cond: Cond
+    judge: Named | None
 
     @classmethod
-    def of(cls, sampler: Sampler, t: float, settings: AuditSettings) -> "LateAttack":
-        """Return the attack from t, a share of the schedule's range, after encoding an image.
+    def of(
+        cls,
+        sampler: Sampler,
+        t: float,
+        ball: Ball,
+        steps: int,
+        batch: int | None,
+        prompts: Sequence[str],
+        judge: Named | None,
+    ) -> "LateAttack":
+        """Return the attack on the images of some prompts, after encoding an image.
 
         Raises:
             InputError: the sampler is no `FlowSampler`, or its model cannot encode an image.
         """
         if not isinstance(sampler, FlowSampler):
             raise InputError(
-                f"attacks from a time t take the last steps alone, which a {type(sampler).__name__} cannot; use a "
+                f"attacks from a time t begin at latents, which a {type(sampler).__name__} does not give; use a "
                 "FlowSampler, or leave out t"
             )
         with torch.no_grad():
             sampler.model.encode_image(example(sampler)[None])
-        return cls(from_time(sampler, t), settings)
+        late, cond = from_time(sampler, t) if t else sampler, sampler.encode(list(prompts))
+        return cls(late, t, ball, steps, batch, len(prompts), cond, judge)
 
     def __call__(
-        self, classifier: Named, clean: Labelled, prompts: Sequence[str], seed: int, quiet: bool
+        self, classifier: Named, images: Tensor, labels: Tensor, items: list[int], seed: int
     ) -> Tensor:
-        """Return what the images become, (n, channels, height, width), 8 bits; the same in all processes.
+        """Return what the images become, as files hold them, where the judge recognizes it; the others as they are.
 
         Args:
             classifier: is attacked.
-            clean: the images.
-            prompts: of each.
-            seed: of eps and of the attacks' first points.
-            quiet: whether no progress is shown.
+            images: (n, channels, height, width), in [0, 1].
+            labels: (n,), of the classifier.
+            items: the number of each image in the dataset.
+            seed: of eps and of the first points.
         """
-        images, labels = clean.of(classifier)
-        cond, s = self.sampler.encode(list(prompts)), self.settings
-        found, processes = torch.zeros_like(images), Processes.here()
-        mine = processes.part(range(len(images)))
-        with progress("attack", len(mine), quiet) as bar:
-            for places in parts(len(mine), s.train_batch_size):
-                items = [mine[place] for place in places]
-                given = rows(cond, items)
-                with torch.no_grad():
-                    latents = self.sampler.model.encode_image(images[items])
-                centre = noised(self.sampler, latents, [key(seed, "noise", item) for item in items])
-                attack = Attack(
-                    ball=s.ball,
-                    method=PGD(s.learning_rate, s.momentum),
-                    steps=s.max_train_steps,
-                    seed=key(seed, "attack", items[0]),
-                )
-                x = attack(NoiseClassifier(self.sampler, given, classifier), centre, labels[items]).x
-                with torch.no_grad():
-                    found[items] = as_8_bit(self.sampler(x, given)).to(found)
-                bar.update(len(items))
-        processes.sum_([found])
-        return found.to(torch.uint8)
+        found = images.clone()
+        attacked = [place for place, item in enumerate(items) if item < self.count]
+        for part in parts(len(attacked), self.batch):
+            places = [attacked[i] for i in part]
+            numbers = [items[place] for place in places]
+            found[places] = self._found(classifier, images[places], labels[places], numbers, seed)
+        if self.judge is None:
+            return found
+        says = predict(self.judge, found).argmax(1).tolist()
+        names = [classifier.labels[label] for label in labels.tolist()]
+        shown = [self.judge.labels[each] == name for each, name in zip(says, names, strict=True)]
+        return chosen(torch.tensor(shown), found, images)
+
+    def _found(
+        self, classifier: Named, images: Tensor, labels: Tensor, items: list[int], seed: int
+    ) -> Tensor:
+        margin = Margin(classifier, labels)
+        make, centre = self._begun(images, items, seed)
+        lowest, best = torch.full_like(images[:, 0, 0, 0], torch.inf), images
+
+        def evaluate(x: Tensor, step: int) -> Estimate:
+            nonlocal lowest, best
+            leaf, last = x.detach().requires_grad_(), step == self.steps
+            with torch.set_grad_enabled(not last):
+                made = make(leaf)
+                margins = margin(made)
+                slope = torch.zeros_like(x) if last else torch.autograd.grad(-margins.sum(), leaf)[0]
+            margins = margins.detach().to(lowest)
+            best = chosen(margins < lowest, made.detach().to(best), best)
+            lowest = torch.minimum(margins, lowest)
+            return Estimate(-margins, margins, slope)
+
+        normal = torch.stack(
+            [torch.randn(centre.shape[1:], generator=generator(seed, "start", item)) for item in items]
+        )
+        start = self.ball.random(normal.to(centre), centre)
+        _METHOD.search(evaluate, start, centre, self.ball, self.steps + 1)
+        return saved(best)
+
+    def _begun(
+        self, images: Tensor, items: list[int], seed: int
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return G and c."""
+        with torch.no_grad():
+            latents = self.sampler.model.encode_image(images)
+        if not self.t:
+            return self.sampler.decode, latents
+        cond = rows(self.cond, items)
+        centre = noised(self.sampler, latents, [key(seed, "noise", item) for item in items])
+        return lambda x: self.sampler(x, cond), centre
