@@ -46,6 +46,8 @@ def arguments() -> argparse.Namespace:
         default=None,
         help="where each step attacks its images; 0 for their latents",
     )
+    parser.add_argument("--harden_half", action="store_true", help="compute those attacks in bfloat16")
+    parser.add_argument("--harden_batch", type=int, default=48)
     parser.add_argument("--rounds_radius", type=float, default=0.15, help="of the rounds' attacks")
     parser.add_argument("--rounds_steps", type=int, default=8)
     parser.add_argument("--rounds_rate", type=float, default=0.25)
@@ -149,7 +151,9 @@ def main() -> None:
                 learning_rate=options.harden_rate,
                 clean=options.harden_clean,
                 clean_others=options.harden_others,
-                t=options.harden_t,
+                t=tuple(options.harden_t),
+                late_half=options.harden_half,
+                batch_size=options.harden_batch,
                 variants=options.harden_variants,
                 attack=again,
             ),

@@ -53,8 +53,8 @@ def clean_of(sampler, model, each=2):
     return clean.of(model)
 
 
-def late(sampler, t, radius, steps, prompts, judge=None, batch=3):
-    return LateAttack.of(sampler, t, Ball(radius), steps, batch, prompts, judge)
+def late(sampler, t, radius, steps, prompts, half=False):
+    return LateAttack.of(sampler, t, Ball(radius), steps, half, 3, prompts, None)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.4])
@@ -104,7 +104,7 @@ def test_a_fine_tuning_with_it_takes_the_loss_of_what_it_found_beside_that_of_th
     sampler, model = encoded(), classifier(Weighted())
     images, labels = clean_of(sampler, model)
     attack = late(sampler, 0.0, 0.8, 3, ["x", "x", "y", "y"])
-    task = FineTune(model, images, labels, 0, 5, attack)
+    task = FineTune(model, images, labels, 0, 5, [late(sampler, 0.4, 0.8, 3, ["x", "x", "y", "y"]), attack])
     given, right = images[[2, 0]], labels[[2, 0]]
     worse = attack(model, given, right, [2, 0], key(5, "attack", 9))
     entropy = partial(torch.nn.functional.cross_entropy, reduction="none")
@@ -115,9 +115,37 @@ def test_a_fine_tuning_with_it_takes_the_loss_of_what_it_found_beside_that_of_th
     assert not torch.equal(worse, attack(model, given, right, [2, 0], key(5, "attack", 8)))
 
 
+def test_half_precision_is_the_samplings_alone():
+    seen = {}
+
+    class Half(Encoded):
+        def decode(self, latents, run=None):
+            found = super().decode(latents).float().flatten(1) @ torch.eye(3)
+            seen["made"] = found.dtype
+            return found[:, :, None, None].to(latents)
+
+    class Seen(Weighted):
+        def forward(self, pixel):
+            seen["judged"] = pixel.dtype, torch.is_autocast_enabled("cpu")
+            return super().forward(pixel)
+
+    sampler, model = adp.FlowSampler(Half(VPDiscrete(scaled_linear())), steps=4), classifier(Seen())
+    images, labels = clean_of(sampler, model, 1)
+    found = {
+        half: late(sampler, 0.0, 0.5, 3, ["x", "y"], half)(model, images, labels, [0, 1], 7)
+        for half in (True, False)
+    }
+    assert seen == {"made": torch.float32, "judged": (torch.float32, False)}
+    late(sampler, 0.0, 0.5, 3, ["x", "y"], True)(model, images, labels, [0, 1], 7)
+    assert seen == {"made": torch.bfloat16, "judged": (torch.float32, False)}
+    assert 0 < float((found[True] - found[False]).abs().max()) <= 2**-7
+
+
 def test_hardening_by_it_is_resumed_to_the_bit(tmp_path, monkeypatch):
     given = settings(controls=False, max_train_steps=4, ball=Ball(1.0))
-    how = HardenSettings(steps=6, batch_size=8, clean=2, held_out=2, t=0.0, variants=0, learning_rate=0.01)
+    how = HardenSettings(
+        steps=6, batch_size=8, clean=2, held_out=2, t=(0.0, 0.5), variants=0, learning_rate=0.01
+    )
 
     def hardened(folder, run=QUIET, how=how):
         model = Plain()
@@ -144,8 +172,8 @@ def test_hardening_by_it_is_resumed_to_the_bit(tmp_path, monkeypatch):
     resumed = RunOptions(quiet=True, resume=True)
     again = hardened(tmp_path / "run", resumed)
     assert weights(again) == weights(whole)
-    with pytest.raises(adp.InputError, match=r"t = 0\.0, but this run has 0\.25"):
-        hardened(tmp_path / "run", resumed, replace(how, t=0.25))
+    with pytest.raises(adp.InputError, match=r"t = "):
+        hardened(tmp_path / "run", resumed, replace(how, t=(0.25,)))
 
 
 def test_samplers_without_latents_or_an_encoder_are_refused_before_the_work(tmp_path):
@@ -157,7 +185,7 @@ def test_samplers_without_latents_or_an_encoder_are_refused_before_the_work(tmp_
     found = audited(tmp_path, model, settings=settings(controls=False))
     with pytest.raises(adp.InputError, match=r"override encode_image\(images\)"):
         adp.tasks.harden(
-            found, mixture_sampler(4), model, AuditSettings(), HardenSettings(t=0.2), run=QUIET
+            found, mixture_sampler(4), model, AuditSettings(), HardenSettings(t=(0.2,)), run=QUIET
         )
     with pytest.raises(adp.InputError, match="t must be"):
-        HardenSettings(t=1.5)
+        HardenSettings(t=(1.5,))

@@ -7,7 +7,7 @@ signed steps of the gradient: Madry et al., 2018, arXiv 1706.06083, with the mov
 arXiv 1801.02612, in place of changed pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class FineTune(Task):
         images, labels: (n, channels, height, width) in [0, 1], and (n,).
         steps: of the search for u; 0 for the images as they are.
         seed: of the variants and of the attacks.
-        attack: makes x'; None for the images as they are.
+        attacks: make x', one in each step, in turn; none for the images as they are.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class FineTune(Task):
         labels: Tensor,
         steps: int,
         seed: int = 0,
-        attack: LateAttack | None = None,
+        attacks: Sequence[LateAttack] = (),
     ) -> None:
         self.classifier, self.images, self.labels, self.items = classifier, images, labels, len(images)
-        self.steps, self.seed, self.attack = steps, seed, attack
+        self.steps, self.seed, self.attacks = steps, seed, attacks
         classifier.requires_grad_()
         self.variables: Mapping[str, Tensor] = dict(classifier.named_parameters())
 
     def losses(self, step: int, items: list[int]) -> Losses:
         images, labels = self.images[items], self.labels[items]
         losses = self.entropies(images, labels)
-        if self.steps or self.attack is not None:
+        if self.steps or self.attacks:
             losses = (losses + self.entropies(self.worst(step, items), labels)) / 2
         return Losses(losses)
 
@@ -64,8 +64,9 @@ class FineTune(Task):
     def worst(self, step: int, items: list[int]) -> Tensor:
         """Return v(x', u), one an image."""
         images, labels = self.images[items], self.labels[items]
-        if self.attack is not None:
-            images = self.attack(self.classifier, images, labels, items, key(self.seed, "attack", step))
+        if self.attacks:
+            attack = self.attacks[max(step, 0) % len(self.attacks)]
+            images = attack(self.classifier, images, labels, items, key(self.seed, "attack", step))
         draws = drawn([key(self.seed, "variant", step, item) for item in items]).to(images)
         for _ in range(self.steps):
             draws.requires_grad_()

@@ -67,11 +67,12 @@ class HardenSettings:
         held_out: Number of fresh images for each prompt on which the clean accuracy is measured.
         seed: Random seed of the clean images and the batches; fresh starts are drawn from another.
         attack: Attacks of the later rounds; the audit's own if it is not given. Fewer steps leave time for more rounds.
-        t: Where each step of the fine-tuning attacks its clean images of the audited prompts: 0 for their latents, of
-            which the decoder alone is differentiated; above 0 for latents noised to that share of the schedule, from
-            which the last steps of the sampling go on; None for no such attacks. A step with them finds what a round
-            finds at a small part of its cost. Of less than about three steps the judge does not recognize the images.
+        t: Where the steps of the fine-tuning, in turn, attack their clean images of the audited prompts: 0 for their
+            latents, of which the decoder alone is differentiated; above 0 for latents noised to that share of the
+            schedule, from which the last steps of the sampling go on; none for no such attacks. Several times find
+            more than one. Of less than about three steps the judge does not recognize the images. May be repeated.
         late_steps: Number of steps of each of those attacks.
+        late_half: Compute those attacks in bfloat16 (autocast); what is trained and measured keeps its precision.
         radius: Radius of the attacks used for hardening; that of the attacks by default. A larger ball finds images
             that lie further beyond the boundary, and those teach more.
         confidence: Confidence of the attacks used for hardening; that of the attacks by default.
@@ -90,8 +91,9 @@ class HardenSettings:
     held_out: Count = 4
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     attack: AuditSettings | None = None
-    t: Annotated[float | None, Range(0, 1)] = None
-    late_steps: Count = 3
+    t: Annotated[tuple[float, ...], Range(0, 1)] = ()
+    late_steps: Count = 1
+    late_half: bool = False
     radius: Annotated[float | None, Range(0, open_low=True)] = None
     confidence: Annotated[float | None, Range(0)] = None
 
@@ -186,18 +188,20 @@ def harden(
     more_pairs = {p: classifier.labels[classifier.index(label)] for p, label in (others or {}).items()}
     hard = _copy(classifier)
     how = _attack(settings, attack)
-    late = None
-    if settings.t is not None:
-        named = None if judge is None else as_classifier(judge, example(sampler), "judge")
-        late = LateAttack.of(
+    named = None if judge is None else as_classifier(judge, example(sampler), "judge")
+    late = [
+        LateAttack.of(
             sampler,
-            settings.t,
+            t,
             how.ball,
             settings.late_steps,
+            settings.late_half,
             how.train_batch_size,
             each_of(list(pairs), settings.clean),
             named,
         )
+        for t in settings.t
+    ]
     attacks = attacked_in(found)
     if "found" not in attacks.kinds:
         raise InputError(
