@@ -40,12 +40,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--harden_clean", type=int, default=48, help="clean images a prompt")
     parser.add_argument("--harden_others", type=int, default=4, help="of each prompt that is not audited")
-    parser.add_argument(
-        "--harden_t",
-        type=float,
-        default=None,
-        help="where each step attacks its images; 0 for their latents",
-    )
+    parser.add_argument("--harden_t", type=float, nargs="*", default=[], help="where each step attacks")
     parser.add_argument("--harden_half", action="store_true", help="compute those attacks in bfloat16")
     parser.add_argument("--harden_batch", type=int, default=48)
     parser.add_argument("--rounds_radius", type=float, default=0.15, help="of the rounds' attacks")

@@ -32,10 +32,8 @@ from ..sampling import parts, rows, saved
 
 __all__ = ["LateAttack"]
 
-_ONLY, _EACH = (
-    1.25,
-    0.5,
-)  # length of the only step (that of Wong, Rice and Kolter) and of each of several, in radii
+# Lengths in radii: of the only step, that of Wong, Rice and Kolter; and of each of several.
+_ONLY, _EACH = 1.25, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +48,7 @@ class LateAttack:
         half: whether float32 is computed in bfloat16, by autocast.
         batch: number of images at once; all of them if None.
         count: number of images that are attacked.
-        cond: of each of them.
+        cond: of each of them; empty for t = 0, which calls no denoiser.
         judge: names what an image shows; None if all images show it.
     """
 
@@ -88,7 +86,7 @@ class LateAttack:
             )
         with torch.no_grad():
             sampler.model.encode_image(example(sampler)[None])
-        late, cond = from_time(sampler, t) if t else sampler, sampler.encode(list(prompts))
+        late, cond = (from_time(sampler, t), sampler.encode(list(prompts))) if t else (sampler, Cond())
         return cls(late, t, ball, steps, half, batch, len(prompts), cond, judge)
 
     def __call__(
