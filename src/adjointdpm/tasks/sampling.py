@@ -15,8 +15,8 @@ from ..samplers.base import Sampler
 
 
 def parts(count: int, size: int | None) -> list[list[int]]:
-    """Return the numbers from 0 to count - 1 in lists of at most `size`; in one list if it is None."""
-    return [part.tolist() for part in torch.arange(count).split(size or count)]
+    """Return the numbers from 0 to count - 1 in lists of at most `size`; in one list if it is None; none of 0."""
+    return [part.tolist() for part in torch.arange(count).split(size or count)] if count else []
 
 
 def each_of(prompts: Sequence[str], number: int) -> list[str]:

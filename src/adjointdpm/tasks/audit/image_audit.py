@@ -298,7 +298,7 @@ class _ImageAudit:
         where, best = output_folder(self.folder / "smallest"), found.clone()
         misled = after.majority.nonzero()[:, 0].tolist()
         with progress("smallest changes", len(misled), self.run.quiet) as bar:
-            for part in parts(len(misled), self.attack.batch) if misled else ():
+            for part in parts(len(misled), self.attack.batch):
                 rows = [misled[i] for i in part]
 
                 def succeeds(images: Tensor, number: int, rows: list[int] = rows) -> Tensor:
