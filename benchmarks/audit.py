@@ -14,6 +14,7 @@ setting.
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +102,24 @@ def main() -> None:
         train_batch_size=options.batch,
         seed=options.seed,
     )
-    found = adp.tasks.audit(
-        sampler,
-        classifier,
-        [about["phrases"][about["concepts"][i]] for i in chosen],
-        [about["concepts"][i] for i in chosen],
-        output=options.output,
-        settings=settings,
+    audited = partial(
+        adp.tasks.audit,
         judge=judge,
-        transfer={name: adp.load_classifier(name, device=options.device) for name in options.transfer},
         features=features,
         run=RunOptions(
             config={"classifier": options.classifier, "judge": options.judge, "keep": options.keep},
             resume=options.resume,
             repeat=f"python benchmarks/audit.py --output {options.output} (with the settings below)",
         ),
+    )
+    found = audited(
+        sampler,
+        classifier,
+        [about["phrases"][about["concepts"][i]] for i in chosen],
+        [about["concepts"][i] for i in chosen],
+        output=options.output,
+        settings=settings,
+        transfer={name: adp.load_classifier(name, device=options.device) for name in options.transfer},
     )
     print(f"starts read right: {len(found.labels)} of {found.tried} made; costs: {found.costs}")
     named = {"before": found.before, **{f"radius {r:g}": each for r, each in found.curve.items()}}
@@ -170,16 +174,13 @@ def main() -> None:
             copy = adp.load_classifier(str(hard.folder / "classifier"), device=options.device)
             rates: dict[str, Any] = {}
             for name, each in {"before": classifier, "after": copy}.items():
-                there = adp.tasks.audit(
+                there = audited(
                     other,
                     each,
                     found.prompts,
                     found.labels,
                     output=options.output / "elsewhere" / name,
                     settings=replace(settings, radii=(), seed=key(options.seed, "elsewhere")),
-                    judge=judge,
-                    features=features,
-                    run=RunOptions(resume=options.resume),
                 )
                 rates[name] = {
                     "after": there.after.as_dict(),

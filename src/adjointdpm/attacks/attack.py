@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .._types import InputError, OneOf, Range, check_settings
 from ..files.images import as_8_bit
 from ..flow.per_sample import chosen
-from ..optimization.seeds import generator
+from ..optimization.seeds import key, normal
 from .expectation import Estimate, Expectation, over_draws
 from .losses import LOSSES, check_logits
 from .methods import APGD, Method
@@ -120,7 +120,8 @@ class Attack:
         expectation = Expectation(classifier, self.loss, self.draws, self.batch, self.seed)
         best = _Best(centre)
         for r in range(self.restarts):
-            start = self.ball.random(self._normal(centre, r), centre)
+            drawn = normal(centre, [key(self.seed, "start", r, i) for i in range(len(centre))])
+            start = self.ball.random(drawn, centre)
             for number, towards in enumerate(goals):
                 run = _Run(expectation, best, labels, towards, target, (r, number))
                 self.method.search(run, start, centre, self.ball, self.steps)
@@ -133,13 +134,6 @@ class Attack:
             gradients=runs * self.steps * self.draws,
             zero_gradients=best.zeros / (runs * self.steps * len(centre)),
         )
-
-    def _normal(self, like: Tensor, restart: int) -> Tensor:
-        draws = [
-            torch.randn(like.shape[1:], generator=generator(self.seed, "start", restart, i))
-            for i in range(len(like))
-        ]
-        return torch.stack(draws).to(like)
 
     def _check(self, logits: Tensor, labels: Tensor, target: Tensor | None) -> None:
         """Refuse what an attack cannot be run on.

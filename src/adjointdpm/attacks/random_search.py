@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..flow.per_sample import chosen
-from ..optimization.seeds import generator
+from ..optimization.seeds import key, normal
 from .expectation import over_draws
 from .losses import margin
 from .norm_ball import Region
@@ -37,10 +37,8 @@ def random_search(
     """
     best, least = x, torch.full_like(x.flatten(1)[:, 0], torch.inf)
     for turn in range(candidates):
-        normal = [
-            torch.randn(x.shape[1:], generator=generator(seed, "random", turn, i)) for i in range(len(x))
-        ]
-        point = ball.finished(ball.random(torch.stack(normal).to(x), x), x)
+        drawn = normal(x, [key(seed, "random", turn, i) for i in range(len(x))])
+        point = ball.finished(ball.random(drawn, x), x)
         mean = torch.zeros_like(least)
         for logits in over_draws(classifier, point, draws, batch, seed, "random", turn):
             mean += margin(logits, labels) / draws

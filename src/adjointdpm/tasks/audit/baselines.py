@@ -13,7 +13,7 @@ from ..._types import Cond
 from ...attacks.norm_ball import Ball
 from ...flow.per_sample import widened
 from ...optimization.progress import progress
-from ...optimization.seeds import generator
+from ...optimization.seeds import key, normal
 from ...samplers.base import Sampler
 from ..sampling import sampled
 from .attack import Objective
@@ -40,11 +40,7 @@ class _Best:
 
 def _drawn(like: Tensor, seed: int, name: str, turn: int) -> Tensor:
     """Return a standard normal row for each start, which no other start or turn shares."""
-    draws = [
-        torch.randn(like.shape[1:], generator=generator(seed, name, turn, i), dtype=like.dtype)
-        for i in range(len(like))
-    ]
-    return torch.stack(draws).to(like.device)
+    return normal(like, [key(seed, name, turn, i) for i in range(len(like))])
 
 
 def random_search(

@@ -20,12 +20,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..._types import InputError, Range, check_settings
+from ..._types import InputError
 from ...files.html_report import Page
 from ...files.images import output_folder
 from ...metrics.image_classifier import Classifier, Labelled, as_classifier
@@ -41,64 +41,12 @@ from ..audit.settings import AuditSettings
 from ..evaluation import Rate, example, predict
 from ..report import About, write_report
 from ..sampling import each_of
-from ..settings import Count, Length
 from .dataset import attacked_in, clean_images
 from .finetune import FineTune
 from .late_attack import LateAttack
+from .settings import HardenSettings
 
-__all__ = ["HardenResult", "HardenSettings", "harden"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardenSettings:
-    """How a classifier is hardened. What was attacked is repeated until it is half as much as the clean images.
-
-    Args:
-        rounds: Number of rounds of fine-tuning. Each but the first attacks anew.
-        steps: Number of steps of each fine-tuning.
-        clean: Number of images for each prompt to train on that are not attacked. A few images, seen too often, are
-            learned by heart.
-        variants: Number of steps to each image's worst variant; 0 for no variants. Half of the loss is that of the
-            image moved, bent and tinted, which teaches more of a few images, but not where a mirror or a tint would
-            change a label.
-        learning_rate: Step length of the optimizer (Adam), above 0.
-        batch_size: Number of images for each step.
-        clean_others: Number of images to train on for each prompt that is not audited.
-        held_out: Number of fresh images for each prompt on which the clean accuracy is measured.
-        seed: Random seed of the clean images and the batches; fresh starts are drawn from another.
-        attack: Attacks of the later rounds; the audit's own if it is not given. Fewer steps leave time for more rounds.
-        t: Where the steps of the fine-tuning, in turn, attack their clean images of the audited prompts: 0 for their
-            latents, of which the decoder alone is differentiated; above 0 for latents noised to that share of the
-            schedule, from which the last steps of the sampling go on; none for no such attacks. Several times find
-            more than one. Of less than about three steps the judge does not recognize the images. May be repeated.
-        late_steps: Number of steps of each of those attacks.
-        late_half: Compute those attacks in bfloat16 (autocast); what is trained and measured keeps its precision.
-        radius: Radius of the attacks used for hardening; that of the attacks by default. A larger ball finds images
-            that lie further beyond the boundary, and those teach more.
-        confidence: Confidence of the attacks used for hardening; that of the attacks by default.
-
-    Raises:
-        InputError: a number lies outside its range.
-    """
-
-    rounds: Count = 1
-    steps: Count = 500
-    clean: Count = 16
-    variants: Annotated[int, Range(0)] = 3
-    learning_rate: Length = 5e-4
-    batch_size: Count = 48
-    clean_others: Count = 4
-    held_out: Count = 4
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    attack: AuditSettings | None = None
-    t: Annotated[tuple[float, ...], Range(0, 1)] = ()
-    late_steps: Count = 1
-    late_half: bool = False
-    radius: Annotated[float | None, Range(0, open_low=True)] = None
-    confidence: Annotated[float | None, Range(0)] = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+__all__ = ["HardenResult", "harden"]
 
 
 @dataclass(frozen=True)
@@ -187,21 +135,10 @@ def harden(
         )
     more_pairs = {p: classifier.labels[classifier.index(label)] for p, label in (others or {}).items()}
     hard = _copy(classifier)
-    how = _attack(settings, attack)
+    how = settings.attacks(attack)
     named = None if judge is None else as_classifier(judge, example(sampler), "judge")
-    late = [
-        LateAttack.of(
-            sampler,
-            t,
-            how.ball,
-            settings.late_steps,
-            settings.late_half,
-            how.train_batch_size,
-            each_of(list(pairs), settings.clean),
-            named,
-        )
-        for t in settings.t
-    ]
+    shown = each_of(list(pairs), settings.clean)
+    late = [LateAttack.of(sampler, t, settings, how, shown, named) for t in settings.t]
     attacks = attacked_in(found)
     if "found" not in attacks.kinds:
         raise InputError(
@@ -232,7 +169,7 @@ def harden(
         if turn:
             seed, name = key(attack.seed, "round", turn), f"round-{turn + 1}"
             attacks += attacked_in(attacked(name, hard, seed, how))
-        shown = more + attacks.times(round(len(clean.labels) / 2 / len(attacks.labels)))
+        images = more + attacks.times(round(len(clean.labels) / 2 / len(attacks.labels)))
         loop = LoopSettings(
             steps=settings.steps,
             batch_size=settings.batch_size,
@@ -244,11 +181,11 @@ def harden(
             decay="cosine",
             run=replace(
                 quietly,
-                config={**asdict(settings), "audit": asdict(attack), "images": len(shown.labels)},
+                config={**asdict(settings), "audit": asdict(attack), "images": len(images.labels)},
             ),
         )
         optimize(
-            FineTune(hard, *shown.of(hard), settings.variants, settings.seed + turn, late),
+            FineTune(hard, *images.of(hard), settings.variants, settings.seed + turn, late),
             lambda leaves: torch.optim.Adam(leaves, settings.learning_rate),
             loop,
         )
@@ -273,46 +210,39 @@ def harden(
         before.success, after.success, *clean_rates, *other_rates, before.kept, after.kept, folder, costs
     )
     if Processes.here().first:
-        page = Page("adjointdpm harden: a classifier, fine-tuned on what misled it")
-        page.verdict = (
-            f"On noise that the training has not seen, the same attack misleads the hardened copy in "
-            f"{result.after.hits} of {result.after.of} images, and the original in {result.before.hits} of "
-            f"{result.before.of}. Of fresh clean images, the copy classifies {result.clean_after.hits} of "
-            f"{result.clean_after.of} correctly, and the original {result.clean_before.hits}."
-        )
-        page.table(
-            ["on fresh noise", "before", "after"],
-            [
-                [name, *("" if rate is None else str(rate) for rate in pair)]
-                for name, pair in result.rates.items()
-            ],
-        )
-        said = (
-            "The attack's loss with respect to the noise, and the classifier's with respect to its weights."
-        )
-        path = folder / "classifier"
-        closing = About(
-            sampler,
-            "cross-entropy of the classifier's logits",
-            "lower is better",
-            said,
-            "the hardened classifier",
-            [
-                f'classifier = adjointdpm.load_classifier("{path}")'
-                if isinstance(classifier, Classifier)
-                else f'safetensors.torch.load_model(network, "{path / "model.safetensors"}")'
-            ],
-        )
-        write_report("harden", result, asdict(settings), page, closing, run)
+        _report(result, sampler, classifier, settings, run)
     return result
 
 
-def _attack(settings: HardenSettings, audit_: AuditSettings) -> AuditSettings:
-    """Return the attacks of the later rounds."""
-    attack = settings.attack or audit_
-    radius = attack.ball.radius if settings.radius is None else settings.radius
-    confidence = attack.confidence if settings.confidence is None else settings.confidence
-    return replace(attack, ball=replace(attack.ball, radius=radius), confidence=confidence)
+def _report(
+    result: HardenResult, sampler: Sampler, classifier: Labelled, settings: HardenSettings, run: RunOptions
+) -> None:
+    """Write result.json and the page."""
+    page = Page("adjointdpm harden: a classifier, fine-tuned on what misled it")
+    page.verdict = (
+        f"On noise that the training has not seen, the same attack misleads the hardened copy in "
+        f"{result.after.hits} of {result.after.of} images, and the original in {result.before.hits} of "
+        f"{result.before.of}. Of fresh clean images, the copy classifies {result.clean_after.hits} of "
+        f"{result.clean_after.of} correctly, and the original {result.clean_before.hits}."
+    )
+    rows = [
+        [name, *("" if rate is None else str(rate) for rate in pair)] for name, pair in result.rates.items()
+    ]
+    page.table(["on fresh noise", "before", "after"], rows)
+    path = result.folder / "classifier"
+    closing = About(
+        sampler,
+        "cross-entropy of the classifier's logits",
+        "lower is better",
+        "The attack's loss with respect to the noise, and the classifier's with respect to its weights.",
+        "the hardened classifier",
+        [
+            f'classifier = adjointdpm.load_classifier("{path}")'
+            if isinstance(classifier, Classifier)
+            else f'safetensors.torch.load_model(network, "{path / "model.safetensors"}")'
+        ],
+    )
+    write_report("harden", result, asdict(settings), page, closing, run)
 
 
 def _copy(classifier: Labelled) -> Labelled:

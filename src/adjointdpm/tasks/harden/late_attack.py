@@ -23,12 +23,14 @@ from ...attacks.norm_ball import Ball
 from ...flow.per_sample import chosen
 from ...metrics import Margin
 from ...metrics.image_classifier import Labelled as Named
-from ...optimization.seeds import generator, key
+from ...optimization.seeds import key, normal
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ...samplers.from_time import from_time, noised
+from ..audit.settings import AuditSettings
 from ..evaluation import example, predict
 from ..sampling import parts, rows, saved
+from .settings import HardenSettings
 
 __all__ = ["LateAttack"]
 
@@ -67,14 +69,20 @@ class LateAttack:
         cls,
         sampler: Sampler,
         t: float,
-        ball: Ball,
-        steps: int,
-        half: bool,
-        batch: int | None,
+        settings: HardenSettings,
+        attack: AuditSettings,
         prompts: Sequence[str],
         judge: Named | None,
     ) -> "LateAttack":
         """Return the attack on the images of some prompts, after encoding an image.
+
+        Args:
+            sampler: of the images.
+            t: a share of the schedule's range.
+            settings: of the hardening.
+            attack: names the ball and the number of images at once.
+            prompts: of the images that are attacked.
+            judge: names what an image shows; None if all images show it.
 
         Raises:
             InputError: the sampler is no `FlowSampler`, or its model cannot encode an image.
@@ -87,7 +95,8 @@ class LateAttack:
         with torch.no_grad():
             sampler.model.encode_image(example(sampler)[None])
         late, cond = (from_time(sampler, t), sampler.encode(list(prompts))) if t else (sampler, Cond())
-        return cls(late, t, ball, steps, half, batch, len(prompts), cond, judge)
+        steps, half, batch = settings.late_steps, settings.late_half, attack.train_batch_size
+        return cls(late, t, attack.ball, steps, half, batch, len(prompts), cond, judge)
 
     def __call__(
         self, classifier: Named, images: Tensor, labels: Tensor, items: list[int], seed: int
@@ -135,10 +144,7 @@ class LateAttack:
             lowest = torch.minimum(margins, lowest)
             return Estimate(-margins, margins, slope)
 
-        normal = torch.stack(
-            [torch.randn(centre.shape[1:], generator=generator(seed, "start", item)) for item in items]
-        )
-        start = self.ball.random(normal.to(centre), centre)
+        start = self.ball.random(normal(centre, [key(seed, "start", item) for item in items]), centre)
         method = PGD(_ONLY if self.steps == 1 else _EACH, 0.5)
         method.search(evaluate, start, centre, self.ball, self.steps + 1)
         return saved(best)

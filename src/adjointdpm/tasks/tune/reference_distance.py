@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...optimization.holding import holding
-from ...optimization.seeds import generator
+from ...optimization.seeds import generator, key, normal
 from ...solvers.integrate import IVP
 
 __all__ = ["ReferenceDistance"]
@@ -69,12 +69,7 @@ class ReferenceDistance:
         low, high = (math.log(s / (1 - s)) for s in shares)
         u = torch.rand((), generator=generator(draw, "instant"), dtype=torch.float64)
         (time,) = schedule.at(schedule.time(torch.sigmoid(low + u * (high - low))).reshape(1))
-        eps = torch.cat(
-            [
-                torch.randn(row.shape, generator=generator(seed, "eps"), dtype=row.dtype).to(row.device)
-                for seed, row in zip(seeds, latents.detach().split(1), strict=True)
-            ]
-        )
+        eps = normal(latents.detach(), [key(seed, "eps") for seed in seeds])
         x = time.alpha * latents.detach() + time.sigma * eps
 
         def found() -> tuple[Tensor, Tensor]:
