@@ -232,6 +232,13 @@ def hardening(record: Record) -> str:
     rows = [
         [name, rate(found[f"{what}before"]), rate(found[f"{what}after"])] for name, what in named.items()
     ]
+    if there := record.get("elsewhere"):
+        verdicts = [there[when]["after"] for when in ("before", "after")]
+        for name, what in (
+            ("misclassified", "success"),
+            ("misclassified, label preserved", "success_and_kept"),
+        ):
+            rows.append([f"elsewhere: {name}", *(rate(each[what]) for each in verdicts)])
     return markdown(["on fresh noise", "before", "after"], rows)
 
 
