@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .._types import InputError, OneOf, Range, check_settings
 from ..files.images import as_8_bit
-from ..flow.per_sample import chosen
-from ..optimization.seeds import key, normal
+from ..flow.per_sample import chosen, normal_rows
+from ..optimization.seeds import key
 from .expectation import Estimate, Expectation, over_draws
 from .losses import LOSSES, check_logits
 from .methods import APGD, Method
@@ -120,7 +120,7 @@ class Attack:
         expectation = Expectation(classifier, self.loss, self.draws, self.batch, self.seed)
         best = _Best(centre)
         for r in range(self.restarts):
-            drawn = normal(centre, [key(self.seed, "start", r, i) for i in range(len(centre))])
+            drawn = normal_rows([key(self.seed, "start", r, i) for i in range(len(centre))], centre)
             start = self.ball.random(drawn, centre)
             for number, towards in enumerate(goals):
                 run = _Run(expectation, best, labels, towards, target, (r, number))

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..flow.per_sample import chosen
-from ..optimization.seeds import key, normal
+from ..flow.per_sample import chosen, normal_rows
+from ..optimization.seeds import key
 from .expectation import over_draws
 from .losses import margin
 from .norm_ball import Region
@@ -37,7 +37,7 @@ def random_search(
     """
     best, least = x, torch.full_like(x.flatten(1)[:, 0], torch.inf)
     for turn in range(candidates):
-        drawn = normal(x, [key(seed, "random", turn, i) for i in range(len(x))])
+        drawn = normal_rows([key(seed, "random", turn, i) for i in range(len(x))], x)
         point = ball.finished(ball.random(drawn, x), x)
         mean = torch.zeros_like(least)
         for logits in over_draws(classifier, point, draws, batch, seed, "random", turn):

@@ -1,8 +1,11 @@
 """Numbers of each sample of a batch, (batch,), beside the tensors that they belong to, (batch, *shape)."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, where
 
-__all__ = ["chosen", "dot", "norms", "widened"]
+__all__ = ["chosen", "dot", "normal_rows", "norms", "widened"]
 
 
 def widened(numbers: Tensor, x: Tensor) -> Tensor:
@@ -52,3 +55,18 @@ def norms(x: Tensor) -> Tensor:
         (batch, 1, ..., 1).
     """
     return widened(x.flatten(1).norm(dim=1).clamp(min=1e-12), x)
+
+
+def normal_rows(seeds: Sequence[int], like: Tensor) -> Tensor:
+    """Draw standard normal noise on the CPU, one row a seed; a row does not depend on the others.
+
+    Args:
+        seeds: n of them.
+        like: (batch, *shape), whose shape without the batch, dtype and device the rows take.
+
+    Returns:
+        (n, *shape).
+    """
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+    rows = [torch.randn(like.shape[1:], generator=draw, dtype=like.dtype) for draw in draws]
+    return torch.stack(rows).to(like.device)

@@ -4,13 +4,12 @@ key(seed, step, item)      the same in every process, after every resumption, in
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
-__all__ = ["epoch_batch", "forked", "generator", "key", "normal"]
+__all__ = ["epoch_batch", "forked", "generator", "key"]
 
 
 def key(*parts: int | str) -> int:
@@ -22,22 +21,6 @@ def key(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """Return a generator of the CPU whose seed is the key of some numbers and words."""
     return torch.Generator().manual_seed(key(*parts))
-
-
-def normal(like: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Return standard normal noise, one row a seed; a row does not depend on the others.
-
-    Args:
-        like: (n, *shape), of the noise's dtype and device; its first length does not count.
-        seeds: m of them.
-
-    Returns:
-        Tensor: (m, *shape).
-    """
-    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.randn(like.shape[1:], generator=g, dtype=like.dtype) for g in draws]).to(
-        like.device
-    )
 
 
 @contextmanager

@@ -5,10 +5,10 @@ x_t = alpha_t x_0 + sigma_t eps,     then the sampler's solver from t to the cle
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..flow.grids import uniform
+from ..flow.per_sample import normal_rows
 from .flow_sampler import FlowSampler
 
 __all__ = ["from_time", "noised"]
@@ -39,12 +39,8 @@ def noised(sampler: FlowSampler, latents: Tensor, seeds: Sequence[int]) -> Tenso
         latents: x_0, (batch, *shape).
         seeds: of each eps.
     """
-    draws = [
-        torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=latents.dtype)
-        for seed in seeds
-    ]
     schedule, start = sampler.model.schedule, sampler.times()[:1]
     alpha, sigma, prior = (
         f(start).to(latents) for f in (schedule.alpha, schedule.sigma, schedule.prior_std)
     )
-    return (alpha * latents + sigma * torch.stack(draws).to(latents)) / prior
+    return (alpha * latents + sigma * normal_rows(seeds, latents)) / prior

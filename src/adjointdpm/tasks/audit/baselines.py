@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..._types import Cond
 from ...attacks.norm_ball import Ball
-from ...flow.per_sample import widened
+from ...flow.per_sample import normal_rows, widened
 from ...optimization.progress import progress
-from ...optimization.seeds import key, normal
+from ...optimization.seeds import key
 from ...samplers.base import Sampler
 from ..sampling import sampled
 from .attack import Objective
@@ -40,7 +40,7 @@ class _Best:
 
 def _drawn(like: Tensor, seed: int, name: str, turn: int) -> Tensor:
     """Return a standard normal row for each start, which no other start or turn shares."""
-    return normal(like, [key(seed, name, turn, i) for i in range(len(like))])
+    return normal_rows([key(seed, name, turn, i) for i in range(len(like))], like)
 
 
 def random_search(

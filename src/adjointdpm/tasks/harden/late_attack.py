@@ -20,10 +20,10 @@ from ..._types import Cond, InputError
 from ...attacks.expectation import Estimate
 from ...attacks.methods import PGD
 from ...attacks.norm_ball import Ball
-from ...flow.per_sample import chosen
+from ...flow.per_sample import chosen, normal_rows
 from ...metrics import Margin
 from ...metrics.image_classifier import Labelled as Named
-from ...optimization.seeds import key, normal
+from ...optimization.seeds import key
 from ...samplers.base import Sampler
 from ...samplers.flow_sampler import FlowSampler
 from ...samplers.from_time import from_time, noised
@@ -144,7 +144,8 @@ class LateAttack:
             lowest = torch.minimum(margins, lowest)
             return Estimate(-margins, margins, slope)
 
-        start = self.ball.random(normal(centre, [key(seed, "start", item) for item in items]), centre)
+        drawn = normal_rows([key(seed, "start", item) for item in items], centre)
+        start = self.ball.random(drawn, centre)
         method = PGD(_ONLY if self.steps == 1 else _EACH, 0.5)
         method.search(evaluate, start, centre, self.ball, self.steps + 1)
         return saved(best)

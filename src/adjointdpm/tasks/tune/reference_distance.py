@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...flow.per_sample import normal_rows
 from ...optimization.holding import holding
-from ...optimization.seeds import generator, key, normal
+from ...optimization.seeds import generator, key
 from ...solvers.integrate import IVP
 
 __all__ = ["ReferenceDistance"]
@@ -69,7 +70,7 @@ class ReferenceDistance:
         low, high = (math.log(s / (1 - s)) for s in shares)
         u = torch.rand((), generator=generator(draw, "instant"), dtype=torch.float64)
         (time,) = schedule.at(schedule.time(torch.sigmoid(low + u * (high - low))).reshape(1))
-        eps = normal(latents.detach(), [key(seed, "eps") for seed in seeds])
+        eps = normal_rows([key(seed, "eps") for seed in seeds], latents.detach())
         x = time.alpha * latents.detach() + time.sigma * eps
 
         def found() -> tuple[Tensor, Tensor]:
