@@ -78,7 +78,7 @@ class MissingTensorError(InputError, KeyError):
 
 
 class NonFiniteError(AdjointDPMError, ArithmeticError):
-    """A denoiser or a metric returned NaN or infinity; the message names the place.
+    """A denoiser, a metric, a classifier or a gradient is NaN or infinite; the message names the place.
 
     It is an `ArithmeticError` as well.
     """

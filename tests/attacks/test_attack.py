@@ -121,6 +121,9 @@ def test_what_cannot_be_attacked_is_refused():
         ({}, (model, x, labels + 2), "numbers of 4 classes"),
         ({"targets": 2}, (model, x, labels, labels), "give it or a target"),
         ({"targets": 4}, (model, x, labels), "targets must be below 4"),
+        ({}, (model, 2 * x - 1, labels), r"in \[0, 1\], but reach from -0.5.*attack noise in a Ball"),
+        ({}, (model, 255 * x, labels), "but reach from 63 to 189"),
+        ({}, (model, x / 0, labels), "but reach from inf to inf"),
     ):
         with pytest.raises(adp.InputError, match=message):
             Attack(steps=1, **given)(*arguments)

@@ -1,7 +1,10 @@
 """The gradient of a mean over draws is the mean of their gradients, in any parts, and a run is repeated to the bit."""
 
+import pytest
 import torch
 
+import adjointdpm as adp
+from adjointdpm.attacks import Attack, ImageBall, judged, random_search
 from adjointdpm.attacks.expectation import Expectation, is_random, over_draws
 from adjointdpm.attacks.losses import loss
 from adjointdpm.optimization.seeds import forked
@@ -51,3 +54,36 @@ def test_what_is_random_is_known():
     assert draws.shape == (3, 3, 4)
     assert not torch.equal(draws[0], draws[1])
     assert torch.equal(draws, over_draws(Noisy(), x, 3, 2, 0, "fresh"))
+
+
+class Kinked(Linear):
+    """Its logits are finite and its gradient is not, as that of a norm at zero."""
+
+    def forward(self, x):
+        return super().forward(x) + (0 * x).flatten(1).square().sum(1, keepdim=True).sqrt()
+
+
+class Broken(Linear):
+    def forward(self, x):
+        return super().forward(x) + torch.tensor([[0.0, torch.nan, 0.0, 0.0]])
+
+
+def test_an_attack_that_would_stand_still_at_nan_is_an_error():
+    x = images()
+    with pytest.raises(adp.NonFiniteError, match="gradient of the loss ce is not finite for 3 of 3 points"):
+        Attack(steps=2, loss="ce")(Kinked(), x, LABELS)
+    for call in (
+        lambda: Attack(steps=2)(Broken(), x, LABELS),
+        lambda: judged(Broken(), x, LABELS),
+        lambda: random_search(Broken(), x, LABELS, ImageBall(), 1),
+    ):
+        with pytest.raises(adp.NonFiniteError, match="logits are NaN"):
+            call()
+
+
+def test_a_classifier_that_normalizes_by_its_batch_is_refused():
+    x, model = images(), torch.nn.Sequential(torch.nn.BatchNorm2d(1), Linear()).double()
+    for call in (lambda: Attack(steps=2)(model, x, LABELS), lambda: judged(model, x, LABELS)):
+        with pytest.raises(adp.InputError, match="0, a BatchNorm2d, is in training mode"):
+            call()
+    assert torch.equal(judged(model.eval(), x, LABELS).said[0], model(x).argmax(1))

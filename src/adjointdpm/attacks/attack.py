@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .._types import InputError, OneOf, Range, check_settings
-from ..files.images import as_8_bit
 from ..flow.per_sample import chosen, normal_rows
 from ..optimization.seeds import key
 from .expectation import Estimate, Expectation, over_draws
@@ -107,12 +106,12 @@ class Attack:
             target: (batch,), classes to be reached; any wrong one by default.
 
         Raises:
-            InputError: labels of another number or of no class, a target together with `targets`, more of them than
-                there are wrong classes, probabilities in place of logits, or no gradient.
+            InputError: images outside [0, 1], labels of another number or of no class, a target together with
+                `targets`, more of them than there are wrong classes, probabilities in place of logits, a batch
+                normalization in training mode, or no gradient.
+            NonFiniteError: logits, a loss or its gradient are not finite.
         """
-        centre = x.detach()
-        if isinstance(self.ball, ImageBall):
-            centre = as_8_bit(centre).to(centre) / 255
+        centre = self.ball.centre_of(x)
         logits = over_draws(classifier, centre, self.draws, self.batch, self.seed, "clean").mean(0)
         self._check(logits, labels, target)
         wrong = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .._types import InputError, OneOf, Range
+from ..files.images import as_8_bit
 from ..flow.per_sample import dot, norms, widened
 
 __all__ = ["Ball", "ImageBall", "Region"]
@@ -28,6 +29,10 @@ class Region(ABC):
 
     radius: float
     norm: str
+
+    def centre_of(self, x: Tensor) -> Tensor:
+        """Return the centre of the region around a given point."""
+        return x.detach()
 
     @abstractmethod
     def project(self, x: Tensor, centre: Tensor) -> Tensor:
@@ -140,6 +145,20 @@ class ImageBall(Region):
             raise InputError(f"a ball's norm is l2 or linf, but is {self.norm!r}")
         if not 0 < self.radius < math.inf:
             raise InputError(f"a ball's radius must be above 0, but is {self.radius}")
+
+    def centre_of(self, x: Tensor) -> Tensor:
+        """Return images as files of 8 bits hold them.
+
+        Raises:
+            InputError: a value lies outside [0, 1].
+        """
+        low, high = (float(each) for each in x.detach().aminmax())
+        if not 0 <= low <= high <= 1:
+            raise InputError(
+                f"images are attacked in [0, 1], but reach from {low:g} to {high:g}; bring them to that range, or "
+                "clamp them, and attack noise in a Ball"
+            )
+        return as_8_bit(x).to(x) / 255
 
     def project(self, x: Tensor, centre: Tensor) -> Tensor:
         """Return the nearest point of the ball, clamped to [0, 1], which brings it no further from the centre."""

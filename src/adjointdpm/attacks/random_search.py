@@ -34,6 +34,10 @@ def random_search(
         draws: number of draws of a randomized classifier for each.
         batch: number of points at once; all of them if None.
         seed: of the points and the draws.
+
+    Raises:
+        InputError: a batch normalization is in training mode.
+        NonFiniteError: a logit is NaN.
     """
     best, least = x, torch.full_like(x.flatten(1)[:, 0], torch.inf)
     for turn in range(candidates):

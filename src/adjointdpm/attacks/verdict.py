@@ -80,6 +80,10 @@ def judged(
 
     Returns:
         Verdict: whether a single draw, the worst draw and the majority are misled.
+
+    Raises:
+        InputError: a batch normalization is in training mode.
+        NonFiniteError: a logit is NaN.
     """
     logits = over_draws(classifier, x, draws, batch, seed, "fresh")
     margins = margin(logits.mean(0), labels)

@@ -102,6 +102,9 @@ def test_what_cannot_be_audited_is_refused(tmp_path):
         "attacked in an ImageBall": lambda: audited(tmp_path, attack=attack(ball=Ball(0.1))),
         "votes must be at least 1": lambda: audited(tmp_path, votes=0),
         "is about a purification": lambda: audited(tmp_path, gradient="bpda"),
+        "reach from 100 to 116": lambda: adp.tasks.audit_images(
+            Channels(), 255 * images(2), ["red", "green"], output=tmp_path
+        ),
         "finite logits": lambda: audited(tmp_path, nn.Flatten(0)),
     }.items():
         with pytest.raises(adp.InputError, match=message):

@@ -77,8 +77,10 @@ def audit_images(
         ImageAuditResult: accuracies before and after, and the images that were found.
 
     Raises:
-        InputError: images of another size or form, an unknown label, probabilities in place of logits, no gradient, no
-            image that the classifier reads right, or a folder that cannot be written or that is of another run.
+        InputError: images of another size, form or range, an unknown label, probabilities in place of logits, a batch
+            normalization in training mode, no gradient, no image that the classifier reads right, or a folder that
+            cannot be written or that is of another run.
+        NonFiniteError: logits, a loss or its gradient are not finite; the images that were done are kept for `resume`.
 
     Warns:
         UserWarning: a randomized classifier is attacked along single draws.
@@ -92,7 +94,7 @@ def audit_images(
         raise InputError(f"images must be (batch, 3, height, width), but are {tuple(images.shape)}")
     if len(labels) != len(images):
         raise InputError(f"there are {len(images)} images and {len(labels)} labels; give one for each")
-    images = as_8_bit(images).to(images) / 255
+    images = attack.ball.centre_of(images)
     single = classifier.replace(votes=1) if isinstance(classifier, Purified) else classifier
     named = _named(single, images[:2])
     numbers = torch.tensor([named.index(label) for label in labels], device=images.device)
